@@ -1,0 +1,64 @@
+#include "base.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+void base_must_failed(const char *cond, const char *file, int line)
+{
+    fprintf(stderr, "chromux: bug: %s does not hold at %s:%d\n", cond, file, line);
+    abort();
+}
+
+static void *kept(void *p)
+{
+    if (p)
+        return p;
+    fputs("chromux: out of memory\n", stderr);
+    abort();
+}
+
+void *base_alloc(size_t n)
+{
+    return kept(malloc(n ? n : 1));
+}
+
+void *base_zalloc(size_t n)
+{
+    return kept(calloc(1, n ? n : 1));
+}
+
+void *base_realloc(void *p, size_t n)
+{
+    return kept(realloc(p, n ? n : 1));
+}
+
+char *base_strdup(const char *s)
+{
+    return kept(strdup(s));
+}
+
+char *base_printf(const char *fmt, ...)
+{
+    va_list args;
+    char *out = NULL;
+    va_start(args, fmt);
+    int n = vasprintf(&out, fmt, args);
+    va_end(args);
+    return kept(n < 0 ? NULL : out);
+}
+
+static unsigned char lower(unsigned char c)
+{
+    return c >= 'A' && c <= 'Z' ? (unsigned char)(c | 0x20) : c;
+}
+
+bool str_eq_nocase(struct str a, struct str b)
+{
+    if (a.n != b.n)
+        return false;
+    for (size_t i = 0; i < a.n; i++)
+        if (lower((unsigned char)a.p[i]) != lower((unsigned char)b.p[i]))
+            return false;
+    return true;
+}

@@ -1,0 +1,170 @@
+#include "buf.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define BUF_LEAST 256u
+
+void buf_init(struct buf *b, size_t cap)
+{
+    must(cap > 0 && cap <= (1u << 30));
+    *b = (struct buf){.cap = (uint32_t)cap};
+}
+
+void buf_fini(struct buf *b)
+{
+    free(b->mem);
+    b->mem = NULL;
+    b->head = b->tail = b->size = 0;
+}
+
+void buf_rest(struct buf *b)
+{
+    if (b->mem && b->head == b->tail)
+        buf_fini(b);
+}
+
+char *buf_reserve(struct buf *b, size_t n)
+{
+    if (b->size - b->tail >= n && b->mem)
+        return b->mem + b->tail;
+    size_t len = buf_len(b);
+    if (n > b->cap - len)
+        return NULL;
+    if (b->head > 0) {
+        memmove(b->mem, b->mem + b->head, len);
+        b->head = 0;
+        b->tail = (uint32_t)len;
+    }
+    if (b->size - b->tail < n || !b->mem) {
+        size_t size = b->size ? b->size : BUF_LEAST;
+        while (size < len + n)
+            size *= 2;
+        if (size > b->cap)
+            size = b->cap;
+        b->mem = base_realloc(b->mem, size);
+        b->size = (uint32_t)size;
+    }
+    return b->mem + b->tail;
+}
+
+bool buf_add(struct buf *b, const void *p, size_t n)
+{
+    if (n == 0)
+        return true;
+    char *at = buf_reserve(b, n);
+    if (!at)
+        return false;
+    memcpy(at, p, n);
+    buf_added(b, n);
+    return true;
+}
+
+static bool add_va(struct buf *b, const char *fmt, va_list args)
+{
+    va_list again;
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, fmt, args);
+    bool ok = false;
+    if (n >= 0) {
+        char *at = buf_reserve(b, (size_t)n + 1);
+        if (at) {
+            vsnprintf(at, (size_t)n + 1, fmt, again);
+            buf_added(b, (size_t)n);
+            ok = true;
+        }
+    }
+    va_end(again);
+    return ok;
+}
+
+bool buf_addf(struct buf *b, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    bool ok = add_va(b, fmt, args);
+    va_end(args);
+    return ok;
+}
+
+void buf_put(struct buf *b, const void *p, size_t n)
+{
+    bool ok = buf_add(b, p, n);
+    must(ok);
+}
+
+void buf_puts(struct buf *b, const char *s)
+{
+    buf_put(b, s, strlen(s));
+}
+
+void buf_put_str(struct buf *b, struct str s)
+{
+    buf_put(b, s.p, s.n);
+}
+
+void buf_put_uint(struct buf *b, uint64_t v)
+{
+    char digits[20];
+    unsigned at = sizeof digits;
+    do {
+        digits[--at] = (char)('0' + v % 10);
+        v /= 10;
+    } while (v);
+    buf_put(b, digits + at, sizeof digits - at);
+}
+
+void buf_printf(struct buf *b, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    bool ok = add_va(b, fmt, args);
+    va_end(args);
+    must(ok);
+}
+
+/* Length of the UTF-8 sequence at p (RFC 3629 4), or 0 when it is not one. */
+static size_t utf8_len(const unsigned char *p, size_t n)
+{
+    size_t len = p[0] >= 0xc2 && p[0] <= 0xdf   ? 2
+                 : p[0] >= 0xe0 && p[0] <= 0xef ? 3
+                 : p[0] >= 0xf0 && p[0] <= 0xf4 ? 4
+                                                : 0;
+    if (len == 0 || len > n)
+        return 0;
+    for (size_t i = 1; i < len; i++)
+        if ((p[i] & 0xc0) != 0x80)
+            return 0;
+    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+        (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f))
+        return 0;
+    return len;
+}
+
+void buf_put_json(struct buf *b, struct str s)
+{
+    buf_put(b, "\"", 1);
+    for (size_t i = 0; i < s.n;) {
+        unsigned char c = (unsigned char)s.p[i];
+        if (c == '"' || c == '\\') {
+            char esc[2] = {'\\', (char)c};
+            buf_put(b, esc, 2);
+            i++;
+        } else if (c < 0x20 || c == 0x7f) {
+            buf_printf(b, "\\u%04x", c);
+            i++;
+        } else if (c < 0x80) {
+            buf_put(b, s.p + i, 1);
+            i++;
+        } else {
+            size_t n = utf8_len((const unsigned char *)s.p + i, s.n - i);
+            if (n)
+                buf_put(b, s.p + i, n);
+            else
+                buf_puts(b, "\xef\xbf\xbd");
+            i += n ? n : 1;
+        }
+    }
+    buf_put(b, "\"", 1);
+}

@@ -1,0 +1,90 @@
+/* policy.h: the disposable policy VM: load, validate, try, swap, last good; a verdict or the
+ * fallback.
+ *
+ * A policy that errs, overruns its budget or answers nonsense costs nothing: the C fallback
+ * answers, the failure is counted by kind, logged with file and line and shown on /status.
+ * POLICY_TRIP failures within POLICY_TRIP_SECONDS trip that policy to its fallback until the next
+ * reload. */
+#ifndef POLICY_H
+#define POLICY_H
+
+#include "fleet.h"
+#include "route.h"
+
+enum { POLICY_TRIP = 20, POLICY_TRIP_SECONDS = 10 };
+
+/* X(id, file, function) */
+#define POLICIES(X)               X(ROUTE, "route.lua", "route") X(FAILOVER, "failover.lua", "judge")
+#define POLICY_ENUM(id, file, fn) POLICY_##id,
+enum policy_id { POLICIES(POLICY_ENUM) POLICY_COUNT };
+#undef POLICY_ENUM
+
+/* X(id, name): how a call can fail */
+#define POLICY_FAILURES(X)                                                                         \
+    X(ERROR, "error")                                                                              \
+    X(BUDGET, "instructions") X(TIME, "time") X(MEMORY, "memory") X(ANSWER, "wrong_answer")        \
+        X(UNKNOWN_NODE, "unknown_node")
+#define POLICY_FAIL_ENUM(id, name) POLICY_FAIL_##id,
+enum policy_failure { POLICY_FAILURES(POLICY_FAIL_ENUM) POLICY_FAIL_COUNT };
+#undef POLICY_FAIL_ENUM
+
+struct policy_stats {
+    uint64_t calls, fallbacks, failures[POLICY_FAIL_COUNT];
+    bool tripped;
+    char last_error[512]; /* "" when none since the last load */
+    double last_error_at; /* unix time */
+};
+
+struct policy_request {
+    const struct route *route;
+    struct str method, client; /* client: address without port */
+    const char *collection_id; /* normalised UUID, "" when the path has none */
+    unsigned attempt;          /* 1 for the first try */
+    uint64_t tried;            /* bits of node ids tried before */
+    const char *last_error;    /* end reason of the last try, "" at the first */
+    uint64_t bytes;            /* of the body, 0 when not known */
+    struct str session;        /* what `sticky` keeps together: X-Chromux-Session, else client */
+};
+
+struct policy_verdict {
+    struct node *node; /* NULL: none may serve */
+    char reason[128];
+    double timeout;    /* seconds for this try; 0: the setting's */
+    double max_behind; /* entries; -1: none allowed (needs the journal) */
+    bool by_fallback;
+};
+
+/* Loads every policy of the folder into a new VM, validates them and tries each on samples; only
+ * then swaps it in. false: the old VM serves on and *error says file:line and what is wrong. now: a
+ * clock for lb.now (loop time is given at each call; this is for the samples). */
+bool policy_load(const struct config *c, struct buf *error) MUST_CHECK;
+/* As policy_load without the swap: what `chromux check` does. */
+bool policy_check(const struct config *c, struct buf *error) MUST_CHECK;
+void policy_unload(void);
+
+/* candidates: only those that may serve (fleet_can_serve). Always answers; count 0 gives none. */
+void policy_route(const struct policy_request *r, struct node *const *candidates, unsigned count,
+                  double now, struct policy_verdict *out);
+
+/* What failover.lua says of a subject: c is NULL for the instance itself. reason: at least 128
+ * bytes. Returns true for "up". The fallback: down after failure_threshold failed probes (for a
+ * collection: failed probes or 5xx answers), up after success_threshold good ones, else as it was.
+ */
+bool policy_judge_up(const struct node *n, const struct collection_state *c, double now,
+                     char *reason);
+
+unsigned policy_generation(void); /* 0 before the first load */
+double policy_loaded_at(void);    /* unix time */
+const struct policy_stats *policy_stats(enum policy_id id);
+const char *policy_file(enum policy_id id);
+const char *policy_failure_name(enum policy_failure f);
+const char *
+policy_load_error(void); /* of the last reload that failed since the last good one; "" */
+size_t policy_memory(void);
+
+/* What chromux test gives to lb.testkit: pushes onto the (workflow) VM L a table of functions that
+ * run a policy file in a real policy VM. */
+struct lua_State;
+void policy_push_testkit(struct lua_State *L);
+
+#endif
