@@ -25,7 +25,8 @@ struct stream {
     ev_io io;
     int fd;    /* -1 when closed */
     int error; /* errno of STREAM_ERROR */
-    bool connecting, eof, want_read, in_callback;
+    bool connecting, eof, want_read;
+    bool blocked; /* an offer fell short: WRITABLE is due */
     bool *closed; /* where to note that the stream was closed in its own callback */
     void (*event)(struct stream *s, enum stream_event e);
     struct buf in, out;
