@@ -25,10 +25,11 @@ void dns_free(struct dns *d); /* open queries are cancelled without a callback *
 
 /* Looks a name up (hosts file first, then DNS, A and AAAA); cb is called exactly once, from the
  * loop or, for an address literal, before this returns (then NULL is returned). Times out after 5
- * s. */
+ * s; when one family stays silent, the addresses of the other are answered 0.3 s after they came.
+ * The query is gone when cb is called. */
 struct dns_query *dns_resolve(struct dns *d, const char *host, int port,
                               void (*cb)(void *arg, const struct dns_answer *a), void *arg);
-/* No callback follows. */
+/* No callback follows. NULL is fine. */
 void dns_cancel(struct dns_query *q);
 
 #endif
