@@ -1,0 +1,956 @@
+/* http1.c: reads HTTP/1.1 heads, trailers and chunked bodies, and writes them again.
+ *
+ * One pass over the bytes, from left to right, and the first fault ends it. So the verdict about a
+ * prefix never changes when more bytes arrive: PARTIAL may become anything, OK and BAD stay. A call
+ * with more bytes starts over; nothing is kept between calls but the state of the chunked coding.
+ */
+#include "http1.h"
+
+/* ---- bytes -------------------------------------------------------------------------------- */
+
+enum {
+    TOKEN = 1,   /* tchar, RFC 9110 5.6.2 */
+    VALUE = 2,   /* HTAB, SP, VCHAR, obs-text, RFC 9110 5.5 */
+    TARGET = 4,  /* VCHAR but '#': more than RFC 3986 allows, as clients send '|' or '"' raw */
+    REGNAME = 8, /* unreserved and sub-delims, RFC 3986 3.2.2 */
+    DIGIT = 16,
+    HEX = 32
+};
+
+#define VT  (VALUE | TARGET)
+#define ALL (TOKEN | VALUE | TARGET | REGNAME)
+
+static const uint8_t class_of[256] = {
+    ['\t'] = VALUE,
+    [' '] = VALUE,
+    ['!'] = ALL,
+    ['"'] = VT,
+    ['#'] = TOKEN | VALUE,
+    ['$'] = ALL,
+    ['%'] = TOKEN | VT,
+    ['&' ... '\''] = ALL,
+    ['(' ... ')'] = VT | REGNAME,
+    ['*' ... '+'] = ALL,
+    [','] = VT | REGNAME,
+    ['-' ... '.'] = ALL,
+    ['/'] = VT,
+    ['0' ... '9'] = ALL | DIGIT | HEX,
+    [':'] = VT,
+    [';'] = VT | REGNAME,
+    ['<'] = VT,
+    ['='] = VT | REGNAME,
+    ['>' ... '@'] = VT,
+    ['A' ... 'F'] = ALL | HEX,
+    ['G' ... 'Z'] = ALL,
+    ['[' ... ']'] = VT,
+    ['^'] = TOKEN | VT,
+    ['_'] = ALL,
+    ['`'] = TOKEN | VT,
+    ['a' ... 'f'] = ALL | HEX,
+    ['g' ... 'z'] = ALL,
+    ['{'] = VT,
+    ['|'] = TOKEN | VT,
+    ['}'] = VT,
+    ['~'] = ALL,
+    [0x80 ... 0xff] = VALUE,
+};
+
+static inline bool is(char c, unsigned class)
+{
+    return (class_of[(unsigned char)c] & class) != 0;
+}
+
+static inline const char *skip(const char *p, const char *end, unsigned class)
+{
+    while (p < end && is(*p, class))
+        p++;
+    return p;
+}
+
+/* skip(VALUE), eight bytes at a time while none of them is a control byte. */
+static inline const char *skip_value(const char *p, const char *end)
+{
+    const uint64_t ones = 0x0101010101010101u;
+    while (end - p >= 8) {
+        uint64_t x;
+        memcpy(&x, p, sizeof x);
+        uint64_t del = x ^ (ones * 0x7f);
+        uint64_t low = (x - ones * 0x20) & ~x;
+        if ((low | ((del - ones) & ~del)) & (ones * 0x80))
+            break;
+        p += 8;
+    }
+    return skip(p, end, VALUE);
+}
+
+static struct str trim(const char *p, const char *end)
+{
+    while (p < end && (*p == ' ' || *p == '\t'))
+        p++;
+    while (p < end && (end[-1] == ' ' || end[-1] == '\t'))
+        end--;
+    return (struct str){p, (size_t)(end - p)};
+}
+
+/* Next element of a comma list, trimmed; false at its end. Empty ones come too (RFC 9110 5.6.1). */
+static bool list_next(struct str *list, struct str *element)
+{
+    if (!list->p)
+        return false;
+    const char *comma = list->n ? memchr(list->p, ',', list->n) : NULL;
+    const char *end = list->p + list->n;
+    *element = trim(list->p, comma ? comma : end);
+    *list = comma ? (struct str){comma + 1, (size_t)(end - comma - 1)} : (struct str){NULL, 0};
+    return true;
+}
+
+/* Digits only, at most 2^63-1: some next hop counts in signed 64 bits. */
+static bool read_length(struct str s, uint64_t *length)
+{
+    uint64_t v = 0;
+    for (size_t i = 0; i < s.n; i++) {
+        if (!is(s.p[i], DIGIT))
+            return false;
+        unsigned digit = (unsigned)(s.p[i] - '0');
+        if (v > ((uint64_t)INT64_MAX - digit) / 10)
+            return false;
+        v = v * 10 + digit;
+    }
+    *length = v;
+    return s.n > 0;
+}
+
+/* ---- field names -------------------------------------------------------------------------- */
+
+/* name is a token and known holds lower-case letters and '-', so that setting bit 5 folds case and
+ * nothing else: the only other byte it maps on '-' is CR. */
+static inline bool same(const char *name, const char *known, size_t n)
+{
+    unsigned diff = 0;
+    for (size_t i = 0; i < n; i++)
+        diff |= (unsigned)((name[i] | 0x20) ^ known[i]);
+    return diff == 0;
+}
+
+#define NAME(text, id)                                                                             \
+    if (same(p, text, sizeof(text) - 1))                                                           \
+    return id
+
+static enum http1_name name_id(const char *p, size_t n)
+{
+    switch (n) {
+    case 2:
+        NAME("te", HTTP1_TE);
+        break;
+    case 3:
+        NAME("via", HTTP1_VIA);
+        break;
+    case 4:
+        NAME("host", HTTP1_HOST);
+        NAME("date", HTTP1_DATE);
+        break;
+    case 6:
+        NAME("expect", HTTP1_EXPECT);
+        break;
+    case 7:
+        NAME("trailer", HTTP1_TRAILER);
+        NAME("upgrade", HTTP1_UPGRADE);
+        break;
+    case 10:
+        NAME("connection", HTTP1_CONNECTION);
+        NAME("keep-alive", HTTP1_KEEP_ALIVE);
+        break;
+    case 11:
+        NAME("retry-after", HTTP1_RETRY_AFTER);
+        break;
+    case 12:
+        NAME("content-type", HTTP1_CONTENT_TYPE);
+        NAME("x-request-id", HTTP1_X_REQUEST_ID);
+        break;
+    case 14:
+        NAME("content-length", HTTP1_CONTENT_LENGTH);
+        break;
+    case 15:
+        NAME("x-forwarded-for", HTTP1_X_FORWARDED_FOR);
+        break;
+    case 16:
+        NAME("proxy-connection", HTTP1_PROXY_CONNECTION);
+        NAME("x-forwarded-host", HTTP1_X_FORWARDED_HOST);
+        break;
+    case 17:
+        NAME("transfer-encoding", HTTP1_TRANSFER_ENCODING);
+        NAME("x-forwarded-proto", HTTP1_X_FORWARDED_PROTO);
+        break;
+    default:
+        break;
+    }
+    return HTTP1_OTHER;
+}
+
+#define BIT(id) (1u << (id))
+#define HOPS                                                                                       \
+    (BIT(HTTP1_CONTENT_LENGTH) | BIT(HTTP1_TRANSFER_ENCODING) | BIT(HTTP1_CONNECTION) |            \
+     BIT(HTTP1_KEEP_ALIVE) | BIT(HTTP1_PROXY_CONNECTION) | BIT(HTTP1_TE) | BIT(HTTP1_UPGRADE))
+
+/* ---- one head ----------------------------------------------------------------------------- */
+
+enum kind { REQUEST, RESPONSE, TRAILERS };
+
+/* What is known while a head is read; the slices end up in head. */
+struct scan {
+    const char *at, *end;
+    enum kind kind;
+    struct http1_head *head;
+    struct http1_fault fault;
+    struct str authority; /* of an absolute-form target; p is NULL with other forms */
+    uint32_t seen;        /* BIT(enum http1_name) of the fields so far */
+    bool close, persist;  /* Connection lists close, keep-alive */
+    bool names;           /* Connection lists names that are no fixed hop-by-hop field */
+};
+
+static enum http1_verdict bad(struct scan *s, enum end_reason end, const char *rule)
+{
+    s->fault.end = s->kind == REQUEST ? end : END_SERVER_GARBAGE;
+    s->fault.rule = rule;
+    return HTTP1_BAD;
+}
+
+static enum http1_verdict refuse(struct scan *s, const char *rule)
+{
+    return bad(s, END_BAD_REQUEST, rule);
+}
+
+/* CRLF at p, and nothing else that some parser takes for a line end (RFC 9112 2.2). */
+static enum http1_verdict read_crlf(struct scan *s, const char *p, const char *otherwise)
+{
+    if (p == s->end)
+        return HTTP1_PARTIAL;
+    if (*p == '\n')
+        return refuse(s, "a line ends with a bare LF");
+    if (*p != '\r')
+        return refuse(s, otherwise);
+    if (p + 1 == s->end)
+        return HTTP1_PARTIAL;
+    if (p[1] != '\n')
+        return refuse(s, "a CR without LF");
+    s->at = p + 2;
+    return HTTP1_OK;
+}
+
+/* Both kinds of head carry the version; after it in a request comes CRLF, in a response SP. */
+static enum http1_verdict read_version(struct scan *s)
+{
+    static const char form[] = "HTTP/";
+    const char *p = s->at;
+    for (size_t i = 0; i < sizeof form - 1; i++, p++) {
+        if (p == s->end)
+            return HTTP1_PARTIAL;
+        if (*p != form[i])
+            return refuse(s, "the HTTP version is missing or malformed");
+    }
+    if (p == s->end)
+        return HTTP1_PARTIAL;
+    if (!is(*p, DIGIT))
+        return refuse(s, "the HTTP version is missing or malformed");
+    if (*p != '1')
+        return bad(s, END_VERSION, "only HTTP/1.0 and HTTP/1.1 are spoken here");
+    if (++p == s->end)
+        return HTTP1_PARTIAL;
+    if (*p != '.')
+        return refuse(s, "the HTTP version is missing or malformed");
+    if (++p == s->end)
+        return HTTP1_PARTIAL;
+    if (!is(*p, DIGIT))
+        return refuse(s, "the HTTP version is missing or malformed");
+    s->head->minor = *p > '0';
+    s->at = p + 1;
+    return HTTP1_OK;
+}
+
+/* ---- request line ------------------------------------------------------------------------- */
+
+static enum http1_method method_id(struct str m)
+{
+    static const struct {
+        const char *name;
+        uint8_t n;
+        uint8_t method;
+    } known[] = {{"POST", 4, HTTP1_POST},      {"GET", 3, HTTP1_GET},
+                 {"PUT", 3, HTTP1_PUT},        {"HEAD", 4, HTTP1_HEAD},
+                 {"DELETE", 6, HTTP1_DELETE},  {"PATCH", 5, HTTP1_PATCH},
+                 {"OPTIONS", 7, HTTP1_OPTIONS}};
+    for (size_t i = 0; i < COUNT_OF(known); i++)
+        if (m.n == known[i].n && memcmp(m.p, known[i].name, m.n) == 0)
+            return known[i].method;
+    return HTTP1_METHOD_OTHER;
+}
+
+/* uri-host [ ":" port ] (RFC 9110 7.2); an empty host names no http resource (4.2.1). */
+static bool host_ok(struct str s)
+{
+    const char *p = s.p, *end = s.p + s.n;
+    const char *host = p;
+    if (p < end && *p == '[') {
+        p++;
+        while (p < end && (is(*p, HEX) || *p == ':' || *p == '.'))
+            p++;
+        if (p == host + 1 || p == end || *p != ']')
+            return false;
+        p++;
+    } else {
+        for (;; p += 3) {
+            p = skip(p, end, REGNAME);
+            if (end - p < 3 || *p != '%' || !is(p[1], HEX) || !is(p[2], HEX))
+                break;
+        }
+    }
+    if (p == host)
+        return false;
+    if (p == end)
+        return true;
+    uint64_t port = 0;
+    struct str digits = {p + 1, (size_t)(end - p - 1)};
+    return *p == ':' && (digits.n == 0 || (read_length(digits, &port) && port <= 65535));
+}
+
+static bool starts_nocase(struct str s, struct str with)
+{
+    return s.n >= with.n && str_eq_nocase((struct str){s.p, with.n}, with);
+}
+
+/* Turns an absolute-form target into what an origin server is sent (RFC 9112 3.2.1, 3.2.4). */
+static enum http1_verdict absolute_form(struct scan *s)
+{
+    struct http1_head *head = s->head;
+    struct str t = head->target;
+    size_t scheme = starts_nocase(t, STR("http://"))    ? 7
+                    : starts_nocase(t, STR("https://")) ? 8
+                                                        : 0;
+    if (scheme == 0)
+        return refuse(s, "the request target is neither a path nor an http URL");
+    const char *p = t.p + scheme, *end = t.p + t.n;
+    while (p < end && *p != '/' && *p != '?')
+        p++;
+    s->authority = (struct str){t.p + scheme, (size_t)(p - t.p) - scheme};
+    if (!host_ok(s->authority))
+        return refuse(s, "the URL in the request line has no plain host[:port]");
+    if (p == end)
+        head->target = head->method == HTTP1_OPTIONS ? STR("*") : STR("/");
+    else if (*p == '?')
+        return refuse(s, "the URL in the request line has a query without a path");
+    else
+        head->target = (struct str){p, (size_t)(end - p)};
+    return HTTP1_OK;
+}
+
+static enum http1_verdict split_target(struct scan *s)
+{
+    struct http1_head *head = s->head;
+    if (head->target.p[0] != '/') {
+        if (head->target.n != 1 || head->target.p[0] != '*') {
+            enum http1_verdict v = absolute_form(s);
+            if (v != HTTP1_OK)
+                return v;
+        } else if (head->method != HTTP1_OPTIONS) {
+            return refuse(s, "the request target * is for OPTIONS only");
+        }
+    }
+    struct str t = head->target;
+    const char *mark = memchr(t.p, '?', t.n);
+    head->path = mark ? (struct str){t.p, (size_t)(mark - t.p)} : t;
+    head->query =
+        mark ? (struct str){mark + 1, (size_t)(t.p + t.n - mark - 1)} : (struct str){NULL, 0};
+    return HTTP1_OK;
+}
+
+static enum http1_verdict read_request_line(struct scan *s, size_t uri)
+{
+    for (int lines = 0; s->at < s->end && (*s->at == '\r' || *s->at == '\n'); lines++) {
+        if (lines == 2)
+            return refuse(s, "more than two empty lines before the request");
+        enum http1_verdict v = read_crlf(s, s->at, "");
+        if (v != HTTP1_OK)
+            return v;
+    }
+    const char *p = skip(s->at, s->end, TOKEN);
+    s->head->method_text = (struct str){s->at, (size_t)(p - s->at)};
+    if (p == s->end)
+        return HTTP1_PARTIAL;
+    if (*p != ' ' || p == s->at)
+        return refuse(s, "the request line does not begin with a method and one space");
+    s->head->method = method_id(s->head->method_text);
+
+    const char *target = ++p;
+    p = skip(p, s->end, TARGET);
+    s->head->target = (struct str){target, (size_t)(p - target)};
+    if (s->head->target.n > uri)
+        return bad(s, END_URI_TOO_LONG, "the request target is too long");
+    if (p == s->end)
+        return HTTP1_PARTIAL;
+    if (*p == '\r' || *p == '\n')
+        return refuse(s, "the HTTP version is missing or malformed");
+    if (*p != ' ')
+        return refuse(s, "a byte in the request target that a URI may not have");
+    if (p == target)
+        return refuse(s, "two spaces in the request line");
+    s->at = p + 1;
+
+    enum http1_verdict v = read_version(s);
+    if (v == HTTP1_OK)
+        v = read_crlf(s, s->at, "the request line does not end with the HTTP version");
+    return v == HTTP1_OK ? split_target(s) : v;
+}
+
+/* ---- status line -------------------------------------------------------------------------- */
+
+static enum http1_verdict read_status_line(struct scan *s)
+{
+    enum http1_verdict v = read_version(s);
+    if (v != HTTP1_OK)
+        return v;
+    const char *p = s->at;
+    int status = 0;
+    for (int i = 0; i < 4; i++, p++) {
+        if (p == s->end)
+            return HTTP1_PARTIAL;
+        if (i == 0 ? *p != ' ' : !is(*p, DIGIT))
+            return refuse(s, "the status line has no three-digit status");
+        if (i == 1 && (*p < '1' || *p > '5'))
+            return refuse(s, "the status is not in 100 to 599");
+        status = i == 0 ? 0 : status * 10 + (*p - '0');
+    }
+    s->head->status = status;
+    /* The space before an empty reason is missing in many servers' answers. */
+    if (p < s->end && *p == ' ')
+        p++;
+    else if (p < s->end && *p != '\r' && *p != '\n')
+        return refuse(s, "the status line has no three-digit status");
+    const char *reason = p;
+    p = skip_value(p, s->end);
+    s->head->reason = (struct str){reason, (size_t)(p - reason)};
+    return read_crlf(s, p, "a control byte in the reason phrase");
+}
+
+/* ---- fields ------------------------------------------------------------------------------- */
+
+static void note_connection(struct scan *s, struct str list)
+{
+    struct str option;
+    while (list_next(&list, &option)) {
+        if (str_eq_nocase(option, STR("close")))
+            s->close = true;
+        else if (str_eq_nocase(option, STR("keep-alive")))
+            s->persist = true;
+        else if (option.n > 0)
+            s->names = true;
+    }
+}
+
+/* A field that says something about framing or the connection. */
+static enum http1_verdict note_field(struct scan *s, const struct http1_field *f)
+{
+    struct http1_head *head = s->head;
+    bool again = s->seen & BIT(f->id);
+    s->seen |= BIT(f->id);
+    if (f->id == HTTP1_CONTENT_LENGTH) {
+        uint64_t length;
+        if (!read_length(f->value, &length))
+            return refuse(s, "Content-Length is not one decimal number below 2^63");
+        if (again && length != head->length)
+            return refuse(s, "two Content-Length fields that differ");
+        head->length = length;
+    } else if (f->id == HTTP1_TRANSFER_ENCODING) {
+        if (again || !str_eq_nocase(f->value, STR("chunked")))
+            return refuse(s, "Transfer-Encoding is not a single `chunked`");
+        if (head->minor == 0)
+            return refuse(s, "Transfer-Encoding with HTTP/1.0");
+    } else if (f->id == HTTP1_CONNECTION) {
+        note_connection(s, f->value);
+    } else if (s->kind != REQUEST) {
+        return HTTP1_OK;
+    } else if (f->id == HTTP1_HOST) {
+        if (again)
+            return refuse(s, "more than one Host field");
+        if (!host_ok(f->value))
+            return refuse(s, "Host is not host[:port]");
+        head->host = f->value;
+    } else if (f->id == HTTP1_EXPECT) {
+        if (!str_eq_nocase(f->value, STR("100-continue")))
+            return bad(s, END_EXPECTATION, "Expect is not 100-continue");
+        head->expect_continue = head->minor > 0;
+    } else if (f->id == HTTP1_TE) {
+        struct str list = f->value, coding;
+        while (list_next(&list, &coding))
+            head->te_trailers |= str_eq_nocase(coding, STR("trailers"));
+    }
+    if ((s->seen & BIT(HTTP1_CONTENT_LENGTH)) && (s->seen & BIT(HTTP1_TRANSFER_ENCODING)))
+        return refuse(s, "Content-Length together with Transfer-Encoding");
+    return HTTP1_OK;
+}
+
+static const char *name_rule(const struct scan *s, const char *p)
+{
+    if (p > s->at)
+        return *p == ' ' || *p == '\t'    ? "white space before the colon of a field"
+               : *p == '\r' || *p == '\n' ? "a field without a colon"
+                                          : "a byte in a field name that is not allowed there";
+    if (*p == ' ' || *p == '\t')
+        return s->head->count ? "a folded field (obs-fold)" : "white space before the first field";
+    return *p == ':'    ? "a field without a name"
+           : *p == '\n' ? "a line ends with a bare LF"
+                        : "a byte in a field name that is not allowed there";
+}
+
+static enum http1_verdict read_field(struct scan *s, struct http1_field *f)
+{
+    const char *p = skip(s->at, s->end, TOKEN);
+    if (p == s->end)
+        return HTTP1_PARTIAL;
+    if (*p != ':' || p == s->at)
+        return refuse(s, name_rule(s, p));
+    f->name = (struct str){s->at, (size_t)(p - s->at)};
+    p++;
+    while (p < s->end && (*p == ' ' || *p == '\t'))
+        p++;
+    const char *value = p;
+    p = skip_value(p, s->end);
+    enum http1_verdict v = read_crlf(s, p, "a control byte in a field value");
+    if (v != HTTP1_OK)
+        return v;
+    f->value = trim(value, p);
+    f->id = name_id(f->name.p, f->name.n);
+    f->hop = (HOPS >> f->id) & 1;
+    return HTTP1_OK;
+}
+
+/* Fields up to and with the blank line. */
+static enum http1_verdict read_fields(struct scan *s)
+{
+    struct http1_head *head = s->head;
+    enum http1_verdict v;
+    head->count = 0;
+    for (;;) {
+        if (s->at == s->end)
+            return HTTP1_PARTIAL;
+        if (*s->at == '\r')
+            return read_crlf(s, s->at, "");
+        if (head->count == HTTP1_FIELDS_MAX)
+            return bad(s, END_HEAD_TOO_BIG, "too many fields");
+        struct http1_field *f = &head->field[head->count];
+        v = read_field(s, f);
+        if (v == HTTP1_OK && s->kind != TRAILERS && f->id != HTTP1_OTHER)
+            v = note_field(s, f);
+        if (v != HTTP1_OK)
+            return v;
+        head->count++;
+    }
+}
+
+/* ---- the end of a head -------------------------------------------------------------------- */
+
+/* Marks what Connection names. Not Host: without it the next hop must refuse the request, so
+ * naming it could only be meant to break something. */
+static void mark_named(struct http1_head *head)
+{
+    for (unsigned i = 0; i < head->count; i++) {
+        if (head->field[i].id != HTTP1_CONNECTION)
+            continue;
+        struct str list = head->field[i].value, option;
+        while (list_next(&list, &option))
+            for (unsigned j = 0; option.n > 0 && j < head->count; j++) {
+                struct http1_field *f = &head->field[j];
+                if (f->name.n == option.n && f->id != HTTP1_HOST && str_eq_nocase(f->name, option))
+                    f->hop = true;
+            }
+    }
+}
+
+static void finish_connection(struct scan *s)
+{
+    s->head->keep_alive = !s->close && (s->head->minor > 0 || s->persist);
+    if (s->names)
+        mark_named(s->head);
+}
+
+static enum http1_framing framing_of(const struct scan *s, enum http1_framing otherwise)
+{
+    return s->seen & BIT(HTTP1_TRANSFER_ENCODING) ? HTTP1_CHUNKED
+           : s->seen & BIT(HTTP1_CONTENT_LENGTH)  ? HTTP1_LENGTH
+                                                  : otherwise;
+}
+
+static enum http1_verdict finish_request(struct scan *s)
+{
+    struct http1_head *head = s->head;
+    if (!head->host.p && head->minor > 0)
+        return refuse(s, "HTTP/1.1 without Host");
+    if (s->authority.p) {
+        if (head->host.p && !str_eq_nocase(head->host, s->authority))
+            return refuse(s, "the URL in the request line and Host name different hosts");
+        head->host = s->authority;
+    }
+    head->framing = framing_of(s, HTTP1_NO_BODY);
+    finish_connection(s);
+    return HTTP1_OK;
+}
+
+/* RFC 9112 6.3. An answer to HEAD and a 304 tell with Content-Length how long the body would have
+ * been; that passes as a field. */
+static enum http1_verdict finish_response(struct scan *s, enum http1_method to)
+{
+    struct http1_head *head = s->head;
+    head->framing = framing_of(s, HTTP1_UNTIL_CLOSE);
+    finish_connection(s);
+    bool interim = head->status < 200 || head->status == 204;
+    if (interim || head->status == 304 || to == HTTP1_HEAD) {
+        head->framing = HTTP1_NO_BODY;
+        for (unsigned i = 0; !interim && i < head->count; i++)
+            if (head->field[i].id == HTTP1_CONTENT_LENGTH) {
+                head->field[i].hop = false;
+                break;
+            }
+    } else if (head->framing == HTTP1_UNTIL_CLOSE) {
+        head->keep_alive = false;
+    }
+    return HTTP1_OK;
+}
+
+static struct scan scan_new(enum kind kind, const char *p, size_t n, size_t limit,
+                            struct http1_head *head)
+{
+    return (struct scan){.kind = kind, .at = p, .end = p + (n < limit ? n : limit), .head = head};
+}
+
+/* All of head but the fields themselves, which count covers. */
+static void head_clear(struct http1_head *head)
+{
+    memset(head, 0, offsetof(struct http1_head, field));
+}
+
+/* Bytes behind the limit are not looked at; a head that would need them is too big. */
+static enum http1_verdict settle(struct scan *s, enum http1_verdict v, const char *p, size_t n,
+                                 size_t limit, size_t *consumed)
+{
+    if (v == HTTP1_PARTIAL && n >= limit)
+        v = bad(s, END_HEAD_TOO_BIG, "the head is too big");
+    *consumed = v == HTTP1_OK ? (size_t)(s->at - p) : 0;
+    return v;
+}
+
+enum http1_verdict http1_parse_request(const char *p, size_t n, const struct http1_limits *limits,
+                                       struct http1_head *head, size_t *consumed,
+                                       struct http1_fault *fault)
+{
+    struct scan s = scan_new(REQUEST, p, n, limits->head, head);
+    head_clear(head);
+    enum http1_verdict v = read_request_line(&s, limits->uri);
+    if (v == HTTP1_OK)
+        v = read_fields(&s);
+    if (v == HTTP1_OK)
+        v = finish_request(&s);
+    v = settle(&s, v, p, n, limits->head, consumed);
+    *fault = s.fault;
+    return v;
+}
+
+enum http1_verdict http1_parse_response(const char *p, size_t n, const struct http1_limits *limits,
+                                        enum http1_method to, struct http1_head *head,
+                                        size_t *consumed, struct http1_fault *fault)
+{
+    struct scan s = scan_new(RESPONSE, p, n, limits->head, head);
+    head_clear(head);
+    enum http1_verdict v = read_status_line(&s);
+    if (v == HTTP1_OK)
+        v = read_fields(&s);
+    if (v == HTTP1_OK)
+        v = finish_response(&s, to);
+    v = settle(&s, v, p, n, limits->head, consumed);
+    *fault = s.fault;
+    return v;
+}
+
+/* ---- trailers ----------------------------------------------------------------------------- */
+
+/* RFC 9110 6.5.1: what framing, routing, authentication, conditions and content hang on. Behind a
+ * body nobody looks for these, so one that arrives there is an attempt or an error. */
+static bool not_a_trailer(const struct http1_field *f)
+{
+    static const char *const names[] = {
+        "age",        "authorization",    "cache-control", "cookie",     "expires",
+        "forwarded",  "location",         "max-forwards",  "pragma",     "range",
+        "set-cookie", "www-authenticate", "vary",          "warning",    "x-chroma-token",
+        "x-real-ip",  "accept-ranges",    "allow",         "retry-after"};
+    static const struct str families[] = {
+        {"content-", 8}, {"if-", 3}, {"proxy-", 6}, {"x-forwarded-", 12}, {"access-control-", 15}};
+    if (f->id != HTTP1_OTHER)
+        return true;
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        if (str_eq_nocase(f->name, str_from(names[i])))
+            return true;
+    for (size_t i = 0; i < COUNT_OF(families); i++)
+        if (starts_nocase(f->name, families[i]))
+            return true;
+    return false;
+}
+
+enum http1_verdict http1_parse_trailers(const char *p, size_t n, size_t limit,
+                                        struct http1_head *head, size_t *consumed,
+                                        const char **rule)
+{
+    struct scan s = scan_new(TRAILERS, p, n, limit, head);
+    enum http1_verdict v = read_fields(&s);
+    for (unsigned i = 0; v == HTTP1_OK && i < head->count; i++)
+        head->field[i].hop = not_a_trailer(&head->field[i]);
+    v = settle(&s, v, p, n, limit, consumed);
+    *rule = s.fault.rule;
+    return v;
+}
+
+/* ---- the chunked coding, RFC 9112 7.1 ----------------------------------------------------- */
+
+enum chunk_state {
+    SIZE, /* the first state: chunks_init is all zeros */
+    EXT_NAME,
+    EXT_NAME_MORE,
+    EXT_VALUE,
+    EXT_VALUE_MORE,
+    EXT_QUOTED,
+    EXT_ESCAPED,
+    EXT_CLOSED,
+    SIZE_LF,
+    DATA,
+    DATA_CR,
+    DATA_LF,
+    LAST,
+    REFUSED
+};
+
+enum { CHUNK_LINE_MAX = 256 };
+
+void http1_chunks_init(struct http1_chunks *c)
+{
+    *c = (struct http1_chunks){0};
+}
+
+static const char *chunk_digit(struct http1_chunks *c, char ch)
+{
+    if (!is(ch, HEX))
+        return "a chunk size that is not plain hexadecimal digits";
+    if (c->left > (uint64_t)INT64_MAX >> 4)
+        return "a chunk size of 2^63 or more";
+    c->left = c->left << 4 | (unsigned)(is(ch, DIGIT) ? ch - '0' : (ch | 0x20) - 'a' + 10);
+    c->digits = 1;
+    return NULL;
+}
+
+/* One byte of the size line up to its CR; NULL or the rule that it breaks. */
+static const char *chunk_line(struct http1_chunks *c, char ch)
+{
+    bool complete = c->state == SIZE ? c->digits > 0
+                                     : c->state == EXT_NAME_MORE || c->state == EXT_VALUE_MORE ||
+                                           c->state == EXT_CLOSED;
+    if (complete && ch == '\r') {
+        c->state = SIZE_LF;
+        return NULL;
+    }
+    if (++c->line > CHUNK_LINE_MAX)
+        return "the line of a chunk size is too long";
+    if (complete && ch == ';') {
+        c->state = EXT_NAME;
+        return NULL;
+    }
+    switch (c->state) {
+    case SIZE:
+        return chunk_digit(c, ch);
+    case EXT_NAME_MORE:
+        if (ch == '=') {
+            c->state = EXT_VALUE;
+            return NULL;
+        } /* fall through */
+    case EXT_NAME:
+        c->state = EXT_NAME_MORE;
+        return is(ch, TOKEN) ? NULL : "a chunk extension without a proper name";
+    case EXT_VALUE:
+        c->state = ch == '"' ? EXT_QUOTED : EXT_VALUE_MORE;
+        return ch == '"' || is(ch, TOKEN) ? NULL : "a chunk extension without a proper value";
+    case EXT_VALUE_MORE:
+        return is(ch, TOKEN) ? NULL : "a chunk extension without a proper value";
+    case EXT_QUOTED:
+        if (ch == '"' || ch == '\\')
+            c->state = ch == '"' ? EXT_CLOSED : EXT_ESCAPED;
+        return is(ch, VALUE) ? NULL : "a control byte in a chunk extension";
+    case EXT_ESCAPED:
+        c->state = EXT_QUOTED;
+        return is(ch, VALUE) ? NULL : "a control byte in a chunk extension";
+    default:
+        return "a chunk extension without a proper value";
+    }
+}
+
+enum http1_step http1_chunks_next(struct http1_chunks *c, const char *p, size_t n, size_t *consumed,
+                                  struct str *data, const char **rule)
+{
+    const char *wrong = c->state == REFUSED ? "an earlier chunk was refused" : NULL;
+    size_t i = 0;
+    *data = (struct str){NULL, 0};
+    *rule = NULL;
+    while (i < n && !wrong && c->state != LAST) {
+        char ch = p[i];
+        if (c->state == DATA) {
+            *data = (struct str){p + i, c->left < n - i ? (size_t)c->left : n - i};
+            c->left -= data->n;
+            c->state = c->left ? DATA : DATA_CR;
+            *consumed = i + data->n;
+            return HTTP1_DATA;
+        }
+        if (c->state < SIZE_LF) {
+            wrong = chunk_line(c, ch);
+        } else if (ch != (c->state == DATA_CR ? '\r' : '\n')) {
+            wrong = c->state == SIZE_LF ? "a CR without LF behind a chunk size"
+                                        : "chunk data is not followed by CRLF";
+        } else if (c->state == SIZE_LF) {
+            c->state = c->left ? DATA : LAST;
+        } else if (c->state == DATA_CR) {
+            c->state = DATA_LF;
+        } else {
+            http1_chunks_init(c);
+        }
+        i++;
+    }
+    *consumed = i;
+    if (wrong) {
+        c->state = REFUSED;
+        *rule = wrong;
+        return HTTP1_STEP_BAD;
+    }
+    return c->state == LAST ? HTTP1_LAST : HTTP1_MORE;
+}
+
+/* ---- writing ------------------------------------------------------------------------------ */
+
+/* Whether the bytes from f's name to its value already read "Name: value". */
+static bool canonical(const struct http1_field *f)
+{
+    const char *colon = f->name.p + f->name.n;
+    return f->value.p == colon + 2 && colon[0] == ':' && colon[1] == ' ';
+}
+
+/* Fields that lie behind one another as they would be written go out in one piece. */
+void http1_put_fields(struct buf *out, const struct http1_head *head)
+{
+    for (unsigned i = 0; i < head->count; i++) {
+        const struct http1_field *f = &head->field[i];
+        if (f->hop)
+            continue;
+        if (!canonical(f)) {
+            buf_put_str(out, f->name);
+            buf_put(out, ": ", 2);
+            buf_put_str(out, f->value);
+            buf_put(out, "\r\n", 2);
+            continue;
+        }
+        const char *start = f->name.p, *end = f->value.p + f->value.n;
+        while (i + 1 < head->count) {
+            const struct http1_field *next = f + 1;
+            if (next->hop || next->name.p != end + 2 || memcmp(end, "\r\n", 2) != 0 ||
+                !canonical(next))
+                break;
+            f = next;
+            end = f->value.p + f->value.n;
+            i++;
+        }
+        buf_put(out, start, (size_t)(end - start));
+        buf_put(out, "\r\n", 2);
+    }
+}
+
+void http1_put_framing(struct buf *out, enum http1_framing framing, uint64_t length)
+{
+    if (framing == HTTP1_LENGTH) {
+        buf_put_str(out, STR("Content-Length: "));
+        buf_put_uint(out, length);
+        buf_put(out, "\r\n", 2);
+    } else if (framing == HTTP1_CHUNKED) {
+        buf_put_str(out, STR("Transfer-Encoding: chunked\r\n"));
+    }
+}
+
+void http1_put_chunk(struct buf *out, uint64_t length)
+{
+    char text[18];
+    unsigned at = sizeof text;
+    text[--at] = '\n';
+    text[--at] = '\r';
+    do {
+        text[--at] = "0123456789abcdef"[length & 15];
+        length >>= 4;
+    } while (length);
+    buf_put(out, text + at, sizeof text - at);
+}
+
+/* RFC 9110 15, with 428, 429 and 431 of RFC 6585. */
+const char *http1_reason(int status)
+{
+    static const struct {
+        int status;
+        const char *reason;
+    } known[] = {{100, "Continue"},
+                 {101, "Switching Protocols"},
+                 {200, "OK"},
+                 {201, "Created"},
+                 {202, "Accepted"},
+                 {203, "Non-Authoritative Information"},
+                 {204, "No Content"},
+                 {205, "Reset Content"},
+                 {206, "Partial Content"},
+                 {300, "Multiple Choices"},
+                 {301, "Moved Permanently"},
+                 {302, "Found"},
+                 {303, "See Other"},
+                 {304, "Not Modified"},
+                 {305, "Use Proxy"},
+                 {307, "Temporary Redirect"},
+                 {308, "Permanent Redirect"},
+                 {400, "Bad Request"},
+                 {401, "Unauthorized"},
+                 {402, "Payment Required"},
+                 {403, "Forbidden"},
+                 {404, "Not Found"},
+                 {405, "Method Not Allowed"},
+                 {406, "Not Acceptable"},
+                 {407, "Proxy Authentication Required"},
+                 {408, "Request Timeout"},
+                 {409, "Conflict"},
+                 {410, "Gone"},
+                 {411, "Length Required"},
+                 {412, "Precondition Failed"},
+                 {413, "Content Too Large"},
+                 {414, "URI Too Long"},
+                 {415, "Unsupported Media Type"},
+                 {416, "Range Not Satisfiable"},
+                 {417, "Expectation Failed"},
+                 {421, "Misdirected Request"},
+                 {422, "Unprocessable Content"},
+                 {426, "Upgrade Required"},
+                 {428, "Precondition Required"},
+                 {429, "Too Many Requests"},
+                 {431, "Request Header Fields Too Large"},
+                 {500, "Internal Server Error"},
+                 {501, "Not Implemented"},
+                 {502, "Bad Gateway"},
+                 {503, "Service Unavailable"},
+                 {504, "Gateway Timeout"},
+                 {505, "HTTP Version Not Supported"}};
+    for (size_t i = 0; i < COUNT_OF(known); i++)
+        if (known[i].status == status)
+            return known[i].reason;
+    return "";
+}
+
+const struct http1_field *http1_find(const struct http1_head *head, enum http1_name id)
+{
+    for (unsigned i = 0; i < head->count; i++)
+        if (head->field[i].id == id)
+            return &head->field[i];
+    return NULL;
+}
