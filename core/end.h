@@ -33,6 +33,7 @@
     X(SERVER_RESET, "server_reset", 502)                                                           \
     X(SERVER_CLOSED, "server_closed", 502)                                                         \
     X(SERVER_GARBAGE, "server_garbage", 502)                                                       \
+    X(SERVER_SLOW, "server_slow", 504)                                                             \
     X(SERVER_5XX, "server_5xx", 502)                                                               \
     X(TRY_TIMEOUT, "try_timeout", 504)                                                             \
     X(REQUEST_TIMEOUT, "request_timeout", 504)                                                     \

@@ -2,8 +2,8 @@
 
 #include "log.h"
 #include "policy.h"
+#include "stream.h"
 
-#include <ev.h>
 #include <stdio.h>
 
 static void count(struct history *h, enum health_signal s, double now)
@@ -65,7 +65,7 @@ void health_note(struct node *n, struct collection_state *c, enum health_signal 
         h->oks++;
         return;
     }
-    double now = ev_now(ev_default_loop(0));
+    double now = ev_now(stream_loop());
     count(h, s, now);
     if (text && *text)
         snprintf(h->last_error, sizeof h->last_error, "%s", text);

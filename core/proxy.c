@@ -1,0 +1,572 @@
+/* proxy.c: what is tried where, and what a failed try means. One exchange (exchange.c) at a time.
+ *
+ * Reads go to another instance until the first byte of an answer has gone to the client, within
+ * MAX_TRIES, the retry budget and the request's deadline. A write is sent at most once: only a try
+ * of which no byte was written may be repeated. */
+#include "proxy.h"
+
+#include "exchange.h"
+#include "health.h"
+#include "log.h"
+#include "policy.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { RETRIES_ALWAYS = 3, FREE_MAX = 512 };
+
+struct proxied {
+    struct exchange x;
+    struct pool_place place;
+    struct request *r;
+    struct proxied *next; /* in the free list */
+    struct node *node;    /* held while a try or a wait is under way */
+    bool slot, retrying, stale_used;
+    uint64_t tried; /* bits of node ids */
+    unsigned tries;
+    double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
+    enum end_reason last;
+    char collection[37];
+    struct str session; /* inside r->text */
+};
+
+static const struct config *cfg;
+static struct proxied *free_list;
+static unsigned free_count, retrying_now;
+
+static double now(void)
+{
+    return ev_now(stream_loop());
+}
+
+void proxy_start(const struct config *c)
+{
+    cfg = c;
+}
+
+void proxy_reload(const struct config *c)
+{
+    cfg = c;
+}
+
+void proxy_stop(void)
+{
+    while (free_list) {
+        struct proxied *p = free_list;
+        free_list = p->next;
+        free(p);
+    }
+    free_count = 0;
+}
+
+/* ---- life of a proxied request -----------------------------------------------------------------
+ */
+
+static struct proxied *proxied_new(struct request *r)
+{
+    struct proxied *p = free_list;
+    if (p) {
+        free_list = p->next;
+        free_count--;
+        memset(p, 0, sizeof *p);
+    } else {
+        p = base_zalloc(sizeof *p);
+    }
+    p->r = r;
+    r->state = p;
+    return p;
+}
+
+static void leave_node(struct proxied *p)
+{
+    if (p->slot)
+        pool_leave(p->node);
+    p->slot = false;
+    if (p->node)
+        fleet_release(&p->node);
+    p->connect_at = p->try_at = p->queue_at = 0;
+}
+
+/* After this only p->r is of use. */
+static struct request *proxied_free(struct proxied *p)
+{
+    struct request *r = p->r;
+    pool_quit(&p->place);
+    leave_node(p);
+    if (p->retrying)
+        retrying_now--;
+    r->state = NULL;
+    if (free_count < FREE_MAX) {
+        p->next = free_list;
+        free_list = p;
+        free_count++;
+    } else {
+        free(p);
+    }
+    return r;
+}
+
+/* ---- deadlines ---------------------------------------------------------------------------------
+ */
+
+static void arm(struct proxied *p)
+{
+    const double all[] = {p->queue_at, p->connect_at, p->try_at};
+    double at = p->total_at;
+    for (unsigned i = 0; i < COUNT_OF(all); i++)
+        if (all[i] != 0 && (at == 0 || all[i] < at))
+            at = all[i];
+    request_arm(p->r, at);
+}
+
+/* ---- whom to ask -------------------------------------------------------------------------------
+ */
+
+/* Without the journal nobody feeds the replicas: what depends on data is the primary's
+ * (CONTRACTS.md: "Without the journal"), unless the operator vouches for the others. */
+static bool primary_only(const struct request *r)
+{
+    return r->route.data && (!r->route.reads || strcmp(cfg->unreplicated_reads, "any") != 0);
+}
+
+/* Nodes that may serve and were not tried yet: the well ones, or, when there is none, the doubtful.
+ */
+static unsigned candidates(const struct proxied *p, struct node **out)
+{
+    bool primary = primary_only(p->r);
+    for (int last_resort = 0; last_resort < 2; last_resort++) {
+        unsigned n = 0;
+        for (unsigned i = 0; i < fleet_count; i++) {
+            struct node *node = fleet_node[i];
+            if (primary && node->role != CONFIG_PRIMARY)
+                continue;
+            if (!(p->tried >> node->id & 1) && fleet_can_serve(node, p->collection, last_resort))
+                out[n++] = node;
+        }
+        if (n)
+            return n;
+    }
+    return 0;
+}
+
+static bool budget_left(void)
+{
+    int64_t active = metrics_gauge[GAUGE_ACTIVE];
+    int64_t most = active * cfg->retry_budget / 100;
+    if (most < RETRIES_ALWAYS)
+        most = cfg->retry_budget ? RETRIES_ALWAYS : 0;
+    return (int64_t)retrying_now < most;
+}
+
+/* May the request be tried again, after a try that did (sent) or did not reach the server? */
+static bool may_retry(const struct proxied *p, bool sent)
+{
+    struct node *any[FLEET_MAX];
+    if (p->r->answered || p->x.dropped > 0 || now() >= p->total_at)
+        return false;
+    if (sent && !p->r->route.reads)
+        return false;
+    if (p->tries >= (unsigned)cfg->max_tries || candidates(p, any) == 0)
+        return false;
+    if (!p->retrying && !budget_left()) {
+        metrics_inc(RETRIES_DENIED);
+        return false;
+    }
+    return true;
+}
+
+/* ---- endings -----------------------------------------------------------------------------------
+ */
+
+/* "primary is down (connection refused), replica is drained": why nobody can serve. */
+static void tell_states(const struct proxied *p, char *out, size_t size)
+{
+    size_t n = 0;
+    bool primary = primary_only(p->r);
+    out[0] = 0;
+    for (unsigned i = 0; i < fleet_count && n + 1 < size; i++) {
+        const struct node *node = fleet_node[i];
+        if (primary && node->role != CONFIG_PRIMARY)
+            continue;
+        const char *state = node->admin != NODE_READY  ? fleet_admin_name(node->admin)
+                            : node->addr_len == 0      ? "unresolved"
+                            : p->tried >> node->id & 1 ? "tried"
+                                                       : fleet_health_name(node->health);
+        const char *why = node->history.last_error;
+        int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s", n ? ", " : "", node->name, state,
+                         *why ? " (" : "", why, *why ? ")" : "");
+        n += w > 0 ? (size_t)w : 0;
+    }
+}
+
+static void give_up(struct proxied *p, enum end_reason why, const char *text)
+{
+    struct request *r = p->r;
+    bool unsure = !r->route.reads && p->x.touched;
+    char message[512];
+    snprintf(message, sizeof message, "%s%s", text,
+             unsure ? "; whether this write was applied is not known" : "");
+    snprintf(r->detail, sizeof r->detail, "%s", text);
+    (void)proxied_free(p);
+    if (r->answered)
+        request_break(r, why);
+    else
+        request_error(r, why, "%s", message);
+}
+
+static void nobody(struct proxied *p)
+{
+    char states[400], text[480];
+    tell_states(p, states, sizeof states);
+    snprintf(text, sizeof text, "no instance can take this request: %s", states);
+    give_up(p, END_NO_INSTANCE, text);
+}
+
+/* ---- tries -------------------------------------------------------------------------------------
+ */
+
+static void begin_try(struct proxied *p)
+{
+    double t = now();
+    p->tries++;
+    p->tried |= 1ull << p->node->id;
+    p->r->log.attempts = p->tries;
+    p->x.node = p->node;
+    p->connect_at = t + cfg->connect_timeout;
+    if (p->try_at == 0 && p->r->route.reads)
+        p->try_at = t + cfg->try_timeout;
+    if (p->tries > 1) {
+        metrics_inc(RETRIES);
+        if (!p->retrying) {
+            p->retrying = true;
+            retrying_now++;
+        }
+    }
+    arm(p);
+    exchange_start(&p->x, cfg, false); /* may end p */
+}
+
+static void choose(struct proxied *p);
+
+static void on_turn(struct pool_place *place, bool slot)
+{
+    struct proxied *p = container_of(place, struct proxied, place);
+    p->queue_at = 0;
+    p->r->log.queued += now() - p->queue_since;
+    if (slot) {
+        p->slot = true;
+        begin_try(p);
+        return;
+    }
+    struct node *any[FLEET_MAX];
+    p->tried |= 1ull << p->node->id;
+    leave_node(p);
+    if (candidates(p, any) > 0)
+        choose(p);
+    else
+        nobody(p);
+}
+
+static void choose(struct proxied *p)
+{
+    struct request *r = p->r;
+    struct node *nodes[FLEET_MAX];
+    unsigned n = candidates(p, nodes);
+    if (n == 0) {
+        nobody(p);
+        return;
+    }
+    struct policy_request q = {
+        .route = &r->route,
+        .method = str_from(r->method_text),
+        .client = request_client(r),
+        .collection_id = p->collection,
+        .attempt = p->tries + 1,
+        .tried = p->tried,
+        .last_error = p->last == END_NONE ? "" : end_name(p->last),
+        .bytes = r->body_length,
+        .session = p->session.n ? p->session : request_client(r),
+    };
+    struct policy_verdict v;
+    policy_route(&q, nodes, n, now(), &v);
+    snprintf(r->detail, sizeof r->detail, "%s", v.reason);
+    if (!v.node) {
+        char text[200];
+        snprintf(text, sizeof text, "the route policy chose no instance: %s", v.reason);
+        give_up(p, END_POLICY_REFUSED, text);
+        return;
+    }
+    p->node = v.node;
+    fleet_hold(p->node);
+    p->try_at = v.timeout > 0 ? now() + v.timeout : 0;
+    switch (pool_enter(p->node, &p->place)) {
+    case POOL_IN:
+        p->slot = true;
+        begin_try(p);
+        break;
+    case POOL_QUEUED:
+        p->try_at = 0; /* the clock of the try starts with it */
+        p->queue_since = now();
+        p->queue_at = now() + cfg->queue_timeout;
+        arm(p);
+        break;
+    case POOL_FULL:
+        p->tried |= 1ull << p->node->id;
+        leave_node(p);
+        if (candidates(p, nodes) > 0)
+            choose(p);
+        else
+            give_up(p, END_QUEUE_FULL, "the queue of the instance is full (MAX_QUEUE)");
+        break;
+    }
+}
+
+/* ---- what tries tell ---------------------------------------------------------------------------
+ */
+
+static void note_failure(struct proxied *p, enum end_reason why)
+{
+    struct node *n = p->node;
+    n->failures++;
+    if (p->r->route.fragile)
+        return; /* a request that makes the server drop the connection says nothing about its health
+                 */
+    switch (why) {
+    case END_CONNECT_FAILED:
+    case END_CONNECT_TIMEOUT:
+        health_note(n, NULL, HEALTH_CONNECT_FAIL, p->x.error);
+        break;
+    case END_TRY_TIMEOUT:
+    case END_REQUEST_TIMEOUT:
+    case END_SERVER_SLOW:
+        health_note(n, NULL, HEALTH_TIMEOUT, p->x.error);
+        break;
+    case END_SERVER_RESET:
+    case END_SERVER_CLOSED:
+    case END_SERVER_GARBAGE:
+        health_note(n, NULL, HEALTH_RESET, p->x.error);
+        break;
+    default:
+        break;
+    }
+}
+
+/* An answer of the server: 5xx counts against the collection it is about, and only as a streak
+ * against the instance. 501 and 503 say "not this" and "not now", no fault. */
+static void note_answer(struct proxied *p, int status)
+{
+    struct request *r = p->r;
+    struct node *n = p->node;
+    bool bad = status >= 500 && status != 501 && status != 503;
+    n->answers[status / 100 <= 5 ? status / 100 : 0]++;
+    if (r->log.connected > 0 && r->log.first >= r->log.connected) {
+        double took = r->log.first - r->log.connected;
+        histo_add(&n->latency, took);
+        fleet_note_latency(n, took, now());
+    }
+    if (p->collection[0] && (bad || n->collections)) {
+        const char *end = r->route.collection.p + r->route.collection.n;
+        struct str path = {r->path.p, (size_t)(end - r->path.p)};
+        struct collection_state *c = bad ? fleet_collection_note(n, p->collection, path)
+                                         : fleet_collection(n, p->collection);
+        if (c) {
+            char text[64];
+            snprintf(text, sizeof text, "%s answered %d", r->route.action, status);
+            health_note(n, c, bad ? HEALTH_5XX : HEALTH_OK, bad ? text : NULL);
+            if (!bad && c->health == NODE_UP)
+                fleet_collection_forget(n, c);
+        }
+    }
+    health_note(n, NULL, bad ? HEALTH_5XX : HEALTH_OK, NULL);
+}
+
+static bool on_answer(struct exchange *x, int status)
+{
+    struct proxied *p = container_of(x, struct proxied, x);
+    note_answer(p, status);
+    /* A read that one server can't answer, another may: a broken index, an overload. */
+    bool other = (status >= 500 && status != 501) || status == 429;
+    if (other && !p->r->route.fragile && may_retry(p, true))
+        return false;
+    p->connect_at = p->try_at = 0;
+    p->total_at = now() + cfg->body_timeout; /* from here on only progress counts */
+    arm(p);
+    return true;
+}
+
+static void on_ended(struct exchange *x, enum end_reason why)
+{
+    struct proxied *p = container_of(x, struct proxied, x);
+    if (why == END_DONE || why == END_EARLY) {
+        request_finish(proxied_free(p), why);
+        return;
+    }
+    bool sent = x->touched;
+    bool stale =
+        x->reused && sent && !x->heard && (why == END_SERVER_CLOSED || why == END_SERVER_RESET);
+    if (stale && p->r->route.reads && x->dropped == 0 && !p->stale_used) {
+        p->stale_used = true;
+        metrics_inc(STALE_RETRIES);
+        p->connect_at = now() + cfg->connect_timeout;
+        arm(p);
+        exchange_start(x, cfg, true);
+        return;
+    }
+    p->last = why;
+    if (why != END_SERVER_5XX)
+        note_failure(p, why);
+    char name[CONFIG_NAME_MAX + 1], text[256];
+    snprintf(name, sizeof name, "%s", p->node->name);
+    leave_node(p);
+    if (may_retry(p, sent)) {
+        choose(p);
+        return;
+    }
+    snprintf(text, sizeof text, "%s: %s", name,
+             why == END_SERVER_5XX ? "the server answered with an error" : x->error);
+    give_up(p, why, text);
+}
+
+/* ---- the handler -------------------------------------------------------------------------------
+ */
+
+static void put_target(struct request *r)
+{
+    if (!r->route.v1_alias) {
+        buf_put_str(&r->text, r->target);
+        return;
+    }
+    /* "/api/v1/…" as "/api/v2/…" */
+    buf_put_str(&r->text, STR("/api/v2"));
+    buf_put(&r->text, r->target.p + 7, r->target.n - 7);
+}
+
+/* Writes the head for the server behind the target in r->text, which has room for it. */
+static void put_head(struct proxied *p, struct http1_head *h)
+{
+    struct request *r = p->r;
+    bool proto = false, host = false;
+    size_t from = r->text.tail;
+    const char *mem = r->text.mem;
+    for (unsigned i = 0; i < h->count; i++) {
+        struct http1_field *f = &h->field[i];
+        if (f->id == HTTP1_EXPECT)
+            f->hop = true; /* chromux answers it itself */
+        proto = proto || f->id == HTTP1_X_FORWARDED_PROTO;
+        host = host || f->id == HTTP1_X_FORWARDED_HOST;
+    }
+    buf_put_str(&r->text, h->method_text);
+    buf_put(&r->text, " ", 1);
+    put_target(r);
+    buf_put_str(&r->text, STR(" HTTP/1.1\r\n"));
+    if (!http1_find(h, HTTP1_HOST))
+        buf_put_str(&r->text, STR("Host: chromux\r\n"));
+    http1_put_fields(&r->text, h);
+    http1_put_framing(&r->text, r->body_framing, r->body_length);
+    buf_put_str(&r->text, STR("Via: 1.1 chromux\r\nX-Request-Id: "));
+    buf_puts(&r->text, r->id);
+    buf_put_str(&r->text, STR("\r\nX-Forwarded-For: "));
+    buf_put_str(&r->text, request_client(r));
+    if (!proto)
+        buf_put_str(&r->text, STR("\r\nX-Forwarded-Proto: http"));
+    if (!host && h->host.n) {
+        buf_put_str(&r->text, STR("\r\nX-Forwarded-Host: "));
+        buf_put_str(&r->text, h->host);
+    }
+    if (r->te_trailers)
+        buf_put_str(&r->text, STR("\r\nTE: trailers\r\nConnection: TE"));
+    buf_put_str(&r->text, STR("\r\n\r\n"));
+    p->x.head = (struct str){r->text.mem + from, r->text.tail - from};
+    for (unsigned i = 0; i < h->count; i++)
+        if (h->field[i].id == HTTP1_OTHER && h->field[i].name.n == 17 &&
+            str_eq_nocase(h->field[i].name, STR("X-Chromux-Session"))) {
+            p->session.p = buf_data(&r->text) + buf_len(&r->text);
+            p->session.n = h->field[i].value.n;
+            buf_put_str(&r->text, h->field[i].value);
+        }
+    must(r->text.mem == mem); /* the request's slices point into it */
+}
+
+static void start(struct request *r, struct http1_head *h)
+{
+    struct proxied *p = proxied_new(r);
+    metrics_inc(PROXIED);
+    if (!r->route.by_name && r->route.collection.n &&
+        !route_uuid(r->route.collection, p->collection))
+        p->collection[0] = 0;
+    p->x.r = r;
+    p->x.retain = r->route.reads;
+    p->x.wanted = on_answer;
+    p->x.ended = on_ended;
+    p->place.turn = on_turn;
+    p->total_at = now() + cfg->request_timeout;
+    put_head(p, h);
+    choose(p);
+}
+
+static void more(struct request *r)
+{
+    struct proxied *p = r->state;
+    exchange_more(&p->x);
+}
+
+static void drained(struct request *r)
+{
+    struct proxied *p = r->state;
+    exchange_drained(&p->x);
+}
+
+static void gone(struct request *r)
+{
+    struct proxied *p = r->state;
+    exchange_cancel(&p->x);
+    (void)proxied_free(p);
+}
+
+/* The answer has begun: it may take any time as long as it moves. */
+static void late_answer(struct proxied *p)
+{
+    double quiet = now() - p->x.progress;
+    if (request_blocked(p->r) || quiet < cfg->body_timeout) {
+        p->total_at =
+            now() + (quiet < cfg->body_timeout ? cfg->body_timeout - quiet : cfg->body_timeout);
+        arm(p);
+        return;
+    }
+    exchange_fail(&p->x, END_SERVER_SLOW, "the server stopped in the middle of its answer");
+}
+
+static void late(struct request *r)
+{
+    struct proxied *p = r->state;
+    double t = now();
+    if (p->x.relaying) {
+        late_answer(p);
+    } else if (t >= p->total_at && p->x.conn && !r->body_done && !p->x.upload_dead &&
+               buf_len(&r->body) == 0) {
+        exchange_cancel(&p->x);
+        leave_node(p);
+        give_up(p, END_CLIENT_SLOW_BODY, "the request body did not arrive within REQUEST_TIMEOUT");
+    } else if (t >= p->total_at && p->x.conn) {
+        exchange_fail(&p->x, END_REQUEST_TIMEOUT, "no answer within REQUEST_TIMEOUT");
+    } else if (t >= p->total_at || (p->queue_at != 0 && t >= p->queue_at)) {
+        r->log.queued += t - p->queue_since;
+        give_up(p, END_QUEUE_TIMEOUT, "no slot on the instance came free in time (MAXCONN)");
+    } else if (exchange_connecting(&p->x) && t >= p->connect_at) {
+        exchange_fail(&p->x, END_CONNECT_TIMEOUT, "no connection within CONNECT_TIMEOUT");
+    } else if (p->try_at != 0 && t >= p->try_at && p->x.conn && may_retry(p, true)) {
+        exchange_fail(&p->x, END_TRY_TIMEOUT, "no answer within TRY_TIMEOUT");
+    } else {
+        if (p->connect_at != 0 && t >= p->connect_at)
+            p->connect_at = 0;
+        if (p->try_at != 0 && t >= p->try_at && p->x.conn) {
+            /* Nobody else can be asked: wait on, up to REQUEST_TIMEOUT. */
+            p->try_at = 0;
+            snprintf(p->x.error, sizeof p->x.error, "no answer within TRY_TIMEOUT");
+            health_note(p->node, NULL, HEALTH_TIMEOUT, p->x.error);
+        }
+        arm(p);
+    }
+}
+
+const struct handler proxy_handler = {start, more, drained, late, gone};
