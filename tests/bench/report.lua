@@ -24,14 +24,16 @@ end
 
 -- Cells in the order they were first measured: one for each size, number of connections and proxy.
 local cells, order, proxies = {}, {}, {}
+local taken = {} -- percent of core 1 used by others, by measurement
 local function key(proxy, conns, size) return proxy .. "/" .. conns .. "/" .. size end
 
 for _, r in ipairs(rows(results)) do
-  local _, proxy, conns, size, requests, us, cpu, p50, p99 = unpack(r)
+  local _, proxy, conns, size, requests, us, cpu, p50, p99, others = unpack(r)
   local k = key(proxy, conns, size)
   local c = cells[k]
   if not c then
-    c = { proxy = proxy, conns = conns, size = size, cost = {}, rate = {}, p50 = {}, p99 = {}, busy = {} }
+    c = { proxy = proxy, conns = conns, size = size,
+      cost = {}, rate = {}, p50 = {}, p99 = {}, busy = {} }
     cells[k] = c
     order[#order + 1] = c
     if not proxies[proxy] then
@@ -39,6 +41,7 @@ for _, r in ipairs(rows(results)) do
       proxies[#proxies + 1] = proxy
     end
   end
+  taken[#taken + 1] = math.max(0, 100 * (others / ticks) / (us / 1e6))
   if requests > 0 then
     c.cost[#c.cost + 1] = cpu / ticks * 1e6 / requests
     c.rate[#c.rate + 1] = requests / (us / 1e6)
@@ -46,6 +49,12 @@ for _, r in ipairs(rows(results)) do
     c.p99[#c.p99 + 1] = p99 / 1000
     c.busy[#c.busy + 1] = 100 * (cpu / ticks) / (us / 1e6)
   end
+end
+
+local function range(list)
+  local least, most = math.huge, -math.huge
+  for _, v in ipairs(list) do least, most = math.min(least, v), math.max(most, v) end
+  return string.format("%.1f–%.1f", least, most)
 end
 
 local function value(field, proxy, conns, size)
@@ -62,18 +71,23 @@ local function thousands(n)
   return s
 end
 
-print("| answer | connections | proxy | CPU per request, µs | × relay | requests/s | p50, ms | p99, ms | core busy |")
-print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
+print("| answer | connections | proxy | CPU per request, µs | least–most | × relay " ..
+  "| requests/s | p50, ms | p99, ms | core busy |")
+print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
 for _, c in ipairs(order) do
   local cost = value("cost", c.proxy, c.conns, c.size)
   local floor = value("cost", "relay", c.conns, c.size)
   if cost then
-    print(string.format("| %s | %d | %s | %.1f | %s | %s | %.2f | %.2f | %.0f %% |",
-      SIZE[c.size] or (c.size .. " B"), c.conns, c.proxy, cost,
+    print(string.format("| %s | %d | %s | %.1f | %s | %s | %s | %.2f | %.2f | %.0f %% |",
+      SIZE[c.size] or (c.size .. " B"), c.conns, c.proxy, cost, range(c.cost),
       floor and string.format("%.2f", cost / floor) or "–", thousands(median(c.rate)),
       median(c.p50), median(c.p99), median(c.busy)))
   end
 end
+
+table.sort(taken)
+print(string.format("\nOthers used %.0f %% of the proxies' core (median; %.0f %% at worst).",
+  median(taken), taken[#taken]))
 
 local idle = {}
 local held = rows(memory)
@@ -100,9 +114,10 @@ local function ratio(field, conns, size, peer)
   local ours, theirs = value(field, "chromux", conns, size), value(field, peer, conns, size)
   return ours and theirs and ours / theirs
 end
-goal("CPU per request at 64 connections, 44 B: chromux/relay", ratio("cost", 64, 44, "relay"), 1.15)
-goal("CPU per request at 64 connections, 44 B: chromux/nginx", ratio("cost", 64, 44, "nginx"), 0.85)
-goal("CPU per request at 64 connections, 44 B: chromux/haproxy", ratio("cost", 64, 44, "haproxy"), 0.75)
+for _, g in ipairs({ { "relay", 1.15 }, { "nginx", 0.85 }, { "haproxy", 0.75 } }) do
+  goal("CPU per request at 64 connections, 44 B: chromux/" .. g[1],
+    ratio("cost", 64, 44, g[1]), g[2])
+end
 goal("Memory per idle connection, kB", idle.chromux and idle.chromux / 1024, 1)
 for _, conns in ipairs({ 1, 64, 512 }) do
   if value("rate", "chromux", conns, 1048576) then

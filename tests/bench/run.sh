@@ -1,8 +1,9 @@
 #!/bin/bash
-# The benchmark behind `make bench`: chromux, nginx, HAProxy and a bare relay in turn, each pinned to
-# core 1, with the origin and wrk on core 0. Prints a Markdown table and says of each goal whether it
-# was met. Exit code 1 when a measurement is not to be trusted (errors, policy calls that do not match
-# the requests, closed idle connections), 2 when it could not be made; a missed goal is a result.
+# The benchmark behind `make bench`: chromux, nginx, HAProxy and a bare relay in turn, each pinned
+# to core 1, with the origin and wrk on core 0. Prints a Markdown table and says of each goal
+# whether it was met. Exit code 1 when a measurement is not to be trusted (errors, policy calls that
+# do not match the requests, closed idle connections), 2 when it could not be made; a missed goal is
+# a result.
 #
 # CPU is what /proc/PID/stat says of all processes of a proxy; memory is what smaps_rollup calls
 # private. The raw numbers stay in $BUILD/bench/results.tsv and memory.tsv.
@@ -45,20 +46,14 @@ tree() {
     for c in $kids; do tree "$c"; done
 }
 
-# Ends a process with its descendants: TERM, and KILL for what is left after three seconds.
+# Ends one of our processes: TERM, and after three seconds KILL for it and its descendants.
 stop() {
-    local all p i
-    all=$(tree "$1")
-    kill -TERM "$1" 2>/dev/null || true
-    for i in {1..60}; do
-        kill -0 "$1" 2>/dev/null || break
+    kill -TERM "$1" 2>/dev/null || return 0
+    for _ in {1..60}; do
+        kill -0 "$1" 2>/dev/null || return 0
         sleep 0.05
     done
-    for p in $all; do
-        # A descendant may be gone and its number taken by a stranger: only our own are killed.
-        [ "$(awk '{print $4}' "/proc/$p/stat" 2>/dev/null)" = $$ ] || [ "$i" -ge 60 ] || continue
-        kill -KILL "$p" 2>/dev/null || true
-    done
+    kill -KILL $(tree "$1") 2>/dev/null || true
     wait "$1" 2>/dev/null || true
 }
 clean_up() {
@@ -98,36 +93,42 @@ fill() {
 
 # start NAME: a fresh process of that proxy on core 1, answering.
 start() {
-    local name=$1 i
+    local name=$1 err=$run/$1.err origins
     free_port "$name"
     case $name in
     relay)
-        taskset -c 1 "$out/relay" "${port[relay]}" "${port[origin_a]}" "${port[origin_b]}" &
+        taskset -c 1 "$out/relay" "${port[relay]}" "${port[origin_a]}" "${port[origin_b]}" \
+            2>"$err" &
         ;;
     nginx)
         fill nginx nginx.conf
-        taskset -c 1 nginx -p "$run" -c "$run/nginx.conf" &
+        taskset -c 1 nginx -p "$run" -c "$run/nginx.conf" 2>"$err" &
         ;;
     haproxy)
         fill haproxy haproxy.cfg
-        taskset -c 1 haproxy -db -f "$run/haproxy.cfg" >/dev/null 2>"$run/haproxy.err" &
+        taskset -c 1 haproxy -db -f "$run/haproxy.cfg" >/dev/null 2>"$err" &
         ;;
     chromux)
+        origins="a=http://127.0.0.1:${port[origin_a]};b=http://127.0.0.1:${port[origin_b]}"
         (cd "$run" && exec env -u DATABASE_URL -u PRIMARY_URL -u REPLICA_URL -u ADMIN_PORT \
             PORT="${port[chromux]}" LISTEN_ADDRESS=127.0.0.1 ACCESS_LOG=off LOG_LEVEL=warn \
-            CHROMA_INSTANCES="a=http://127.0.0.1:${port[origin_a]};b=http://127.0.0.1:${port[origin_b]}" \
-            UNREPLICATED_READS=any LOAD_BALANCE_STRATEGY=round_robin POLICY_DIR="$top/policies" \
+            CHROMA_INSTANCES="$origins" UNREPLICATED_READS=any \
+            LOAD_BALANCE_STRATEGY=round_robin POLICY_DIR="$top/policies" \
             MAX_CLIENTS=9000 MAXCONN=1024 UPSTREAM_MAX_IDLE=512 \
-            taskset -c 1 "$CHROMUX" run) &
+            DRAIN_TIMEOUT=1 taskset -c 1 "$CHROMUX" run) >"$err" 2>&1 &
         ;;
     esac
     pid[$name]=$!
     started+=($!)
-    for i in {1..100}; do
-        kill -0 "${pid[$name]}" 2>/dev/null || give_up "$name ended at its start"
+    for _ in {1..100}; do
+        if ! kill -0 "${pid[$name]}" 2>/dev/null; then
+            cat "$err" >&2
+            give_up "$name ended at its start"
+        fi
         [[ $(http_get "${port[$name]}" /api/v2/heartbeat 2>/dev/null) == HTTP/1.1\ 200* ]] && return
         sleep 0.05
     done
+    cat "$err" >&2
     give_up "$name did not answer within five seconds"
 }
 
@@ -142,6 +143,9 @@ cpu_ticks() {
     done
     echo "$sum"
 }
+
+# Clock ticks in which core 1 did anything for anybody: what the proxy did not use, others took.
+core_ticks() { awk '$1 == "cpu1" { print $2 + $3 + $4 + $7 + $8 + $9 }' /proc/stat; }
 
 private_kb() {
     local p
@@ -163,7 +167,7 @@ settled_kb() {
 
 policy_calls() {
     http_get "${port[chromux]}" /metrics |
-        awk '/^chromux_policy_calls_total{.*policy="route"/ { printf "%d\n", $2; found = 1 }
+        awk '/^chromux_policy_calls_total{.*policy="route"/ { printf "%.0f\n", $2; found = 1 }
              END { if (!found) print "none" }'
 }
 
@@ -172,13 +176,16 @@ target() { [ "$1" = 44 ] && echo /api/v2/heartbeat || echo "$count?bytes=$1"; }
 untrusted=0
 # measure ROUND NAME CONNS SIZE: one row of results.tsv.
 measure() {
-    local name=$2 conns=$3 size=$4 line before after called=- calls
+    local name=$2 conns=$3 size=$4 line before after core called=- calls
     local url="http://127.0.0.1:${port[$2]}$(target "$4")"
     [ "$name" = chromux ] && calls=$(policy_calls)
+    core=$(core_ticks)
     before=$(cpu_ticks "${pid[$name]}")
     line=$(timeout $((seconds + 20)) taskset -c 0 wrk -t1 -c"$conns" -d"${seconds}s" --latency \
-        -s "$here/wrk.lua" "$url" | grep '^BENCH') || give_up "wrk failed against $name"
+        --timeout 10s -s "$here/wrk.lua" "$url" | grep '^BENCH') ||
+        give_up "wrk failed against $name"
     after=$(cpu_ticks "${pid[$name]}")
+    core=$(($(core_ticks) - core))
     set -- "$1" $line # round BENCH requests microseconds p50 p99 errors
     if [ "$name" = chromux ]; then
         [ "$calls" != none ] || give_up "chromux shows no chromux_policy_calls_total for route"
@@ -193,13 +200,14 @@ measure() {
         say "$name, $conns connections, $size B: $3 requests, $7 errors"
         untrusted=1
     fi
-    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$name" "$conns" "$size" "$3" "$4" \
-        $((after - before)) "$5" "$6" "$7" "$called" >>"$out/results.tsv"
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$name" "$conns" "$size" "$3" \
+        "$4" $((after - before)) "$5" "$6" $((core - after + before)) "$7" "$called" \
+        >>"$out/results.tsv"
 }
 
 # memory NAME: a fresh process, a few requests to warm it, then IDLE connections that each made one.
 memory() {
-    local name=$1 before after answer idler
+    local name=$1 before after idler
     start "$name"
     "$out/idle" "${port[$name]}" 50 /api/v2/heartbeat </dev/null >/dev/null ||
         give_up "$name: warming up failed"
@@ -209,7 +217,7 @@ memory() {
     idler=$!
     started+=($idler)
     exec 8>"$run/hold"
-    for answer in {1..1200}; do
+    for _ in {1..1200}; do
         grep -q ready "$run/idle.out" && break
         kill -0 "$idler" 2>/dev/null || give_up "$name: $IDLE idle connections could not be opened"
         sleep 0.05
@@ -226,10 +234,11 @@ memory() {
 
 # ---- set-up -------------------------------------------------------------------------------------
 for tool in wrk nginx haproxy luajit taskset cc; do
-    command -v "$tool" >/dev/null || give_up "$tool is missing: apt-get install --no-install-recommends" \
-        "wrk nginx-light haproxy luajit util-linux gcc"
+    command -v "$tool" >/dev/null || give_up "$tool is missing:" \
+        "apt-get install --no-install-recommends wrk nginx-light haproxy luajit util-linux gcc"
 done
-[ "$(nproc)" -ge 2 ] || give_up "two cores are needed: one for the proxy, one for wrk and the origin"
+[ "$(nproc)" -ge 2 ] ||
+    give_up "two cores are needed: one for the proxy, one for wrk and the origin"
 ulimit -n "$(ulimit -Hn)"
 [ "$(ulimit -n)" -ge 12000 ] || give_up "12,000 descriptors are needed, the limit is $(ulimit -Hn)"
 if [ ! -x "$CHROMUX" ]; then
@@ -262,7 +271,11 @@ awk -v l="$load" 'BEGIN { exit !(l > 0.3) }' &&
 for name in $PROXIES; do
     start "$name"
     for size in $SIZES; do
-        got=$(http_get "${port[$name]}" "$(target "$size")" | sed '1,/^\r$/d' | wc -c)
+        for _ in {1..50}; do # a balancer may first have to see that its servers hold data
+            got=$(http_get "${port[$name]}" "$(target "$size")" | sed '1,/^\r$/d' | wc -c)
+            [ "$got" = "$size" ] && break
+            sleep 0.1
+        done
         [ "$got" = "$size" ] || give_up "$name answered $got bytes instead of $size"
     done
     timeout 20 taskset -c 0 wrk -t1 -c64 -d1s "http://127.0.0.1:${port[$name]}/api/v2/heartbeat" \
@@ -282,11 +295,17 @@ if [ "$IDLE" -gt 0 ]; then
     for name in $PROXIES; do memory "$name"; done
 fi
 
-echo "$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $(nproc) cores, Linux $(uname -r)." \
+echo "$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $(nproc) cores," \
+    "Linux $(uname -r)." \
     "$(haproxy -v | awk 'NR == 1 { print "HAProxy", $3 }')," \
     "$(nginx -v 2>&1 | sed 's|.*/|nginx |')," \
-    "$(wrk --version 2>&1 | awk 'NR == 1 { print "wrk", $2 }')." \
+    "$(wrk --version 2>&1 | awk 'NR == 1 { print "wrk", $2 }')," \
+    "TCP congestion control $(cat /proc/sys/net/ipv4/tcp_congestion_control)." \
     "$ROUNDS rounds of $seconds s, medians; load before: $load."
 echo
 luajit "$here/report.lua" "$out/results.tsv" "$out/memory.tsv" "$(getconf CLK_TCK)"
+if [ "$untrusted" != 0 ]; then
+    say "not to be trusted: see above"
+    [ -s "$run/chromux.err" ] && tail -n 20 "$run/chromux.err" >&2
+fi
 exit "$untrusted"
