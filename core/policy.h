@@ -85,6 +85,8 @@ size_t policy_memory(void);
 /* What chromux test gives to lb.testkit: pushes onto the (workflow) VM L a table of functions that
  * run a policy file in a real policy VM. */
 struct lua_State;
+/* `chromux test FILES`: runs busted on the VM; returns the exit code. */
+int policy_test_main(struct lua_State *L, int argc, char **argv);
 void policy_push_testkit(struct lua_State *L);
 
 #endif

@@ -1,0 +1,139 @@
+/* settings.c: the config file runs in a bare VM of its own (no I/O, no libraries but string, table
+ * and math, an instruction budget) and must return a table of plain values. */
+#include "settings.h"
+
+#include "script.h"
+
+#include <luajit.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { FILE_BUDGET = 10000000 };
+
+static void over_budget(lua_State *L, lua_Debug *ar)
+{
+    (void)ar;
+    luaL_error(L, "the file used more than %d instructions", FILE_BUDGET);
+}
+
+static lua_State *bare_vm(void)
+{
+    static const char *const gone[] = {"dofile", "loadfile", "load", "loadstring",
+                                       "collectgarbage"};
+    lua_State *L = luaL_newstate();
+    must(L != NULL);
+    luaJIT_setmode(L, 0, LUAJIT_MODE_ENGINE | LUAJIT_MODE_OFF);
+    static const lua_CFunction libs[] = {luaopen_base, luaopen_string, luaopen_table, luaopen_math};
+    for (unsigned i = 0; i < COUNT_OF(libs); i++) {
+        lua_pushcfunction(L, libs[i]);
+        lua_call(L, 0, 0);
+    }
+    for (unsigned i = 0; i < COUNT_OF(gone); i++) {
+        lua_pushnil(L);
+        lua_setglobal(L, gone[i]);
+    }
+    lua_sethook(L, over_budget, LUA_MASKCOUNT, FILE_BUDGET);
+    return L;
+}
+
+/* Adds the plain value on top of the stack under this name; false when it is not plain. */
+static bool add_value(lua_State *L, const char *name, const char *source, struct config_raws *raws)
+{
+    char number[64];
+    switch (lua_type(L, -1)) {
+    case LUA_TSTRING:
+        config_raws_add(raws, name, lua_tostring(L, -1), CONFIG_TEXT, source);
+        return true;
+    case LUA_TNUMBER:
+        snprintf(number, sizeof number, "%.15g", lua_tonumber(L, -1));
+        config_raws_add(raws, name, number, CONFIG_NUMBER, source);
+        return true;
+    case LUA_TBOOLEAN:
+        config_raws_add(raws, name, lua_toboolean(L, -1) ? "true" : "false", CONFIG_BOOLEAN,
+                        source);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void add_instances(lua_State *L, const char *source, struct config_raws *raws,
+                          struct buf *errors)
+{
+    size_t rows = lua_objlen(L, -1);
+    if (rows == 0)
+        buf_printf(errors,
+                   "instances (%s): expected a list of tables, such as {{name=\"a\", url="
+                   "\"http://127.0.0.1:8001\"}}\n",
+                   source);
+    for (size_t i = 1; i <= rows; i++) {
+        lua_rawgeti(L, -1, (int)i);
+        if (!lua_istable(L, -1))
+            buf_printf(errors, "instances[%zu] (%s): expected a table, found a %s\n", i, source,
+                       luaL_typename(L, -1));
+        else
+            for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
+                char name[160];
+                const char *key = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "?";
+                snprintf(name, sizeof name, "instances[%zu].%s", i, key);
+                if (!add_value(L, name, source, raws))
+                    buf_printf(errors, "%s (%s): expected a plain value, found a %s\n", name,
+                               source, luaL_typename(L, -1));
+            }
+        lua_pop(L, 1);
+    }
+}
+
+static void read_file(const char *path, struct config_raws *raws, struct buf *errors)
+{
+    lua_State *L = bare_vm();
+    if (luaL_loadfile(L, path) != 0 || lua_pcall(L, 0, 1, 0) != 0) {
+        buf_printf(errors, "%s\n", lua_tostring(L, -1));
+    } else if (!lua_istable(L, -1)) {
+        buf_printf(errors, "%s: expected it to return a table of settings, found a %s\n", path,
+                   luaL_typename(L, -1));
+    } else {
+        for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
+            if (lua_type(L, -2) != LUA_TSTRING) {
+                buf_printf(errors, "%s: expected NAME = value, found a %s as a name\n", path,
+                           luaL_typename(L, -2));
+                continue;
+            }
+            const char *name = lua_tostring(L, -2);
+            if (strcmp(name, "instances") == 0 && lua_istable(L, -1))
+                add_instances(L, path, raws, errors);
+            else if (!add_value(L, name, path, raws))
+                buf_printf(errors, "%s (%s): expected a plain value, found a %s\n", name, path,
+                           luaL_typename(L, -1));
+        }
+    }
+    lua_close(L);
+}
+
+struct config *settings_load(const struct settings_sources *from, struct buf *errors)
+{
+    struct config_raws raws = {0};
+    size_t before = buf_len(errors);
+    if (from->file)
+        read_file(from->file, &raws, errors);
+    config_raws_add_environment(&raws, from->environment);
+    for (unsigned i = 0; i < from->set_count; i++) {
+        const char *set = from->sets[i], *eq = strchr(set, '=');
+        if (!eq || eq == set) {
+            buf_printf(errors, "--set %s: expected NAME=VALUE\n", set);
+            continue;
+        }
+        char *name = base_strdup(set);
+        name[eq - set] = 0;
+        config_raws_add(&raws, name, eq + 1, CONFIG_TEXT, "--set");
+        free(name);
+    }
+    bool broken = buf_len(errors) > before;
+    struct config *c = config_build(&raws, errors); /* also when broken: all mistakes at once */
+    config_raws_fini(&raws);
+    if (broken && c) {
+        config_free(c);
+        c = NULL;
+    }
+    return c;
+}

@@ -1,0 +1,135 @@
+-- status.lua: the documents /health and /status, made of one snapshot of plain figures (core/admin.c).
+-- The fields that an earlier system's users read keep their names and shapes; more stand beside them.
+local cjson = require("cjson.safe")
+
+local M = {}
+
+-- Seconds since 1970 as ISO 8601 in UTC with a zone; JSON null for "never" (0).
+local function iso(seconds)
+  if seconds <= 0 then return cjson.null end
+  local whole = math.floor(seconds)
+  return os.date("!%Y-%m-%dT%H:%M:%S", whole) .. string.format(".%03dZ", (seconds - whole) * 1000)
+end
+
+-- "" as JSON null.
+local function text(s)
+  if s == "" then return cjson.null end
+  return s
+end
+
+local function array(t)
+  return setmetatable(t, cjson.empty_array_mt)
+end
+
+local function round(x, digits)
+  local scale = 10 ^ (digits or 3)
+  return math.floor(x * scale + 0.5) / scale
+end
+
+local function collections_of(node)
+  local out = array {}
+  for i, c in ipairs(node.collections) do
+    out[i] = {
+      id = c.id, state = c.state, since_seconds = round(c.for_seconds),
+      last_error = text(c.history.last_error), errors_5xx = c.history.errors_5xx,
+    }
+  end
+  return out
+end
+
+-- The instance as /health gives it.
+local function brief(node)
+  return {
+    name = node.name, url = node.url, healthy = node.state == "up", priority = node.priority,
+    failure_count = node.history.fails, request_count = node.requests, last_check = iso(node.last_check),
+  }
+end
+
+local function full(node, all_requests)
+  local out = brief(node)
+  out.request_percentage = all_requests > 0 and round(100 * node.requests / all_requests, 1) or 0
+  out.last_failure = iso(node.last_failure)
+  out.role, out.state, out.admin = node.role, node.state, node.admin
+  out.state_seconds = round(node.for_seconds)
+  out.resolved = node.resolved
+  out.weight, out.effective_weight = node.weight, round(node.effective_weight)
+  out.last_error = text(node.history.last_error)
+  out.history = {
+    fails = node.history.fails, passes = node.history.passes, connect_fails = node.history.connect_fails,
+    timeouts = node.history.timeouts, resets = node.history.resets, errors_5xx = node.history.errors_5xx,
+    busy_seconds = round(node.history.busy_seconds),
+  }
+  out.collections_unhealthy = collections_of(node)
+  out.requests_active, out.requests_queued, out.maxconn = node.inflight, node.queued, node.maxconn
+  out.failed_tries = node.failures
+  out.answers = node.answers
+  out.connections = { open = node.connections_open, idle = node.connections_idle }
+  out.probes = { total = node.probes, failed = node.probe_fails, last_ms = round(node.probe_ms) }
+  out.latency_ms = {
+    ewma = round(node.ewma_ms), p50 = round(node.p50_ms), p90 = round(node.p90_ms), p99 = round(node.p99_ms),
+  }
+  return out
+end
+
+local function policy(p)
+  return {
+    file = p.file, calls = p.calls, fallbacks = p.fallbacks, failures = p.failures, tripped = p.tripped,
+    last_error = text(p.last_error), last_error_at = iso(p.last_error_at),
+  }
+end
+
+-- health(snapshot) -> JSON text of /health.
+function M.health(snap)
+  local instances, up = array {}, false
+  for i, node in ipairs(snap.nodes) do
+    instances[i] = brief(node)
+    up = up or node.state == "up"
+  end
+  return cjson.encode {
+    status = up and not snap.draining and "healthy" or "unhealthy", strategy = snap.strategy,
+    instances = instances, timestamp = iso(snap.now),
+  }
+end
+
+-- status(snapshot) -> JSON text of /status.
+function M.status(snap)
+  local sent, up = 0, 0
+  for _, node in ipairs(snap.nodes) do
+    sent = sent + node.requests
+    if node.state == "up" then up = up + 1 end
+  end
+  local instances = array {}
+  for i, node in ipairs(snap.nodes) do instances[i] = full(node, sent) end
+  return cjson.encode {
+    version = snap.version,
+    started = iso(snap.started),
+    uptime_seconds = round(snap.now - snap.started),
+    draining = snap.draining,
+    replication = "off",
+    replication_reason = "this version keeps no journal: data routes go to the primary, and replicas are not fed"
+      .. (snap.unreplicated_reads == "any" and " (UNREPLICATED_READS=any: reads go to all)" or ""),
+    load_balancer = {
+      strategy = snap.strategy, check_interval = snap.check_interval, failure_threshold = snap.failure_threshold,
+      request_timeout = snap.request_timeout, total_requests = snap.total_requests,
+    },
+    instances = instances,
+    summary = { healthy_instances = up, total_instances = #snap.nodes, current_strategy = snap.strategy },
+    requests = {
+      proxied = snap.proxied_requests, active = snap.active, queued = snap.queued, retries = snap.retries,
+      retries_denied = snap.retries_denied, stale_connection_retries = snap.stale_retries,
+      ended = snap.ends,
+    },
+    clients = { connected = snap.clients },
+    policies = {
+      generation = snap.policy_generation, loaded_at = iso(snap.policy_loaded_at),
+      last_load_error = text(snap.policy_load_error), memory_bytes = snap.policy_memory,
+      route = policy(snap.policies.route), failover = policy(snap.policies.failover),
+    },
+    reloads = {
+      total = snap.reloads, failed = snap.reloads_failed, last_error = text(snap.reload_error),
+    },
+    timestamp = iso(snap.now),
+  }
+end
+
+return M
