@@ -1,6 +1,7 @@
 /* Owns the life of a test: its temp folder, its memory and its child processes, so that a failed
  * check (a longjmp out of the test) leaves nothing behind. */
 #include "harness.h"
+#include "load.h"
 #include "peer.h"
 #include "wire.h"
 
@@ -505,6 +506,7 @@ int harness_teardown(void **state)
 {
     bool well = true;
     wire_close_all();
+    load_stop_all();
     for (unsigned i = 0; i < running_count; i++) {
         bool was_running = !chromux_wait_exit(running[i], 0);
         chromux_stop(running[i]);

@@ -181,11 +181,15 @@ size_t chunks_decode(const char *p, size_t n, char **body, size_t *len, char **t
 
 static void read_chunked(struct wire *w, struct answer *a, double until)
 {
-    size_t used = 0;
-    /* Whole only once the last chunk is there, so look for it before decoding. */
+    size_t used = 0, looked = 0;
+    bool last = false;
+    /* Decoding starts once a last chunk seems to be there: a big body is not decoded over and over.
+     */
     do {
-        if (w->len >= 5 &&
-            (memmem(w->in, w->len, "\r\n0\r\n", 5) || memcmp(w->in, "0\r\n", 3) == 0))
+        last = last || (w->len >= 3 && memcmp(w->in, "0\r\n", 3) == 0) ||
+               memmem(w->in + looked, w->len - looked, "\r\n0\r\n", 5);
+        looked = w->len > 4 ? w->len - 4 : 0;
+        if (last)
             used = chunks_decode(w->in, w->len, &a->body, &a->body_len, &a->trailers);
     } while (used == 0 && more(w, until));
     a->complete = used > 0;

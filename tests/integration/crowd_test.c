@@ -1,0 +1,283 @@
+/* Many at once: an instance's maxconn and its queue, the retry budget, ten thousand idle clients,
+ * no descriptors left. */
+#include "fixture.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static struct wire *send_read(struct chromux *x, int n)
+{
+    struct wire *w = wire_open(x->port);
+    wire_sendf(w, "GET " COLL "/count?n=%d HTTP/1.1\r\nHost: h\r\n\r\n", n);
+    return w;
+}
+
+static long metric(struct chromux *x, const char *name)
+{
+    struct answer *a = http_get(x->port, "/metrics");
+    const char *at = a ? strstr(a->body, keepf("\n%s ", name)) : NULL;
+    return at ? atol(at + strlen(name) + 2) : -1;
+}
+
+/* ---- maxconn and its queue ---------------------------------------------------------------------
+ */
+
+static void gated(struct conn *c)
+{
+    while (conn_request(c) && conn_wait(c))
+        if (!conn_answer(c, "{}"))
+            return;
+}
+
+static void check_busy(struct answer *a)
+{
+    check(a != NULL);
+    check_int(a->status, 503);
+    check(head_field(a->head, "Retry-After") != NULL);
+    check_has(a->body, "\"error\":\"");
+}
+
+static void full_queue_is_503(void **state)
+{
+    struct peer *p = peer_start(gated);
+    struct chromux *x = in_front_of(p, NULL, "MAXCONN=1", "MAX_QUEUE=2", "QUEUE_TIMEOUT=30",
+                                    "TRY_TIMEOUT=30", NULL);
+    struct wire *first = send_read(x, 0);
+    check_soon(peer_requests(p) == 1, 5);
+    struct wire *second = send_read(x, 1);
+    check_soon(metric(x, "chromux_requests_queued") == 1, 5);
+    struct wire *third = send_read(x, 2);
+    check_soon(metric(x, "chromux_requests_queued") == 2, 5);
+    check_busy(wire_answer(send_read(x, 3), false));
+    check_str(kv(chromux_access_line(x, "n=3", 1), "end"), "queue_full");
+    /* Who leaves the queue makes room, and never reaches the origin. */
+    wire_close(second);
+    check_soon(metric(x, "chromux_requests_queued") == 1, 5);
+    struct wire *fourth = send_read(x, 4);
+    check_soon(metric(x, "chromux_requests_queued") == 2, 5);
+    check_int(peer_requests(p), 1);
+    peer_release(p);
+    struct wire *waiting[] = {first, third, fourth};
+    for (unsigned i = 0; i < COUNT_OF(waiting); i++) {
+        struct answer *a = wire_answer(waiting[i], false);
+        check(a != NULL);
+        check_int(a->status, 200);
+    }
+    check_int(peer_requests(p), 3);
+    check_has(peer_request(p, 1)->head, "n=2 ");
+    check_has(peer_request(p, 2)->head, "n=4 ");
+    check(atof(kv(chromux_access_line(x, "n=4", 1), "tq")) > 0);
+}
+
+static void waiting_too_long_in_the_queue_is_503(void **state)
+{
+    struct peer *p = peer_start(gated);
+    struct chromux *x =
+        in_front_of(p, NULL, "MAXCONN=1", "QUEUE_TIMEOUT=0.3", "TRY_TIMEOUT=30", NULL);
+    struct wire *first = send_read(x, 0);
+    check_soon(peer_requests(p) == 1, 5);
+    double began = now_seconds();
+    check_busy(wire_answer(send_read(x, 1), false));
+    check(now_seconds() - began < slow(2));
+    check_str(kv(chromux_access_line(x, "n=1", 1), "end"), "queue_timeout");
+    peer_release(p);
+    struct answer *a = wire_answer(first, false);
+    check(a && a->status == 200);
+    check_int(peer_requests(p), 1);
+}
+
+static void maxconn_is_never_passed(void **state)
+{
+    enum { CLIENTS = 40 };
+    struct peer *p = peer_start(gated);
+    struct chromux *x =
+        in_front_of(p, NULL, "MAXCONN=5", "QUEUE_TIMEOUT=30", "TRY_TIMEOUT=30", NULL);
+    struct wire *w[CLIENTS];
+    for (int i = 0; i < CLIENTS; i++)
+        w[i] = send_read(x, i);
+    check_soon(metric(x, "chromux_requests_queued") == CLIENTS - 5, 5);
+    check_int(peer_requests(p), 5);
+    peer_release(p);
+    for (int i = 0; i < CLIENTS; i++) {
+        struct answer *a = wire_answer(w[i], false);
+        check(a && a->status == 200);
+    }
+    check(peer_connections(p) <= 5);
+}
+
+/* ---- the retry budget --------------------------------------------------------------------------
+ */
+
+static void reset_on_release(struct conn *c)
+{
+    if (conn_request(c) && conn_wait(c))
+        conn_reset(c);
+}
+
+static void retries_stay_within_their_budget(void **state)
+{
+    enum { CLIENTS = 40, MOST = CLIENTS * 20 / 100 };
+    struct peer *p = peer_start(reset_on_release), *q = peer_start(gated);
+    struct chromux *x = in_front_of(p, q, "LOAD_BALANCE_STRATEGY=priority", "RETRY_BUDGET=20",
+                                    "TRY_TIMEOUT=30", "REQUEST_TIMEOUT=30", NULL);
+    struct wire *w[CLIENTS];
+    for (int i = 0; i < CLIENTS; i++)
+        w[i] = send_read(x, i);
+    check_soon(peer_requests(p) == CLIENTS, 5);
+    peer_release(p); /* all fail at once */
+    check_soon(metric(x, "chromux_retries_denied_total") >= CLIENTS - MOST, 10);
+    check(peer_requests(q) >= 3 && peer_requests(q) <= MOST);
+    peer_release(q);
+    int good = 0, bad = 0;
+    for (int i = 0; i < CLIENTS; i++) {
+        struct answer *a = wire_answer(w[i], false);
+        check(a && (a->status == 200 || a->status == 502));
+        good += a->status == 200;
+        bad += a->status == 502;
+    }
+    check_int(good, peer_requests(q));
+    check_int(good + bad, CLIENTS);
+    check(metric(x, "chromux_retries_total") == good);
+}
+
+/* ---- ten thousand idle clients -----------------------------------------------------------------
+ */
+
+/* In a process of its own: opens n connections, says so on `ready`, keeps them until killed. */
+static pid_t crowd(int port, int n, int *ready)
+{
+    int pipes[2];
+    check(pipe(pipes) == 0);
+    pid_t parent = getpid(), pid = fork();
+    check(pid >= 0);
+    *ready = pipes[0];
+    if (pid > 0) {
+        close(pipes[1]);
+        return pid;
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    struct rlimit most;
+    getrlimit(RLIMIT_NOFILE, &most);
+    most.rlim_cur = most.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &most);
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons((uint16_t)port),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    if (getppid() != parent)
+        _exit(1);
+    for (int i = 0; i < n; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof a) != 0) {
+            dprintf(pipes[1], "connection %d: %s", i, strerror(errno));
+            _exit(1);
+        }
+    }
+    dprintf(pipes[1], "ready");
+    for (;;)
+        pause();
+}
+
+static void disperse(pid_t pid, int ready)
+{
+    close(ready);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+static void ten_thousand_idle_clients_do_not_matter(void **state)
+{
+    enum { CROWD = 10000 };
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, "MAX_CLIENTS=11000", "IDLE_TIMEOUT=600",
+                                    "HEAD_TIMEOUT=600", "CHECK_INTERVAL=1", NULL);
+    long before = process_rss_kb(x->pid);
+    int ready;
+    char said[200] = "";
+    pid_t pid = crowd(x->port, CROWD, &ready);
+    bool told = read(ready, said, sizeof said - 1) > 0;
+    bool all = told && wait_until(metric(x, "chromux_client_connections") > CROWD, 20);
+    long grown = process_rss_kb(x->pid) - before;
+    double began = now_seconds();
+    unsigned good = 0;
+    for (int i = 0; i < 200; i++) {
+        struct answer *a = http_get(x->port, HEARTBEAT);
+        good += a && a->status == 200;
+    }
+    double took = now_seconds() - began;
+    disperse(pid, ready);
+    check_str(said, "ready");
+    check(all);
+    check_int(good, 200);
+    check(took < slow(5));
+    print_message("an idle connection costs %ld bytes\n", grown * 1024 / CROWD);
+    if (slow(1) <= 1)
+        check(grown * 1024 / CROWD <= 1024);
+    check_soon(metric(x, "chromux_client_connections") <= 2, 10);
+}
+
+/* ---- no descriptors left -----------------------------------------------------------------------
+ */
+
+static double cpu_seconds(pid_t pid)
+{
+    const char *text = read_file(keepf("/proc/%d/stat", (int)pid));
+    long user = 0, system = 0;
+    const char *at = strrchr(text, ')');
+    check(at && sscanf(at + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %ld %ld", &user,
+                       &system) == 2);
+    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
+
+static void out_of_descriptors_and_back(void **state)
+{
+    enum { LIMIT = 64, CLIENTS = 150 };
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, NULL);
+    struct wire *kept = wire_open(x->port), *w[CLIENTS];
+    wire_sendf(kept, "GET " HEARTBEAT " HTTP/1.1\r\nHost: h\r\n\r\n");
+    struct answer *a = wire_answer(kept, false);
+    check(a && a->status == 200);
+    const struct rlimit low = {LIMIT, LIMIT};
+    check(prlimit(x->pid, RLIMIT_NOFILE, &low, NULL) == 0);
+    for (int i = 0; i < CLIENTS; i++)
+        w[i] = wire_open(x->port);
+    check_soon(strstr(chromux_log(x), "accept") != NULL, 5);
+    /* Who is in is served on the connections there are, and waiting costs no processor time. */
+    double cpu = cpu_seconds(x->pid), began = now_seconds();
+    for (double last = 0; now_seconds() < began + 1; harness_nap())
+        if (now_seconds() > last + 0.05) {
+            last = now_seconds();
+            wire_sendf(kept, "GET " HEARTBEAT " HTTP/1.1\r\nHost: h\r\n\r\n");
+            a = wire_answer(kept, false);
+            check(a && a->status == 200);
+        }
+    double share = (cpu_seconds(x->pid) - cpu) / (now_seconds() - began);
+    if (share > 0.5)
+        harness_fail(__FILE__, __LINE__, "%.0f %% of a core while out of descriptors", share * 100);
+    for (int i = 0; i < CLIENTS; i++)
+        wire_close(w[i]);
+    check_soon((a = http_get(x->port, HEARTBEAT)) != NULL && a->status == 200, 10);
+    check_soon((a = http_get(x->port, "/health")) != NULL && a->status == 200, 10);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(full_queue_is_503),
+        TEST(waiting_too_long_in_the_queue_is_503),
+        TEST(maxconn_is_never_passed),
+        TEST(retries_stay_within_their_budget),
+        TEST(ten_thousand_idle_clients_do_not_matter),
+        TEST(out_of_descriptors_and_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,30 @@
+/* load.h: clients in threads, for tests that need traffic while something happens. A client keeps
+ * its connection, sends one request after the other and never tries again. */
+#ifndef LOAD_H
+#define LOAD_H
+
+#include "harness.h"
+
+/* What the next request of a client is, and whether its answer is right. `n` counts the requests of
+ * the client. Called from its thread: keep() and plain C only. */
+struct load_plan {
+    const char *(*request)(unsigned client, unsigned n, void *arg);
+    bool (*right)(unsigned client, unsigned n, int status, const char *body, void *arg);
+    void *arg;
+    double pace; /* seconds between two requests of a client; 0: none */
+};
+
+struct load;
+struct load *load_start(int port, unsigned clients, const struct load_plan *plan);
+unsigned load_good(struct load *l);
+unsigned load_bad(struct load *l);
+/* The first wrong answer, for the message of a failed test; "" when there is none. */
+const char *load_complaint(struct load *l);
+/* Ends the clients between two requests. */
+void load_stop(struct load *l);
+void load_stop_all(void); /* the teardown's */
+
+/* A plan of nothing but heartbeats that must be answered 200. */
+extern const struct load_plan load_heartbeats;
+
+#endif
