@@ -295,7 +295,6 @@ static bool relay_piece(struct exchange *x, struct str data)
     int n = x->client_chunked ? snprintf(size, sizeof size, "%zx\r\n", data.n) : 0;
     struct iovec v[3] = {{size, (size_t)n}, {(void *)data.p, data.n}, {(void *)"\r\n", 2}};
     bool ok = x->client_chunked ? request_send(x->r, v, 3) : request_send(x->r, v + 1, 1);
-    metrics_add(BYTES_TO_CLIENTS, data.n);
     x->r->log.bytes_out += data.n;
     if (!ok)
         client_gone(x);

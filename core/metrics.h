@@ -18,8 +18,8 @@
     X(RETRIES_DENIED, "retries_denied_total", "Retries not made because the budget was used up.")  \
     X(STALE_RETRIES, "stale_connection_retries_total",                                             \
       "Requests sent again on a fresh connection because a kept one had died.")                    \
-    X(BYTES_FROM_CLIENTS, "client_received_bytes_total", "Bytes read from clients.")               \
-    X(BYTES_TO_CLIENTS, "client_sent_bytes_total", "Bytes written to clients.")                    \
+    X(BYTES_FROM_CLIENTS, "client_received_bytes_total", "Bytes of request bodies.")               \
+    X(BYTES_TO_CLIENTS, "client_sent_bytes_total", "Bytes of answer bodies.")                      \
     X(UPSTREAM_CONNECTS, "upstream_connects_total", "Connections opened to instances.")            \
     X(UPSTREAM_REUSES, "upstream_reuses_total", "Requests sent on a kept connection.")             \
     X(RELOADS, "reloads_total", "HUPs handled.")                                                   \

@@ -183,6 +183,8 @@ static bool pump(struct session *s);
 static void log_end(struct request *r, enum end_reason why)
 {
     metrics_end[why]++;
+    metrics_add(BYTES_FROM_CLIENTS, r->body_seen);
+    metrics_add(BYTES_TO_CLIENTS, r->log.bytes_out);
     if (!access_on())
         return;
     struct access_record *a = &r->log;
@@ -305,7 +307,6 @@ ssize_t request_offer(struct request *r, const struct iovec *iov, int n)
 {
     ssize_t w = stream_offer(&r->s->stream, iov, n);
     if (w >= 0) {
-        metrics_add(BYTES_TO_CLIENTS, (uint64_t)w);
         note_sent(r, r->s->stream.blocked);
     }
     return w;
@@ -339,7 +340,6 @@ void request_answer(struct request *r, int status, const char *type, struct str 
     struct iovec v[2] = {{head.mem, buf_len(&head)}, {(void *)body.p, bodiless ? 0 : body.n}};
     r->answered = true;
     bool ok = request_send(r, v, bodiless || !body.n ? 1 : 2);
-    metrics_add(BYTES_TO_CLIENTS, buf_len(&head) + r->log.bytes_out);
     buf_fini(&head);
     if (ok)
         request_finish(r, why);
@@ -653,7 +653,9 @@ static void session_run(struct session *s)
     while (buf_len(&s->stream.in) > 0) {
         if (s->state == BUSY) {
             feed(s);
-            break;
+            if (s->state == BUSY)
+                break;
+            continue;
         }
         if (s->state == LINGER) {
             buf_clear(&s->stream.in);
