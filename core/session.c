@@ -168,7 +168,6 @@ static void linger(struct session *s)
     else
         s->deadline = now() + cfg()->body_timeout;
     buf_clear(&s->stream.in);
-    buf_rest(&s->stream.in);
     if (s->stream.eof && stream_unsent(&s->stream) == 0) {
         session_free(s);
         return;
