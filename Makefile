@@ -5,11 +5,12 @@ PREFIX   ?= /usr/local
 DESTDIR  ?=
 BUILD    ?= build
 CC       ?= cc
+JOBS     ?= $(shell nproc)
 
 # The modules of core/ in their one total order: a file includes only headers to its left
 # (scripts/order.sh checks it), and a unit test links its module and those left of it.
-ORDER := base end log buf metrics config http1 route wheel dns stream fetch pg fleet pool script \
-         settings policy api access health session exchange proxy probe admin listener main
+ORDER := base end log buf metrics config http1 route wheel dns stream fetch pg fleet pool script sandbox ask \
+         verdict settings policy api access health session exchange proxy probe admin listener main
 
 PKGS   := luajit libcurl libpq libcares
 CFLAGS ?= -O2 -g
@@ -22,7 +23,7 @@ ALL_LDLIBS = $(LDFLAGS) -rdynamic $(shell pkg-config --libs $(PKGS)) -lev -lm $(
 # What was written so far: modules whose .c exists.
 MODULES := $(foreach m,$(ORDER),$(if $(wildcard core/$m.c),$m))
 OBJS    := $(MODULES:%=$(BUILD)/core/%.o) $(BUILD)/embed.o
-LUA     := $(shell find lua -name '*.lua' -o -name '*.sql' -o -name '*.html' 2>/dev/null)
+LUA     := $(shell find lua -name '*.lua' -o -name '*.sql' -o -name '*.html' 2>/dev/null | LC_ALL=C sort)
 
 all: $(BUILD)/chromux
 
@@ -40,20 +41,114 @@ $(BUILD)/embed.c: $(LUA) scripts/embed.sh
 $(BUILD)/embed.o: $(BUILD)/embed.c
 	$(CC) $(ALL_CFLAGS) -c -o $@ $<
 
+# ---- people's commands ---------------------------------------------------------------------------
+help:
+	@echo 'make            builds $(BUILD)/chromux'
+	@echo 'make run        everything that is needed, two Chroma servers and chromux on port 8000'
+	@echo 'make reload     that chromux reads its policies and configuration again'
+	@echo 'make test       set-up, build, all tests, the same with sanitizers, lint'
+	@echo 'make unit spec integration asan check    parts of it, after make setup-test'
+	@echo 'make test-newest  the integration tests against the newest Chroma server'
+	@echo 'make fuzz       fuzz targets in turn, 10 minutes in all; FUZZ_SECONDS=N for N each'
+	@echo 'make bench      chromux against HAProxy, nginx and a bare relay (MODE=quick: a short look)'
+	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@echo 'make clean      removes $(BUILD); data and logs of make run are in var/'
+
+setup-%:
+	@scripts/setup.sh $*
+
+run: setup-run
+	@$(MAKE) -s --no-print-directory -j$(JOBS) all
+	@exec env CHROMUX=$(BUILD)/chromux scripts/dev.sh
+
+reload:
+	@scripts/dev.sh reload
+
+test: setup-test
+	@$(MAKE) -s --no-print-directory -j$(JOBS) unit-build integration-build asan-build
+	@BUILD=$(BUILD) scripts/test.sh unit spec integration asan check
+
+check:
+	@scripts/check.sh
+print-ORDER:
+	@echo $(ORDER)
+
 # ---- unit tests: tests/unit/<module>_test.c links <module> and those left of it -----------------
-upto    = $(shell for m in $(MODULES); do echo $$m; [ $$m = $(1) ] && break; done)
+upto    = $(filter-out main,$(shell for m in $(MODULES); do echo $$m; [ $$m = $(1) ] && break; done))
 UNITS   := $(patsubst tests/unit/%_test.c,%,$(wildcard tests/unit/*_test.c))
 UNIT_BINS := $(UNITS:%=$(BUILD)/unit/%_test)
+# Where tests find the PostgreSQL server: the machine's or the one that set-up unpacked.
+PG_BIN   = $(shell scripts/pg.sh bin 2>/dev/null)
+TEST_CFLAGS = $(ALL_CFLAGS) $(if $(PG_BIN),-DPGSERVER_BIN='"$(PG_BIN)"') -MMD -MP -MF $@.d -MT $@
 .SECONDEXPANSION:
-$(BUILD)/unit/%_test: tests/unit/%_test.c $$(patsubst %,$(BUILD)/core/%.o,$$(call upto,$$*)) $(BUILD)/embed.o
+$(BUILD)/unit/%_test: tests/unit/%_test.c $$(addprefix $(BUILD)/core/,$$(addsuffix .o,$$(call upto,$$*))) $(BUILD)/embed.o
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -Itests/unit -o $@ $< $(patsubst %,$(BUILD)/core/%.o,$(call upto,$*)) \
+	$(CC) $(TEST_CFLAGS) -Itests/unit -o $@ $< $(patsubst %,$(BUILD)/core/%.o,$(call upto,$*)) \
 	    $(if $(filter script,$(call upto,$*)),$(BUILD)/embed.o) $(ALL_LDLIBS) -lcmocka
-unit: $(UNIT_BINS)
-	@set -e; for t in $(UNIT_BINS); do echo "== $$t"; $$t; done
+unit-build: $(UNIT_BINS)
+unit: unit-build
+	@BUILD=$(BUILD) scripts/test.sh unit
+spec:
+	@BUILD=$(BUILD) scripts/test.sh spec
+
+# ---- integration tests: tests/integration/*_test.c against the real program ----------------------
+# Each is linked with the other files of that folder, and with nothing of core/.
+HARNESS := $(patsubst tests/integration/%.c,$(BUILD)/integration/%.o,\
+    $(filter-out %_test.c,$(wildcard tests/integration/*.c)))
+INTEGRATION_BINS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/integration/*_test.c))
+$(BUILD)/integration/%.o: tests/integration/%.c
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -Itests/integration -c -o $@ $<
+$(BUILD)/integration/%_test: tests/integration/%_test.c $(HARNESS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -Itests/integration -o $@ $< $(HARNESS) \
+	    $(shell pkg-config --libs libcurl libpq) -lcmocka -lpthread -lm $(SAN)
+integration-build: $(BUILD)/chromux $(INTEGRATION_BINS)
+integration: integration-build
+	@BUILD=$(BUILD) scripts/test.sh integration
+test-newest: setup-test
+	@scripts/chroma.sh fetch-newest
+	@$(MAKE) -s --no-print-directory -j$(JOBS) integration-build
+	@BUILD=$(BUILD) TEST_CHROMA=newest scripts/test.sh integration
+
+# ---- the same with AddressSanitizer, LeakSanitizer and UBSan -------------------------------------
+ASAN = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+asan-build: integration-build
+	@$(MAKE) -s --no-print-directory BUILD=$(BUILD)/asan CFLAGS='-O1 -g' SAN='$(ASAN)' all unit-build
+asan: asan-build
+	@BUILD=$(BUILD) scripts/test.sh asan
+
+# ---- fuzzing: tests/fuzz/<module>_fuzz.c (libFuzzer) links as a unit test does; *_fuzz.sh are run ---
+FUZZ_BINS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz/*_fuzz.c))
+$(BUILD)/fuzz/%_fuzz: tests/fuzz/%_fuzz.c $$(addprefix $(BUILD)/core/,$$(addsuffix .o,$$(call upto,$$*))) $(BUILD)/embed.o
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -fsanitize=fuzzer -Itests/fuzz -o $@ $< \
+	    $(patsubst %,$(BUILD)/core/%.o,$(call upto,$*)) \
+	    $(if $(filter script,$(call upto,$*)),$(BUILD)/embed.o) $(ALL_LDLIBS)
+fuzz-build: $(FUZZ_BINS)
+fuzz: setup-fuzz
+	@$(MAKE) -s --no-print-directory -j$(JOBS) BUILD=$(BUILD)/clang CC=clang-14 CFLAGS='-O1 -g' \
+	    SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' fuzz-build
+	@$(MAKE) -s --no-print-directory -j$(JOBS) asan-build
+	@BUILD=$(BUILD) scripts/fuzz.sh
+
+bench: setup-bench
+	@$(MAKE) -s --no-print-directory -j$(JOBS) all
+	@PATH="$$(scripts/setup.sh bin):$$PATH" BUILD=$(BUILD) bash tests/bench/run.sh $(MODE)
+
+# ---- installing ----------------------------------------------------------------------------------
+SHARE = $(DESTDIR)$(PREFIX)/share/chromux
+install: $(BUILD)/chromux
+	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/policies $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 755 $(BUILD)/chromux $(DESTDIR)$(PREFIX)/bin/chromux
+	install -m 644 $(wildcard policies/*) $(SHARE)/policies
+	install -m 644 README.md CHANGELOG.md LICENSE $(SHARE)
+	sed 's|@PREFIX@|$(PREFIX)|g' deploy/chromux.service \
+	    >$(DESTDIR)$(PREFIX)/lib/systemd/system/chromux.service
 
 clean:
 	rm -rf $(BUILD)
 
--include $(OBJS:.o=.d)
-.PHONY: all unit clean
+-include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) $(FUZZ_BINS:=.d)
+.PHONY: all help run reload test check print-ORDER unit unit-build spec integration integration-build \
+    test-newest asan asan-build fuzz fuzz-build bench install clean

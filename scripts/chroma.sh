@@ -64,7 +64,7 @@ need_module() {
         mkdir -p "$CACHE/chroma/$1.new"
         (
             cd "$CACHE/chroma/$1.new"
-            npm pack --silent --cache ./npm "$package@$1" >npm.log 2>&1 || {
+            npm pack --loglevel=error --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000 --cache ./npm "$package@$1" >npm.log 2>&1 || {
                 tail -n 5 npm.log >&2
                 die "npm could not fetch $package@$1: is there a network, and space in $CACHE?"
             }

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Shared by the scripts of this folder (sourced by sh and bash): how they speak, and where what was
 # fetched is kept. CACHE outlives `make clean` and is shared by all checkouts of one user.
 
@@ -22,9 +23,10 @@ fi
 pg_bin() {
     for base in /usr "$PG_HOME/usr"; do
         for dir in $(printf '%s\n' "$base"/lib/postgresql/*/bin | sort -rV); do
-            [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] && [ -x "$dir/psql" ] || continue
-            echo "$dir"
-            return 0
+            if [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] && [ -x "$dir/psql" ]; then
+                echo "$dir"
+                return 0
+            fi
         done
     done
     return 1

@@ -8,6 +8,7 @@
 #   pg.sh ready DIR   exits 0 once the server answers
 #   pg.sh stop DIR    stops it; the data stays
 #   pg.sh drop DIR    stops it and removes the data
+#   pg.sh bin         prints the folder of the server's programs
 #
 # PG_FSYNC=off makes a cluster for tests, that need not survive a power cut.
 #
@@ -18,7 +19,12 @@
 set -eu
 . "$(dirname "$0")/lib.sh"
 
-usage() { die "usage: scripts/pg.sh start|run|url|ready|stop|drop DIR"; }
+usage() { die "usage: scripts/pg.sh start|run|url|ready|stop|drop DIR, or bin"; }
+bin=$(pg_bin) || die "no PostgreSQL server found: run scripts/setup.sh"
+if [ "$*" = bin ]; then
+    echo "$bin"
+    exit
+fi
 [ $# = 2 ] || usage
 action=$1
 dir=$(mkdir -p "$2" && cd "$2" && pwd -P) || die "cannot create the folder $2"
@@ -26,8 +32,6 @@ name=chromux-$(printf %s "$dir" | sha256sum | cut -c1-12)
 
 # What the caller's environment says about some other database is not for us.
 unset PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGSERVICE PGOPTIONS PGDATA PGSSLMODE
-
-bin=$(pg_bin) || die "no PostgreSQL server found: run scripts/setup.sh"
 
 # as CMD...: replaces this process by CMD, run by the cluster's owner.
 if [ "$(id -u)" = 0 ]; then
@@ -44,7 +48,7 @@ reaches "$bin/postgres" || die "user $owner cannot reach $bin: put CHROMUX_CACHE
 home=$dir
 if ! reaches "$dir"; then
     home=/var/tmp/$name
-    mkdir -p -m 755 "$home"
+    (umask 022 && mkdir -p "$home")
 fi
 { [ ! -L "$home" ] && [ -O "$home" ]; } || die "$home belongs to somebody else: remove it"
 sock=$home/socket

@@ -4,6 +4,7 @@
 # Says nothing and needs no network when nothing is missing.
 #
 # usage: setup.sh [run|test|fuzz|bench]     run: what `make run` needs (default); the others add to it
+#        setup.sh bin                       prints the folder of programs that were unpacked
 set -eu
 . "$(dirname "$0")/lib.sh"
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,6 +17,10 @@ run) ;;
 test) packages="$packages luajit libcmocka-dev lua-busted lua-check clang-format-14 node-llhttp" ;;
 fuzz) packages="$packages clang-14 libclang-rt-14-dev llvm-14 node-llhttp" ;;
 bench) packages="$packages luajit wrk" ;;
+bin)
+    echo "$CACHE/bin"
+    exit
+    ;;
 *) die "usage: scripts/setup.sh [run|test|fuzz|bench]" ;;
 esac
 

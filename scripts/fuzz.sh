@@ -1,0 +1,41 @@
+#!/bin/bash
+# Runs the fuzz targets that `make fuzz` has built, one after the other: each libFuzzer target of
+# tests/fuzz with its corpus (tests/fuzz/corpus/NAME, to which it adds), and each tests/fuzz/*_fuzz.sh
+# with FUZZ_SECONDS and CHROMUX (the program with sanitizers) in the environment. Stops at the first
+# finding; the input that made it lies in $BUILD/fuzz.
+#
+# environment: BUILD (build), FUZZ_SECONDS (600 divided by the number of targets)
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+BUILD=${BUILD:-build}
+export CHROMUX=$PWD/${BUILD#"$PWD"/}/asan/chromux
+found=$BUILD/fuzz
+mkdir -p "$found"
+
+targets=()
+for t in tests/fuzz/*_fuzz.c tests/fuzz/*_fuzz.sh; do [ ! -e "$t" ] || targets+=("$t"); done
+[ ${#targets[@]} -gt 0 ] || die "tests/fuzz holds no targets"
+export FUZZ_SECONDS=${FUZZ_SECONDS:-$((600 / ${#targets[@]}))}
+
+for t in "${targets[@]}"; do
+    name=$(basename "${t%_fuzz.*}")
+    log=$found/$name.log
+    echo "fuzzing $name for $FUZZ_SECONDS s"
+    case $t in
+    *.c)
+        corpus=tests/fuzz/corpus/$name
+        mkdir -p "$corpus"
+        command=("$BUILD/clang/fuzz/${name}_fuzz" "-max_total_time=$FUZZ_SECONDS" -timeout=10
+            -rss_limit_mb=2048 "-artifact_prefix=$found/$name-" "$corpus")
+        ;;
+    *.sh) command=(bash "$t") ;;
+    esac
+    if ! "${command[@]}" </dev/null >"$log" 2>&1; then
+        tail -n 40 "$log"
+        die "fuzzing $name found something (above; all of it in $log)"
+    fi
+    tail -n 2 "$log"
+done
+echo "${#targets[@]} targets, $FUZZ_SECONDS s each, nothing found"

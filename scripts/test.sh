@@ -1,0 +1,166 @@
+#!/bin/bash
+# Runs what `make` has built and adds the counts of all runners up. The last line is
+# "N passed, N failed, N skipped"; the exit code is 0 only if nothing failed, every runner ended well
+# and each said how many tests it ran.
+#
+# usage: test.sh unit|spec|integration|asan|check...
+#   asan is unit and integration again: the unit tests, and the program that the integration tests
+#   drive, with sanitizers.
+# environment: BUILD (build), RUNNERS (2) at a time, TEST_TIMEOUT (600 s for one runner), ONLY (a
+#   pattern for names of runners, such as 'integration/proxy*'). Logs are in $BUILD/log.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+. scripts/lib.sh
+
+BUILD=${BUILD:-build}
+RUNNERS=${RUNNERS:-2}
+TEST_TIMEOUT=${TEST_TIMEOUT:-600}
+logs=$BUILD/log
+mkdir -p "$logs"
+
+# Tests say themselves how chromux is configured; it refuses CHROMUX_* names that it doesn't know.
+for name in $(compgen -e); do
+    case $name in
+    CHROMUX_* | PORT | ADMIN_PORT | LISTEN_ADDRESS | PRIMARY_URL | REPLICA_URL | CHROMA_* | POLICY_DIR | ACCESS_LOG | \
+        LOG_* | LOAD_BALANCE_STRATEGY | DATABASE_URL | SLACK_WEBHOOK_URL | PG?*) unset "$name" ;;
+    esac
+done
+export CACHE_FOLDER=$CACHE
+export PATH=$PATH:$CACHE/bin
+export LC_ALL=C.UTF-8
+export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:strict_string_checks=1
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+PG_FSYNC=off
+export PG_FSYNC
+
+passed=0 failed=0 skipped=0
+
+# sum LOG PATTERN: adds the numbers that stand in the parts of LOG that match PATTERN.
+sum() { grep -aoE "$2" "$1" | grep -oE '[0-9]+' | awk '{ n += $1 } END { print n + 0 }'; }
+
+# count KIND LOG: "passed failed skipped", or nothing when the runner printed no count.
+count() {
+    case $1 in
+    cmocka)
+        grep -aq '\[  PASSED  \] [0-9]* test' "$2" || return 0
+        echo "$(sum "$2" '\[  PASSED  \] [0-9]+ test')" \
+            "$(sum "$2" '\[  FAILED  \] [0-9]+ test')" "$(sum "$2" '\[  SKIPPED \] [0-9]+ test')"
+        ;;
+    busted)
+        grep -aqE '^[0-9]+ success' "$2" || return 0
+        echo "$(sum "$2" '^[0-9]+ success')" \
+            "$(($(sum "$2" '/ [0-9]+ failure') + $(sum "$2" '/ [0-9]+ error')))" "$(sum "$2" '/ [0-9]+ pending')"
+        ;;
+    check)
+        echo "$(grep -c '^ok ' "$2") $(grep -c '^failed ' "$2") $(grep -c '^skipped ' "$2")"
+        ;;
+    esac
+}
+
+# one NAME KIND COMMAND...: runs it (in the background) and leaves its report and counts beside its log.
+one() {
+    local name=$1 kind=$2 log=$logs/${1//\//-}.log status p f s start=$EPOCHREALTIME note='' took
+    shift 2
+    timeout -k 10 "$TEST_TIMEOUT" "$@" </dev/null >"$log" 2>&1
+    status=$?
+    took=$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+    read -r p f s < <(count "$kind" "$log")
+    if [ -z "${p:-}" ]; then
+        p=0 f=1 s=0 note=' (printed no count)'
+    elif [ "$((p + f + s))" = 0 ]; then
+        f=1 note=' (ran no tests)'
+    elif [ "$status" != 0 ] && [ "$f" = 0 ]; then
+        f=1
+    fi
+    [ "$status" = 0 ] || note="$note (exit code $status)"
+    [ "$status" != 124 ] && [ "$status" != 137 ] || note="$note (stopped after $TEST_TIMEOUT s)"
+    {
+        if [ "$f" = 0 ]; then
+            printf '%-34s %4d passed' "$name" "$p"
+            [ "$s" = 0 ] || printf ', %d skipped' "$s"
+            printf '  %7s s\n' "$took"
+        else
+            printf '%-34s %4d passed, %d FAILED, %d skipped%s\n' "$name" "$p" "$f" "$s" "$note"
+            if [ "$kind" = cmocka ]; then
+                grep -aE '\[  FAILED  \] [a-zA-Z_]' "$log" | sort -u | sed 's/^/    /'
+            fi
+            tail -n 40 "$log" | sed 's/^/    | /'
+            printf '    (all of it: %s)\n' "$log"
+        fi
+    } >"$log.report"
+    echo "$p $f $s" >"$log.count"
+}
+
+# Runs the jobs listed in `queue` (one per line: NAME KIND COMMAND...), at most $1 at a time.
+queue=()
+run_queue() {
+    local job names=() name p f s
+    for job in "${queue[@]}"; do
+        name=${job%% *}
+        # shellcheck disable=SC2053 # ONLY is a pattern
+        [ -z "${ONLY:-}" ] || [[ $name == $ONLY ]] || continue
+        while [ "$(jobs -rp | wc -l)" -ge "$1" ]; do wait -n; done
+        names+=("$name")
+        rm -f "$logs/${name//\//-}.log".{report,count}
+        # shellcheck disable=SC2086 # words of ours, no blanks in them
+        (
+            one $job
+            cat "$logs/${name//\//-}.log.report"
+        ) &
+    done
+    wait
+    for name in "${names[@]}"; do
+        read -r p f s <"$logs/${name//\//-}.log.count" || { p=0 f=1 s=0; }
+        passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    done
+    queue=()
+}
+
+stop() {
+    trap '' INT TERM
+    # shellcheck disable=SC2046
+    kill $(jobs -p) 2>/dev/null
+    wait
+    exit 130
+}
+trap stop INT TERM
+
+sources() { # sources FOLDER: names of its tests
+    local f
+    for f in tests/"$1"/*_test.c; do [ ! -e "$f" ] || basename "$f" .c; done
+}
+unit() { # unit PREFIX FOLDER
+    for t in $(sources unit); do queue+=("$1unit/${t%_test} cmocka $2/unit/$t"); done
+    run_queue "$RUNNERS"
+}
+# One at a time: they measure time-outs, and two cores hold one chromux, its servers and its clients.
+integration() { # integration PREFIX PROGRAM
+    for t in $(sources integration); do queue+=("$1integration/${t%_test} cmocka $BUILD/integration/$t"); done
+    CHROMUX=$2 run_queue "${INTEGRATION_RUNNERS:-1}"
+}
+
+for set in "$@"; do
+    case $set in
+    unit) unit '' "$BUILD" ;;
+    spec)
+        if compgen -G 'tests/spec/*_spec.lua' >/dev/null; then
+            queue+=("spec busted env LUA_PATH=lua/?.lua;policies/?.lua;; busted --lua=luajit -o plainTerminal tests/spec")
+            run_queue 1
+        fi
+        ;;
+    integration) integration '' "$PWD/${BUILD#"$PWD"/}/chromux" ;;
+    asan)
+        unit asan/ "$BUILD/asan"
+        TEST_SLOW=${TEST_SLOW:-3} integration asan/ "$PWD/${BUILD#"$PWD"/}/asan/chromux"
+        ;;
+    check)
+        queue+=("check check scripts/check.sh")
+        run_queue 1
+        ;;
+    *) die "usage: scripts/test.sh unit|spec|integration|asan|check..." ;;
+    esac
+done
+
+[ "$((passed + failed))" -gt 0 ] || die "no tests were run"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
