@@ -104,7 +104,7 @@ static bool on_readable(struct stream *s)
     }
     ssize_t n;
     do
-        n = read(s->fd, at, want);
+        n = recv(s->fd, at, want, 0);
     while (n < 0 && errno == EINTR);
     if (n > 0) {
         buf_added(&s->in, (size_t)n);
