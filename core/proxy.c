@@ -164,7 +164,7 @@ static bool may_retry(const struct proxied *p, bool sent)
     struct node *any[FLEET_MAX];
     if (p->r->answered || p->x.dropped > 0 || now() >= p->total_at)
         return false;
-    if (sent && !p->r->route.reads)
+    if (sent && (!p->r->route.reads || p->r->route.fragile))
         return false;
     if (p->tries >= (unsigned)cfg->max_tries || candidates(p, any) == 0)
         return false;
@@ -386,7 +386,7 @@ static bool on_answer(struct exchange *x, int status)
     note_answer(p, status);
     /* A read that one server can't answer, another may: a broken index, an overload. */
     bool other = (status >= 500 && status != 501) || status == 429;
-    if (other && !p->r->route.fragile && may_retry(p, true))
+    if (other && may_retry(p, true))
         return false;
     p->connect_at = p->try_at = 0;
     p->total_at = now() + cfg->body_timeout; /* from here on only progress counts */

@@ -12,6 +12,7 @@ enum {
     READS = 1,
     DATA = 2,
     V1 = 4,
+    FRAGILE = 8,
 };
 
 #define ON(method) (1u << HTTP1_##method)
@@ -59,7 +60,8 @@ static const struct row rows[] = {
     {ON(DELETE), DB "/collections/{name}", "delete_collection", ROUTE_CATALOG, DATA, 0},
     {ON(PUT), COLLECTION, "update_collection", ROUTE_CATALOG, DATA, 0},
     {ON(GET), DB "/collections/by-id/{uuid}", "get_collection", ROUTE_CATALOG, READS | DATA, 0},
-    {ON(GET), "/api/v2/collections/{crn}", "get_collection_crn", ROUTE_CATALOG, READS | DATA, 0},
+    {ON(GET), "/api/v2/collections/{crn}", "get_collection_crn", ROUTE_CATALOG,
+     READS | DATA | FRAGILE, 0},
 
     {ON(POST), COLLECTION "/query", "query", ROUTE_READ, READS | DATA, 0},
     {ON(POST), COLLECTION "/get", "get", ROUTE_READ, READS | DATA, 0},
@@ -234,6 +236,7 @@ static void take_row(unsigned r, const struct path *path, struct route *out)
     out->reads = row->flags & READS;
     out->data = row->flags & DATA;
     out->v1_alias = row->flags & V1;
+    out->fragile = row->flags & FRAGILE;
     for (unsigned i = 0; i < path->count; i++) {
         switch (patterns[r].parts[i]) {
         case TENANT:
