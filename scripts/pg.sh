@@ -3,7 +3,8 @@
 # effect on a cluster that the machine may have.
 #
 #   pg.sh start DIR   creates the cluster if need be, starts it, prints its DATABASE_URL
-#   pg.sh run DIR     the same in the foreground: this process becomes the server; prints nothing
+#   pg.sh run DIR     the same in the foreground: this process becomes the server, and stops with its
+#                     parent; prints nothing
 #   pg.sh url DIR     prints the DATABASE_URL
 #   pg.sh ready DIR   exits 0 once the server answers
 #   pg.sh stop DIR    stops it; the data stays
@@ -123,7 +124,8 @@ start)
 run)
     down # what a killed run left behind
     prepare
-    as "$bin/postgres" -D "$data" </dev/null 9>&-
+    # Here, for a change of user clears the signal.
+    as setpriv --pdeathsig INT "$bin/postgres" -D "$data" </dev/null 9>&-
     ;;
 url) echo "$url" ;;
 ready) [ "$("$bin/psql" -XAtqc 'select 1' "$url" 2>/dev/null)" = 1 ] ;;
