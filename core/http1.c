@@ -14,46 +14,26 @@ enum {
     TARGET = 4,  /* VCHAR but '#': more than RFC 3986 allows, as clients send '|' or '"' raw */
     REGNAME = 8, /* unreserved and sub-delims, RFC 3986 3.2.2 */
     DIGIT = 16,
-    HEX = 32
+    HEX = 32,
+    VT = VALUE | TARGET,
+    TVT = TOKEN | VT,
+    RVT = REGNAME | VT,
+    ALL = TOKEN | RVT
 };
 
-#define VT  (VALUE | TARGET)
-#define ALL (TOKEN | VALUE | TARGET | REGNAME)
-
+/* clang-format off */
 static const uint8_t class_of[256] = {
-    ['\t'] = VALUE,
-    [' '] = VALUE,
-    ['!'] = ALL,
-    ['"'] = VT,
-    ['#'] = TOKEN | VALUE,
-    ['$'] = ALL,
-    ['%'] = TOKEN | VT,
-    ['&' ... '\''] = ALL,
-    ['(' ... ')'] = VT | REGNAME,
-    ['*' ... '+'] = ALL,
-    [','] = VT | REGNAME,
-    ['-' ... '.'] = ALL,
-    ['/'] = VT,
-    ['0' ... '9'] = ALL | DIGIT | HEX,
-    [':'] = VT,
-    [';'] = VT | REGNAME,
-    ['<'] = VT,
-    ['='] = VT | REGNAME,
-    ['>' ... '@'] = VT,
-    ['A' ... 'F'] = ALL | HEX,
-    ['G' ... 'Z'] = ALL,
-    ['[' ... ']'] = VT,
-    ['^'] = TOKEN | VT,
-    ['_'] = ALL,
-    ['`'] = TOKEN | VT,
-    ['a' ... 'f'] = ALL | HEX,
-    ['g' ... 'z'] = ALL,
-    ['{'] = VT,
-    ['|'] = TOKEN | VT,
-    ['}'] = VT,
-    ['~'] = ALL,
-    [0x80 ... 0xff] = VALUE,
+    ['\t'] = VALUE,  [' '] = VALUE,   ['!'] = ALL,     ['"'] = VT,      ['#'] = TOKEN | VALUE,
+    ['$'] = ALL,     ['%'] = TVT,     ['&'] = ALL,     ['\''] = ALL,    ['('] = RVT,
+    [')'] = RVT,     ['*'] = ALL,     ['+'] = ALL,     [','] = RVT,     ['-'] = ALL,
+    ['.'] = ALL,     ['/'] = VT,      ['0' ... '9'] = ALL | DIGIT | HEX,
+    [':'] = VT,      [';'] = RVT,     ['<'] = VT,      ['='] = RVT,     ['>' ... '@'] = VT,
+    ['A' ... 'F'] = ALL | HEX,        ['G' ... 'Z'] = ALL,              ['[' ... ']'] = VT,
+    ['^'] = TVT,     ['_'] = ALL,     ['`'] = TVT,
+    ['a' ... 'f'] = ALL | HEX,        ['g' ... 'z'] = ALL,
+    ['{'] = VT,      ['|'] = TVT,     ['}'] = VT,      ['~'] = ALL,     [0x80 ... 0xff] = VALUE,
 };
+/* clang-format on */
 
 static inline bool is(char c, unsigned class)
 {
@@ -63,6 +43,13 @@ static inline bool is(char c, unsigned class)
 static inline const char *skip(const char *p, const char *end, unsigned class)
 {
     while (p < end && is(*p, class))
+        p++;
+    return p;
+}
+
+static inline const char *skip_blank(const char *p, const char *end)
+{
+    while (p < end && (*p == ' ' || *p == '\t'))
         p++;
     return p;
 }
@@ -83,10 +70,9 @@ static inline const char *skip_value(const char *p, const char *end)
     return skip(p, end, VALUE);
 }
 
-static struct str trim(const char *p, const char *end)
+static inline struct str trim(const char *p, const char *end)
 {
-    while (p < end && (*p == ' ' || *p == '\t'))
-        p++;
+    p = skip_blank(p, end);
     while (p < end && (end[-1] == ' ' || end[-1] == '\t'))
         end--;
     return (struct str){p, (size_t)(end - p)};
@@ -132,57 +118,33 @@ static inline bool same(const char *name, const char *known, size_t n)
     return diff == 0;
 }
 
-#define NAME(text, id)                                                                             \
-    if (same(p, text, sizeof(text) - 1))                                                           \
-    return id
+/* By length; no two names of one length begin alike. */
+static const struct {
+    const char *text;
+    uint8_t id;
+} known_names[18][2] = {
+    [2] = {{"te", HTTP1_TE}},
+    [3] = {{"via", HTTP1_VIA}},
+    [4] = {{"host", HTTP1_HOST}, {"date", HTTP1_DATE}},
+    [6] = {{"expect", HTTP1_EXPECT}},
+    [7] = {{"trailer", HTTP1_TRAILER}, {"upgrade", HTTP1_UPGRADE}},
+    [10] = {{"connection", HTTP1_CONNECTION}, {"keep-alive", HTTP1_KEEP_ALIVE}},
+    [11] = {{"retry-after", HTTP1_RETRY_AFTER}},
+    [12] = {{"content-type", HTTP1_CONTENT_TYPE}, {"x-request-id", HTTP1_X_REQUEST_ID}},
+    [14] = {{"content-length", HTTP1_CONTENT_LENGTH}},
+    [15] = {{"x-forwarded-for", HTTP1_X_FORWARDED_FOR}},
+    [16] = {{"proxy-connection", HTTP1_PROXY_CONNECTION},
+            {"x-forwarded-host", HTTP1_X_FORWARDED_HOST}},
+    [17] = {{"transfer-encoding", HTTP1_TRANSFER_ENCODING},
+            {"x-forwarded-proto", HTTP1_X_FORWARDED_PROTO}},
+};
 
 static enum http1_name name_id(const char *p, size_t n)
 {
-    switch (n) {
-    case 2:
-        NAME("te", HTTP1_TE);
-        break;
-    case 3:
-        NAME("via", HTTP1_VIA);
-        break;
-    case 4:
-        NAME("host", HTTP1_HOST);
-        NAME("date", HTTP1_DATE);
-        break;
-    case 6:
-        NAME("expect", HTTP1_EXPECT);
-        break;
-    case 7:
-        NAME("trailer", HTTP1_TRAILER);
-        NAME("upgrade", HTTP1_UPGRADE);
-        break;
-    case 10:
-        NAME("connection", HTTP1_CONNECTION);
-        NAME("keep-alive", HTTP1_KEEP_ALIVE);
-        break;
-    case 11:
-        NAME("retry-after", HTTP1_RETRY_AFTER);
-        break;
-    case 12:
-        NAME("content-type", HTTP1_CONTENT_TYPE);
-        NAME("x-request-id", HTTP1_X_REQUEST_ID);
-        break;
-    case 14:
-        NAME("content-length", HTTP1_CONTENT_LENGTH);
-        break;
-    case 15:
-        NAME("x-forwarded-for", HTTP1_X_FORWARDED_FOR);
-        break;
-    case 16:
-        NAME("proxy-connection", HTTP1_PROXY_CONNECTION);
-        NAME("x-forwarded-host", HTTP1_X_FORWARDED_HOST);
-        break;
-    case 17:
-        NAME("transfer-encoding", HTTP1_TRANSFER_ENCODING);
-        NAME("x-forwarded-proto", HTTP1_X_FORWARDED_PROTO);
-        break;
-    default:
-        break;
+    for (unsigned i = 0; n < COUNT_OF(known_names) && i < 2; i++) {
+        const char *text = known_names[n][i].text;
+        if (text && (p[0] | 0x20) == text[0])
+            return same(p, text, n) ? known_names[n][i].id : HTTP1_OTHER;
     }
     return HTTP1_OTHER;
 }
@@ -200,6 +162,8 @@ enum kind { REQUEST, RESPONSE, TRAILERS };
 struct scan {
     const char *at, *end;
     enum kind kind;
+    enum http1_method to; /* of the request that a response answers */
+    size_t uri;           /* most bytes of a target */
     struct http1_head *head;
     struct http1_fault fault;
     struct str authority; /* of an absolute-form target; p is NULL with other forms */
@@ -240,28 +204,21 @@ static enum http1_verdict read_crlf(struct scan *s, const char *p, const char *o
 /* Both kinds of head carry the version; after it in a request comes CRLF, in a response SP. */
 static enum http1_verdict read_version(struct scan *s)
 {
-    static const char form[] = "HTTP/";
+    static const char form[] = "HTTP/1.";
+    static const char wrong[] = "the HTTP version is missing or malformed";
     const char *p = s->at;
     for (size_t i = 0; i < sizeof form - 1; i++, p++) {
         if (p == s->end)
             return HTTP1_PARTIAL;
+        if (*p != form[i] && form[i] == '1' && is(*p, DIGIT))
+            return bad(s, END_VERSION, "only HTTP/1.0 and HTTP/1.1 are spoken here");
         if (*p != form[i])
-            return refuse(s, "the HTTP version is missing or malformed");
+            return refuse(s, wrong);
     }
     if (p == s->end)
         return HTTP1_PARTIAL;
     if (!is(*p, DIGIT))
-        return refuse(s, "the HTTP version is missing or malformed");
-    if (*p != '1')
-        return bad(s, END_VERSION, "only HTTP/1.0 and HTTP/1.1 are spoken here");
-    if (++p == s->end)
-        return HTTP1_PARTIAL;
-    if (*p != '.')
-        return refuse(s, "the HTTP version is missing or malformed");
-    if (++p == s->end)
-        return HTTP1_PARTIAL;
-    if (!is(*p, DIGIT))
-        return refuse(s, "the HTTP version is missing or malformed");
+        return refuse(s, wrong);
     s->head->minor = *p > '0';
     s->at = p + 1;
     return HTTP1_OK;
@@ -271,17 +228,14 @@ static enum http1_verdict read_version(struct scan *s)
 
 static enum http1_method method_id(struct str m)
 {
-    static const struct {
-        const char *name;
-        uint8_t n;
-        uint8_t method;
-    } known[] = {{"POST", 4, HTTP1_POST},      {"GET", 3, HTTP1_GET},
-                 {"PUT", 3, HTTP1_PUT},        {"HEAD", 4, HTTP1_HEAD},
-                 {"DELETE", 6, HTTP1_DELETE},  {"PATCH", 5, HTTP1_PATCH},
-                 {"OPTIONS", 7, HTTP1_OPTIONS}};
-    for (size_t i = 0; i < COUNT_OF(known); i++)
-        if (m.n == known[i].n && memcmp(m.p, known[i].name, m.n) == 0)
-            return known[i].method;
+    static const struct str known[] = {
+        [HTTP1_GET] = {"GET", 3},        [HTTP1_HEAD] = {"HEAD", 4},
+        [HTTP1_POST] = {"POST", 4},      [HTTP1_PUT] = {"PUT", 3},
+        [HTTP1_PATCH] = {"PATCH", 5},    [HTTP1_DELETE] = {"DELETE", 6},
+        [HTTP1_OPTIONS] = {"OPTIONS", 7}};
+    for (unsigned i = 0; i < COUNT_OF(known); i++)
+        if (str_eq(m, known[i]))
+            return (enum http1_method)i;
     return HTTP1_METHOD_OTHER;
 }
 
@@ -363,7 +317,7 @@ static enum http1_verdict split_target(struct scan *s)
     return HTTP1_OK;
 }
 
-static enum http1_verdict read_request_line(struct scan *s, size_t uri)
+static enum http1_verdict read_request_line(struct scan *s)
 {
     for (int lines = 0; s->at < s->end && (*s->at == '\r' || *s->at == '\n'); lines++) {
         if (lines == 2)
@@ -383,7 +337,7 @@ static enum http1_verdict read_request_line(struct scan *s, size_t uri)
     const char *target = ++p;
     p = skip(p, s->end, TARGET);
     s->head->target = (struct str){target, (size_t)(p - target)};
-    if (s->head->target.n > uri)
+    if (s->head->target.n > s->uri)
         return bad(s, END_URI_TOO_LONG, "the request target is too long");
     if (p == s->end)
         return HTTP1_PARTIAL;
@@ -509,11 +463,8 @@ static enum http1_verdict read_field(struct scan *s, struct http1_field *f)
     if (*p != ':' || p == s->at)
         return refuse(s, name_rule(s, p));
     f->name = (struct str){s->at, (size_t)(p - s->at)};
-    p++;
-    while (p < s->end && (*p == ' ' || *p == '\t'))
-        p++;
-    const char *value = p;
-    p = skip_value(p, s->end);
+    const char *value = skip_blank(p + 1, s->end);
+    p = skip_value(value, s->end);
     enum http1_verdict v = read_crlf(s, p, "a control byte in a field value");
     if (v != HTTP1_OK)
         return v;
@@ -596,13 +547,13 @@ static enum http1_verdict finish_request(struct scan *s)
 
 /* RFC 9112 6.3. An answer to HEAD and a 304 tell with Content-Length how long the body would have
  * been; that passes as a field. */
-static enum http1_verdict finish_response(struct scan *s, enum http1_method to)
+static enum http1_verdict finish_response(struct scan *s)
 {
     struct http1_head *head = s->head;
     head->framing = framing_of(s, HTTP1_UNTIL_CLOSE);
     finish_connection(s);
     bool interim = head->status < 200 || head->status == 204;
-    if (interim || head->status == 304 || to == HTTP1_HEAD) {
+    if (interim || head->status == 304 || s->to == HTTP1_HEAD) {
         head->framing = HTTP1_NO_BODY;
         for (unsigned i = 0; !interim && i < head->count; i++)
             if (head->field[i].id == HTTP1_CONTENT_LENGTH) {
@@ -615,24 +566,25 @@ static enum http1_verdict finish_response(struct scan *s, enum http1_method to)
     return HTTP1_OK;
 }
 
-static struct scan scan_new(enum kind kind, const char *p, size_t n, size_t limit,
-                            struct http1_head *head)
-{
-    return (struct scan){.kind = kind, .at = p, .end = p + (n < limit ? n : limit), .head = head};
-}
-
-/* All of head but the fields themselves, which count covers. */
-static void head_clear(struct http1_head *head)
-{
-    memset(head, 0, offsetof(struct http1_head, field));
-}
-
 /* Bytes behind the limit are not looked at; a head that would need them is too big. */
-static enum http1_verdict settle(struct scan *s, enum http1_verdict v, const char *p, size_t n,
-                                 size_t limit, size_t *consumed)
+static enum http1_verdict read_head(struct scan *s, const char *p, size_t n, size_t limit,
+                                    size_t *consumed)
 {
+    enum http1_verdict v = HTTP1_OK;
+    s->at = p;
+    s->end = p + (n < limit ? n : limit);
+    if (s->kind != TRAILERS) {
+        /* All but the fields, which count covers. */
+        memset(s->head, 0, offsetof(struct http1_head, field));
+        v = s->kind == REQUEST ? read_request_line(s) : read_status_line(s);
+    }
+    if (v == HTTP1_OK)
+        v = read_fields(s);
+    if (v == HTTP1_OK && s->kind != TRAILERS)
+        v = s->kind == REQUEST ? finish_request(s) : finish_response(s);
     if (v == HTTP1_PARTIAL && n >= limit)
-        v = bad(s, END_HEAD_TOO_BIG, "the head is too big");
+        v = bad(s, END_HEAD_TOO_BIG,
+                s->kind == TRAILERS ? "the trailers are too big" : "the head is too big");
     *consumed = v == HTTP1_OK ? (size_t)(s->at - p) : 0;
     return v;
 }
@@ -641,14 +593,8 @@ enum http1_verdict http1_parse_request(const char *p, size_t n, const struct htt
                                        struct http1_head *head, size_t *consumed,
                                        struct http1_fault *fault)
 {
-    struct scan s = scan_new(REQUEST, p, n, limits->head, head);
-    head_clear(head);
-    enum http1_verdict v = read_request_line(&s, limits->uri);
-    if (v == HTTP1_OK)
-        v = read_fields(&s);
-    if (v == HTTP1_OK)
-        v = finish_request(&s);
-    v = settle(&s, v, p, n, limits->head, consumed);
+    struct scan s = {.kind = REQUEST, .uri = limits->uri, .head = head};
+    enum http1_verdict v = read_head(&s, p, n, limits->head, consumed);
     *fault = s.fault;
     return v;
 }
@@ -657,14 +603,8 @@ enum http1_verdict http1_parse_response(const char *p, size_t n, const struct ht
                                         enum http1_method to, struct http1_head *head,
                                         size_t *consumed, struct http1_fault *fault)
 {
-    struct scan s = scan_new(RESPONSE, p, n, limits->head, head);
-    head_clear(head);
-    enum http1_verdict v = read_status_line(&s);
-    if (v == HTTP1_OK)
-        v = read_fields(&s);
-    if (v == HTTP1_OK)
-        v = finish_response(&s, to);
-    v = settle(&s, v, p, n, limits->head, consumed);
+    struct scan s = {.kind = RESPONSE, .to = to, .head = head};
+    enum http1_verdict v = read_head(&s, p, n, limits->head, consumed);
     *fault = s.fault;
     return v;
 }
@@ -697,11 +637,10 @@ enum http1_verdict http1_parse_trailers(const char *p, size_t n, size_t limit,
                                         struct http1_head *head, size_t *consumed,
                                         const char **rule)
 {
-    struct scan s = scan_new(TRAILERS, p, n, limit, head);
-    enum http1_verdict v = read_fields(&s);
+    struct scan s = {.kind = TRAILERS, .head = head};
+    enum http1_verdict v = read_head(&s, p, n, limit, consumed);
     for (unsigned i = 0; v == HTTP1_OK && i < head->count; i++)
         head->field[i].hop = not_a_trailer(&head->field[i]);
-    v = settle(&s, v, p, n, limit, consumed);
     *rule = s.fault.rule;
     return v;
 }
@@ -732,59 +671,53 @@ void http1_chunks_init(struct http1_chunks *c)
     *c = (struct http1_chunks){0};
 }
 
-static const char *chunk_digit(struct http1_chunks *c, char ch)
-{
-    if (!is(ch, HEX))
-        return "a chunk size that is not plain hexadecimal digits";
-    if (c->left > (uint64_t)INT64_MAX >> 4)
-        return "a chunk size of 2^63 or more";
-    c->left = c->left << 4 | (unsigned)(is(ch, DIGIT) ? ch - '0' : (ch | 0x20) - 'a' + 10);
-    c->digits = 1;
-    return NULL;
-}
-
 /* One byte of the size line up to its CR; NULL or the rule that it breaks. */
 static const char *chunk_line(struct http1_chunks *c, char ch)
 {
-    bool complete = c->state == SIZE ? c->digits > 0
-                                     : c->state == EXT_NAME_MORE || c->state == EXT_VALUE_MORE ||
-                                           c->state == EXT_CLOSED;
-    if (complete && ch == '\r') {
+    static const char no_name[] = "a chunk extension without a proper name";
+    static const char no_value[] = "a chunk extension without a proper value";
+    static const char control[] = "a control byte in a chunk extension";
+    static const struct {
+        uint8_t class, next; /* which bytes go on, and to where */
+        bool ends;           /* the line, or this extension, may end here */
+        const char *rule;    /* what any other byte breaks */
+    } states[] = {
+        [SIZE] = {HEX, SIZE, true, "a chunk size that is not plain hexadecimal digits"},
+        [EXT_NAME] = {TOKEN, EXT_NAME_MORE, false, no_name},
+        [EXT_NAME_MORE] = {TOKEN, EXT_NAME_MORE, true, no_name},
+        [EXT_VALUE] = {TOKEN, EXT_VALUE_MORE, false, no_value},
+        [EXT_VALUE_MORE] = {TOKEN, EXT_VALUE_MORE, true, no_value},
+        [EXT_QUOTED] = {VALUE, EXT_QUOTED, false, control},
+        [EXT_ESCAPED] = {VALUE, EXT_QUOTED, false, control},
+        [EXT_CLOSED] = {0, EXT_CLOSED, true, no_value},
+    };
+    unsigned at = c->state;
+    bool ends = states[at].ends && c->digits > 0;
+    if (ends && ch == '\r') {
         c->state = SIZE_LF;
         return NULL;
     }
     if (++c->line > CHUNK_LINE_MAX)
         return "the line of a chunk size is too long";
-    if (complete && ch == ';') {
+    if (ends && ch == ';')
         c->state = EXT_NAME;
-        return NULL;
-    }
-    switch (c->state) {
-    case SIZE:
-        return chunk_digit(c, ch);
-    case EXT_NAME_MORE:
-        if (ch == '=') {
-            c->state = EXT_VALUE;
-            return NULL;
-        } /* fall through */
-    case EXT_NAME:
-        c->state = EXT_NAME_MORE;
-        return is(ch, TOKEN) ? NULL : "a chunk extension without a proper name";
-    case EXT_VALUE:
-        c->state = ch == '"' ? EXT_QUOTED : EXT_VALUE_MORE;
-        return ch == '"' || is(ch, TOKEN) ? NULL : "a chunk extension without a proper value";
-    case EXT_VALUE_MORE:
-        return is(ch, TOKEN) ? NULL : "a chunk extension without a proper value";
-    case EXT_QUOTED:
-        if (ch == '"' || ch == '\\')
-            c->state = ch == '"' ? EXT_CLOSED : EXT_ESCAPED;
-        return is(ch, VALUE) ? NULL : "a control byte in a chunk extension";
-    case EXT_ESCAPED:
+    else if (at == EXT_NAME_MORE && ch == '=')
+        c->state = EXT_VALUE;
+    else if (at == EXT_VALUE && ch == '"')
         c->state = EXT_QUOTED;
-        return is(ch, VALUE) ? NULL : "a control byte in a chunk extension";
-    default:
-        return "a chunk extension without a proper value";
+    else if (at == EXT_QUOTED && (ch == '"' || ch == '\\'))
+        c->state = ch == '"' ? EXT_CLOSED : EXT_ESCAPED;
+    else if (!is(ch, states[at].class))
+        return states[at].rule;
+    else if (at != SIZE)
+        c->state = states[at].next;
+    else if (c->left > (uint64_t)INT64_MAX >> 4)
+        return "a chunk size of 2^63 or more";
+    else {
+        c->left = c->left << 4 | (unsigned)(is(ch, DIGIT) ? ch - '0' : (ch | 0x20) - 'a' + 10);
+        c->digits = 1;
     }
+    return NULL;
 }
 
 enum http1_step http1_chunks_next(struct http1_chunks *c, const char *p, size_t n, size_t *consumed,
@@ -891,60 +824,50 @@ void http1_put_chunk(struct buf *out, uint64_t length)
 /* RFC 9110 15, with 428, 429 and 431 of RFC 6585. */
 const char *http1_reason(int status)
 {
-    static const struct {
-        int status;
-        const char *reason;
-    } known[] = {{100, "Continue"},
-                 {101, "Switching Protocols"},
-                 {200, "OK"},
-                 {201, "Created"},
-                 {202, "Accepted"},
-                 {203, "Non-Authoritative Information"},
-                 {204, "No Content"},
-                 {205, "Reset Content"},
-                 {206, "Partial Content"},
-                 {300, "Multiple Choices"},
-                 {301, "Moved Permanently"},
-                 {302, "Found"},
-                 {303, "See Other"},
-                 {304, "Not Modified"},
-                 {305, "Use Proxy"},
-                 {307, "Temporary Redirect"},
-                 {308, "Permanent Redirect"},
-                 {400, "Bad Request"},
-                 {401, "Unauthorized"},
-                 {402, "Payment Required"},
-                 {403, "Forbidden"},
-                 {404, "Not Found"},
-                 {405, "Method Not Allowed"},
-                 {406, "Not Acceptable"},
-                 {407, "Proxy Authentication Required"},
-                 {408, "Request Timeout"},
-                 {409, "Conflict"},
-                 {410, "Gone"},
-                 {411, "Length Required"},
-                 {412, "Precondition Failed"},
-                 {413, "Content Too Large"},
-                 {414, "URI Too Long"},
-                 {415, "Unsupported Media Type"},
-                 {416, "Range Not Satisfiable"},
-                 {417, "Expectation Failed"},
-                 {421, "Misdirected Request"},
-                 {422, "Unprocessable Content"},
-                 {426, "Upgrade Required"},
-                 {428, "Precondition Required"},
-                 {429, "Too Many Requests"},
-                 {431, "Request Header Fields Too Large"},
-                 {500, "Internal Server Error"},
-                 {501, "Not Implemented"},
-                 {502, "Bad Gateway"},
-                 {503, "Service Unavailable"},
-                 {504, "Gateway Timeout"},
-                 {505, "HTTP Version Not Supported"}};
-    for (size_t i = 0; i < COUNT_OF(known); i++)
-        if (known[i].status == status)
-            return known[i].reason;
-    return "";
+    static const char *const known[][32] = {
+        {"Continue", "Switching Protocols"},
+        {"OK", "Created", "Accepted", "Non-Authoritative Information", "No Content",
+         "Reset Content", "Partial Content"},
+        {"Multiple Choices", "Moved Permanently", "Found", "See Other", "Not Modified", "Use Proxy",
+         NULL, "Temporary Redirect", "Permanent Redirect"},
+        {"Bad Request",
+         "Unauthorized",
+         "Payment Required",
+         "Forbidden",
+         "Not Found",
+         "Method Not Allowed",
+         "Not Acceptable",
+         "Proxy Authentication Required",
+         "Request Timeout",
+         "Conflict",
+         "Gone",
+         "Length Required",
+         "Precondition Failed",
+         "Content Too Large",
+         "URI Too Long",
+         "Unsupported Media Type",
+         "Range Not Satisfiable",
+         "Expectation Failed",
+         NULL,
+         NULL,
+         NULL,
+         "Misdirected Request",
+         "Unprocessable Content",
+         NULL,
+         NULL,
+         NULL,
+         "Upgrade Required",
+         NULL,
+         "Precondition Required",
+         "Too Many Requests",
+         NULL,
+         "Request Header Fields Too Large"},
+        {"Internal Server Error", "Not Implemented", "Bad Gateway", "Service Unavailable",
+         "Gateway Timeout", "HTTP Version Not Supported"}};
+    if (status < 100 || status > 599 || status % 100 > 31)
+        return "";
+    const char *reason = known[status / 100 - 1][status % 100];
+    return reason ? reason : "";
 }
 
 const struct http1_field *http1_find(const struct http1_head *head, enum http1_name id)

@@ -714,7 +714,7 @@ static void reads_trailers_and_drops_what_may_not_be_one(void **state)
         assert_int_equal(h.field[i].hop, hop[i]);
     assert_int_equal(h.status, 7);
     assert_int_equal(http1_parse_trailers(at, n, n - 1, &h, &consumed, &rule), HTTP1_BAD);
-    assert_string_equal(rule, "the head is too big");
+    assert_string_equal(rule, "the trailers are too big");
     assert_int_equal(http1_parse_trailers("\r\nX", 3, 10, &h, &consumed, &rule), HTTP1_OK);
     assert_int_equal(consumed, 2);
     assert_int_equal(h.count, 0);
