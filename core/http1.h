@@ -59,8 +59,10 @@ struct http1_field {
     uint8_t id;             /* enum http1_name */
     bool hop;               /* hop-by-hop: must not be forwarded (RFC 9110 7.6.1), which covers the
                                fixed list, Content-Length and Transfer-Encoding (framing is written
-                               anew) and every name that Connection lists. TE is hop; te_trailers
-                               below says whether to write `TE: trailers` again. */
+                               anew) and every name that Connection lists but Host. TE is hop;
+                               te_trailers below says whether to write `TE: trailers` again. In an
+                               answer to HEAD and a 304, which have no body to frame, one
+                               Content-Length is not hop: it tells of the body that GET has. */
 };
 
 struct http1_head {
@@ -97,25 +99,27 @@ struct http1_limits {
 
 /* Parses one request head at p. OK: *consumed is its length, blank line included (empty lines
  * before the start line are skipped and counted, at most two: RFC 9112 2.2). PARTIAL: more bytes
- * are needed (limits are already enforced on what is there). BAD: *fault says why; the connection
+ * are needed (limits are already enforced on what is there, so a head of exactly limits->head bytes
+ * passes and that many bytes without its end are refused). BAD: *fault says why; the connection
  * must close.
  *
- * Refuses: CL with TE; differing or listed CL; CL that is not digits or overflows; TE other than a
- * single final `chunked`; TE on HTTP/1.0; bare CR or LF; obs-fold; white space before the colon or
- * before the first field; empty or non-token names; NUL and control bytes (HTAB excepted) anywhere;
- * bytes over 0x7e or spaces in the target; a '#' in the target; no Host or several on HTTP/1.1;
- * Host that is not uri-host[:port] (userinfo, spaces, slashes); an absolute-form target whose
- * authority disagrees with Host; other target forms (authority, or asterisk with another method
- * than OPTIONS); other major versions (END_VERSION); Expect other than 100-continue
- * (END_EXPECTATION); more than HTTP1_FIELDS_MAX fields (END_HEAD_TOO_BIG). HTTP/1.x with x > 1 is
- * read as 1.1 (RFC 9110 6.2). */
+ * Refuses: CL with TE; differing or listed CL; CL that is not digits or over 2^63-1; TE other than
+ * a single final `chunked`; TE on HTTP/1.0; bare CR or LF; obs-fold; white space before the colon
+ * or before the first field; empty or non-token names; NUL and control bytes (HTAB excepted)
+ * anywhere; bytes over 0x7e or spaces in the target; a '#' in the target; no Host on HTTP/1.1,
+ * several on any version; Host that is not uri-host[:port] (userinfo, spaces, slashes, empty); an
+ * absolute-form target whose authority disagrees with Host or whose query follows no path; other
+ * target forms (authority, or asterisk with another method than OPTIONS); other major versions
+ * (END_VERSION); Expect other than 100-continue (END_EXPECTATION); more than HTTP1_FIELDS_MAX
+ * fields (END_HEAD_TOO_BIG). HTTP/1.x with x > 1 is read as 1.1 (RFC 9110 6.2). */
 enum http1_verdict http1_parse_request(const char *p, size_t n, const struct http1_limits *limits,
                                        struct http1_head *head, size_t *consumed,
                                        struct http1_fault *fault) MUST_CHECK;
 
 /* Parses one response head, interim (1xx) or final. `to` is the method of the request it answers:
- * HEAD has no body, nor have 1xx, 204, 304. Same strictness about framing and bytes; an empty
- * reason phrase and bytes over 0x7f in values are accepted. */
+ * HEAD has no body, nor have 1xx, 204, 304. Same strictness about framing and bytes, and the status
+ * is in 100 to 599; an empty reason phrase, even without the space before it, and bytes over 0x7f
+ * in values are accepted. */
 enum http1_verdict http1_parse_response(const char *p, size_t n, const struct http1_limits *limits,
                                         enum http1_method to, struct http1_head *head,
                                         size_t *consumed, struct http1_fault *fault) MUST_CHECK;

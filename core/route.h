@@ -25,7 +25,9 @@ enum route_local {
 struct route {
     enum route_class class;
     enum route_local local;
-    const char *name; /* template, static: "/api/v2/tenants/{tenant}/databases/{database}/…" */
+    const char
+        *name; /* template, static: "/api/v2/tenants/{tenant}/databases/{database}/…"; "*" for
+                  OPTIONS, "(none)" when nothing matches the path. Never NULL, nor action */
     const char
         *action;   /* one static word for policies and logs: "query", "add", "create_collection" */
     bool reads;    /* changes nothing: may be retried on another instance */
@@ -42,14 +44,14 @@ struct route {
     /* Path segments as sent (percent-encoding kept), pointing into path; n = 0 when absent. */
     struct str tenant, database;
     struct str collection; /* {uuid} or {name} or {crn} segment */
-    bool by_name;          /* the collection segment is a name, not a UUID */
+    bool by_name;          /* the collection segment is a name (or a crn), not a UUID */
 };
 
 const char *route_class_name(enum route_class c);
 
 /* Fills *out for any method and path; never fails. HEAD is looked up as GET; OPTIONS on any path is
- * a read without data (CORS pre-flight passes through). Segments are split at '/', never matched by
- * substring; a trailing slash, an empty or a dot segment matches no route. */
+ * a read without data (CORS pre-flight passes through), but on chromux's own. Segments are split at
+ * '/', never matched by substring; a trailing slash, an empty or a dot segment matches no route. */
 void route_match(enum http1_method method, struct str path, struct route *out);
 
 /* Writes a UUID in any spelling Chroma accepts (upper case, no hyphens) as 36 lower-case bytes and
