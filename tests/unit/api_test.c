@@ -1,0 +1,511 @@
+/* api_test.c: programs on the workflow VM: the scheduler, fetch against a scripted server, pg
+ * against a real one. A program checks with assert(); its exit code says whether all held. */
+#include "api.h"
+#include "log.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+#include "../pgserver.h"
+#include "webpeer.h"
+
+static struct pgserver server;
+static struct webpeer peer;
+static struct ev_loop *loop;
+static char told[16384]; /* what the program wrote to stderr */
+
+static int start_server(void **state)
+{
+    log_set_fd(-1);
+    signal(SIGPIPE, SIG_IGN);
+    return pgserver_start(&server) ? 0 : -1;
+}
+
+static int stop_server(void **state)
+{
+    pgserver_stop(&server);
+    return 0;
+}
+
+static int start_with(const char *url)
+{
+    char number[16];
+    struct buf error;
+    buf_init(&error, 65536);
+    loop = ev_loop_new(EVFLAG_AUTO);
+    if (!webpeer_start(&peer, loop))
+        return -1;
+    snprintf(number, sizeof number, "%d", peer.port);
+    setenv("PEER_PORT", number, 1);
+    bool ok = api_start(loop, url, &error);
+    if (!ok)
+        fprintf(stderr, "%.*s\n", (int)buf_len(&error), buf_data(&error));
+    buf_fini(&error);
+    return ok ? 0 : -1;
+}
+
+static int start(void **state)
+{
+    return start_with("");
+}
+
+static int start_pg(void **state)
+{
+    if (server.pid == 0 && !pgserver_run(&server))
+        return -1;
+    return start_with(server.url);
+}
+
+static int stop(void **state)
+{
+    api_stop();
+    webpeer_stop(&peer);
+    ev_loop_destroy(loop);
+    return 0;
+}
+
+static void write_program(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+/* Runs the program with two arguments; its stderr is in `told` afterwards. */
+static int run(const char *text)
+{
+    char path[] = "/tmp/api_test_XXXXXX", one[] = "one", two[] = "two";
+    char *argv[] = {path, one, two, NULL};
+    int code = -1, fd = mkstemp(path), kept = dup(2);
+    FILE *out = tmpfile();
+    assert_true(fd >= 0 && kept >= 0 && out);
+    close(fd);
+    write_program(path, text);
+    fflush(NULL);
+    dup2(fileno(out), 2);
+    bool ok = api_run_file(path, 3, argv, &code);
+    fflush(NULL);
+    dup2(kept, 2);
+    close(kept);
+    unlink(path);
+    rewind(out);
+    told[fread(told, 1, sizeof told - 1, out)] = 0;
+    fclose(out);
+    assert_true(ok || code == 1);
+    return code;
+}
+
+static void must_run(const char *text)
+{
+    int code = run(text);
+    if (code != 0)
+        print_message("exit code %d: %s\n", code, told);
+    assert_int_equal(code, 0);
+}
+
+static void exit_codes(void **state)
+{
+    assert_int_equal(run(""), 0);
+    assert_int_equal(run("return 7"), 7);
+    assert_int_equal(run("return true"), 0);
+    assert_int_equal(run("return false"), 1);
+    assert_int_equal(run("return 'text'"), 0);
+    assert_int_equal(run("sleep(0.01) return 3"), 3);
+}
+
+static void arguments(void **state)
+{
+    must_run("assert(arg[1] == 'one' and arg[2] == 'two' and #arg == 2 and arg[0])\n"
+             "local a, b, c = ... assert(a == 'one' and b == 'two' and c == nil)");
+}
+
+static void errors_are_told_with_file_line_and_traceback(void **state)
+{
+    assert_int_equal(run("local function inner()\n  error('oh no')\nend\nsleep(0.01)\ninner()"), 1);
+    assert_non_null(strstr(told, ":2: oh no"));
+    assert_non_null(strstr(told, "stack traceback"));
+    assert_non_null(strstr(told, ":5:"));
+    assert_int_equal(run("x = = 1"), 1);
+    assert_non_null(strstr(told, ":1: unexpected symbol"));
+    assert_int_equal(run("error({})"), 1);
+    assert_non_null(strstr(told, "not a text"));
+}
+
+static void missing_program_is_told(void **state)
+{
+    char path[] = "/nowhere/at/all.lua";
+    char *argv[] = {path, NULL};
+    int code = 0;
+    assert_false(api_run_file(path, 1, argv, &code));
+    assert_int_equal(code, 1);
+}
+
+static void sleepers_wake_in_order(void **state)
+{
+    must_run("local seen, start = {}, now()\n"
+             "for _, s in ipairs{0.15, 0.05, 0.1, 0} do\n"
+             "  spawn(function(t) sleep(t) seen[#seen + 1] = t end, s)\n"
+             "end\n"
+             "assert(#seen == 0)\n" /* spawned, not started */
+             "sleep(0.3)\n"
+             "assert(table.concat(seen, ' ') == '0 0.05 0.1 0.15', table.concat(seen, ' '))\n"
+             "assert(now() - start >= 0.29 and now() - start < 3)\n");
+}
+
+static void spawn_passes_values_both_ways(void **state)
+{
+    must_run("local t = spawn(function(a, b, c) sleep(0.01) return a, b, c, nil end, 1, nil, 'x')\n"
+             "local n = select('#', t:wait())\n"
+             "local ok, a, b, c = t:wait()\n"
+             "assert(n == 5 and ok and a == 1 and b == nil and c == 'x')\n"
+             "local done = 0\n"
+             "local slow = spawn(function() sleep(0.05) return 5 end)\n"
+             "local w = {}\n"
+             "for i = 1, 3 do w[i] = spawn(function() assert(select(2, slow:wait()) == 5)\n"
+             "  done = done + 1 end) end\n"
+             "for i = 1, 3 do assert(w[i]:wait()) end\n"
+             "assert(done == 3)");
+}
+
+static void a_failing_task_ends_alone(void **state)
+{
+    must_run("local bad = spawn(function() error('just me') end)\n"
+             "local ok, err = bad:wait()\n"
+             "assert(ok == false and err:find('just me'), err)\n"
+             "local function deep() return 1 + deep() end\n"
+             "ok, err = spawn(deep):wait()\n"
+             "assert(ok == false and err:find('overflow') or err:find('error'), err)\n"
+             "ok, err = spawn(function() return ('x'):rep(2^31) end):wait()\n"
+             "assert(ok == false, err)\n"
+             "local t = {}\n"
+             "ok, err = spawn(function() while true do t[#t + 1] = ('x'):rep(1e7) .. #t end "
+             "end):wait()\n"
+             "t = nil\n"
+             "assert(ok == false and err:find('not enough memory'), err)\n"
+             "ok, err = spawn(function() error({}) end):wait()\n"
+             "assert(ok == false)\n"
+             "sleep(0.01)");
+    assert_non_null(strstr(told, "just me"));
+    assert_non_null(strstr(told, "stack traceback"));
+}
+
+static void main_with_endless_recursion_is_an_error(void **state)
+{
+    assert_int_equal(run("local function deep() return 1 + deep() end deep()"), 1);
+    assert_non_null(strstr(told, "overflow"));
+}
+
+static void tasks_end_with_the_main_task(void **state)
+{
+    double t = ev_time();
+    assert_int_equal(run("spawn(function() while true do sleep(0.01) end end)\n"
+                         "spawn(function() sleep(1000) end)\n"
+                         "spawn(function() fetch{url = 'http://127.0.0.1:' .. env('PEER_PORT')\n"
+                         "  .. '/silent'} end)\n"
+                         "sleep(0.1) return 4"),
+                     4);
+    assert_true(ev_time() - t < 3);
+    assert_int_equal(peer.requests, 1);
+}
+
+static void waiting_is_for_tasks_only(void **state)
+{
+    must_run(
+        "local co = coroutine.create(function() sleep(0) end)\n"
+        "local ok, err = coroutine.resume(co)\n"
+        "assert(not ok and err:find('only a task'), err)\n"
+        "for _, f in ipairs{function() sleep(0.01) end, function() pg.query('SELECT 1') end} do\n"
+        "  ok, err = pcall(table.sort, {3, 2, 1}, function(a, b) f() return a < b end)\n"
+        "end\n" /* a refused yield: the task goes on, and what it began is stale */
+        "sleep(0.05)\n"
+        "local gen = coroutine.wrap(function() for i = 1, 3 do coroutine.yield(i) end end)\n"
+        "assert(gen() == 1 and gen() == 2)\n"
+        "assert(pcall(function() sleep(0.01) end))\n" /* pcall may be waited in */
+        "coroutine.yield() coroutine.yield('x')\n"    /* a turn for the others */
+        "assert(not pcall(sleep, -1) and not pcall(sleep, 0/0) and not pcall(sleep, 'x'))");
+}
+
+static void cancelled_tasks_are_never_resumed(void **state)
+{
+    must_run("local ran = 0\n"
+             "local t = {\n"
+             "  spawn(function() sleep(0.05) ran = ran + 1 end),\n"
+             "  spawn(function() fetch{url = 'http://127.0.0.1:' .. env('PEER_PORT') .. '/echo'}\n"
+             "    ran = ran + 1 end),\n"
+             "  spawn(function() ran = ran + 1 end),\n"
+             "}\n"
+             "local other = spawn(function() return t[1]:wait() end)\n"
+             "t[3]:cancel()\n"
+             "sleep(0)\n"
+             "t[1]:cancel() t[2]:cancel() t[2]:cancel()\n"
+             "local ok, first, err = other:wait()\n"
+             "assert(ok and first == false and err == 'cancelled')\n"
+             "sleep(0.15)\n"
+             "assert(ran == 0, ran)\n"
+             "local fine = spawn(function() return 1 end)\n"
+             "fine:wait() fine:cancel() assert(fine:wait() == true)");
+}
+
+static void stale_wake_is_ignored(void **state)
+{
+    must_run("local api = require('chromux.api')\n"
+             "local id, gen, woken\n"
+             "local t = spawn(function()\n"
+             "  id, gen = api.token() api.park() woken = now()\n"
+             "  sleep(0.2) return now() end)\n"
+             "sleep(0) sleep(0)\n"
+             "api.wake(id, gen - 1) sleep(0.02) assert(not woken)\n"
+             "api.wake(id, gen) api.wake(id, gen) sleep(0.02) assert(woken)\n"
+             "api.wake(id, gen) api.wake(id + 4096, gen)\n" /* it sleeps now */
+             "local _, ended = t:wait()\n"
+             "assert(ended - woken > 0.19)\n");
+}
+
+static void waiting_for_nothing_is_noticed(void **state)
+{
+    ev_io_stop(loop, &peer.io);
+    assert_int_equal(run("local t t = spawn(function() sleep(0.01) t:wait() end) t:wait()"), 1);
+    ev_io_start(loop, &peer.io);
+    assert_non_null(strstr(told, "every task waits"));
+}
+
+static void too_many_tasks_is_an_error(void **state)
+{
+    must_run(
+        "local n = 0\n"
+        "local ok, err = pcall(function()\n"
+        "  for i = 1, 5000 do spawn(function() sleep(0.01) end) n = n + 1 end end)\n"
+        "assert(not ok and err:find('tasks') and n == 4095, n)\n"
+        "sleep(0.3)\n"
+        "for i = 1, 5000 do spawn(function() end) if i % 100 == 0 then sleep(0) sleep(0) end end");
+}
+
+static void fetch_brings_status_headers_body(void **state)
+{
+    must_run("local base = 'http://127.0.0.1:' .. env('PEER_PORT')\n"
+             "local a = assert(fetch{url = base .. '/json'})\n"
+             "assert(a.status == 200 and a.headers['content-type'] == 'application/json')\n"
+             "local v = assert(json.decode(a.body))\n"
+             "assert(v.n[1] == 1 and v.n[2] == 2.5 and v.n[3] == 3)\n"
+             "a = assert(fetch{url = base .. '/echo', method = 'PUT', body = 'b\\0dy',\n"
+             "  headers = {['X-Test'] = 1, ['Content-Type'] = 'text/plain'}})\n"
+             "assert(a.body:find('^PUT /echo') and a.body:find('X%-Test: 1\\r\\n'))\n"
+             "assert(a.body:sub(-4) == 'b\\0dy' and a.headers['x-peer'] == 'Yes')\n"
+             "assert(assert(fetch{url = base .. '/missing'}).status == 404)\n");
+}
+
+static void fetch_errors_are_answers(void **state)
+{
+    must_run("local base = 'http://127.0.0.1:' .. env('PEER_PORT')\n"
+             "local function fails(r, what)\n"
+             "  local a, err = fetch(r)\n"
+             "  assert(a == nil and type(err) == 'string' and err:find(what), tostring(err))\n"
+             "end\n"
+             "fails({url = base .. '/silent', timeout = 0.1}, 'time%-out')\n"
+             "fails({url = base .. '/reset'}, '.')\n"
+             "fails({url = base .. '/half'}, '.')\n"
+             "fails({url = base .. '/echo', max = 10}, 'longer than 10')\n"
+             "fails({url = 'ftp://x/'}, 'URL')\n"
+             "fails({url = base, headers = {A = 'b\\r\\nc: d'}}, 'header')\n"
+             "assert(not pcall(fetch, {}) and not pcall(fetch, 'x'))\n"
+             "assert(not pcall(fetch, {url = base, timeout = -1}))");
+}
+
+static void fetches_run_side_by_side(void **state)
+{
+    must_run("local base, t, start = 'http://127.0.0.1:' .. env('PEER_PORT'), {}, now()\n"
+             "for i = 1, 20 do t[i] = spawn(function()\n"
+             "  return fetch{url = base .. '/silent', timeout = 0.3} end) end\n"
+             "for i = 1, 20 do t[i]:wait() end\n"
+             "assert(now() - start < 2)");
+}
+
+static void json_errors_are_answers(void **state)
+{
+    must_run("assert(json.encode({a = 1}) == '{\"a\":1}')\n"
+             "local v, err = json.decode('{') assert(v == nil and err)\n"
+             "v, err = json.decode(nil) assert(v == nil and err)\n"
+             "v, err = json.encode(print) assert(v == nil and err)\n"
+             "v, err = json.decode(('['):rep(1000) .. (']'):rep(1000)) assert(v == nil and err)\n"
+             "local loop = {} loop[1] = loop v, err = json.encode(loop) assert(v == nil and err)\n"
+             "assert(json.decode('[null]')[1] == json.null)");
+}
+
+static void log_takes_anything(void **state)
+{
+    must_run("log.info('made_up', 'text') log.error('no event!', nil) log.warn('x', {})\n"
+             "for i = 1, 200 do log.debug('event_' .. i, i) end\n"
+             "assert(not pcall(log.info))");
+}
+
+static void without_database_url_pg_says_so(void **state)
+{
+    must_run("local rows, err, state = pg.query('SELECT 1')\n"
+             "assert(rows == nil and err == 'no DATABASE_URL' and state == '')");
+}
+
+static void pg_brings_rows(void **state)
+{
+    must_run(
+        "local rows = assert(pg.query([[SELECT 1 AS i, 9007199254740991::int8 AS most,\n"
+        "  9007199254740993::int8 AS big, 0.5::float8 AS f, 'NaN'::float8 AS nan,\n"
+        "  12::numeric AS whole, 1.10::numeric AS price, true AS yes, false AS no,\n"
+        "  NULL::int AS nothing, 'x''y' AS text, '\\x00ff'::bytea AS bytes]]))\n"
+        "local r = rows[1]\n"
+        "assert(#rows == 1 and r.i == 1 and r.most == 2^53 - 1 and r.f == 0.5)\n"
+        "assert(r.big == '9007199254740993' and r.nan ~= r.nan and r.whole == 12)\n"
+        "assert(r.price == '1.10' and r.yes == true and r.no == false)\n"
+        "assert(r.nothing == nil and r.text == \"x'y\" and r.bytes == '\\\\x00ff')\n"
+        "rows = assert(pg.query('SELECT $1::text a, $2::int8 b, $3::bool c, $4::float8 d,\\n'\n"
+        "  .. '$5::text e', 'q', 2^53 - 1, true, 0.1, nil))\n"
+        "r = rows[1]\n"
+        "assert(r.a == 'q' and r.b == 2^53 - 1 and r.c == true and r.d == 0.1 and r.e == nil)\n"
+        "assert(pg.query('DROP TABLE IF EXISTS api'))\n"
+        "assert(pg.query('CREATE TABLE api (i int)'))\n"
+        "rows = assert(pg.query('INSERT INTO api SELECT generate_series(1, 3)'))\n"
+        "assert(rows.affected == 3 and #rows == 0)\n"
+        "assert(#assert(pg.query('SELECT * FROM api')) == 3)");
+}
+
+static void pg_errors_are_answers(void **state)
+{
+    must_run("local rows, err, state = pg.query('SELECT 1/$1::int', 0)\n"
+             "assert(rows == nil and err == 'division by zero' and state == '22012')\n"
+             "rows, err, state = pg.query({'SELECT pg_sleep(20)', timeout = 0.2})\n"
+             "assert(rows == nil and err:find('time%-out') and state == '')\n"
+             "rows, err = pg.query('SELECT $1::text', 'a\\0b')\n"
+             "assert(rows == nil and err:find('NUL'))\n"
+             "assert(not pcall(pg.query, 'SELECT $1', {}) and not pcall(pg.query))\n"
+             "assert(assert(pg.query('SELECT 2 AS n'))[1].n == 2)\n"
+             "local t = {}\n"
+             "for i = 1, 1100 do t[i] = spawn(function() return pg.query('SELECT 1') end) end\n"
+             "local full, fine = 0, 0\n"
+             "for i = 1, 1100 do local _, r, e = t[i]:wait()\n"
+             "  if r then fine = fine + 1 elseif e == 'queue full' then full = full + 1 end end\n"
+             "assert(full > 0 and fine >= 1000 and full + fine == 1100, full)");
+}
+
+static void stale_rows_find_nobody(void **state)
+{
+    must_run("assert(pg.query('SELECT 1'))\n"
+             "local ran = false\n"
+             "local t = spawn(function() pg.query('SELECT pg_sleep(0.2)') ran = true end)\n"
+             "sleep(0.05) t:cancel()\n"
+             "assert(pg.query('SELECT 2')) assert(not ran)\n"
+             "spawn(function() pg.query('SELECT pg_sleep(0.2)') ran = true end)\n"
+             "sleep(0.05)"); /* ends while that one flies */
+    double until = ev_time() + 0.5;
+    while (ev_time() < until)
+        ev_run(loop, EVRUN_NOWAIT);
+    must_run("assert(pg.query('SELECT 3'))"); /* a second program on the same VM */
+}
+
+static void exit_flushes_and_ends_at_once(void **state)
+{
+    int pipefd[2], status = 0;
+    char got[64] = "";
+    assert_int_equal(pipe(pipefd), 0);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(pipefd[1], 1);
+        run("spawn(function() sleep(0.01) io.write('half a line') os.exit(9) end) sleep(100)");
+        _exit(99);
+    }
+    close(pipefd[1]);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(read(pipefd[0], got, sizeof got - 1) > 0);
+    close(pipefd[0]);
+    assert_non_null(strstr(got, "half a line"));
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 9);
+}
+
+static void calls_from_c(void **state)
+{
+    lua_State *L = api_vm();
+    int top = lua_gettop(L);
+    static const char module[] =
+        "package.loaded.probe = {add = function(a, b) return a + b end, none = function() end,\n"
+        "  bad = function() error('bad day') end, wait = function() sleep(1) end, x = 1,\n"
+        "  exit = function() os.exit(3) end,\n"
+        "  start = function() spawn(function() sleep(0) probe_ran = true end) end}";
+    assert_int_equal(luaL_dostring(L, module), 0);
+    lua_pushinteger(L, 2);
+    lua_pushinteger(L, 3);
+    assert_true(api_call("probe", "add", 2));
+    assert_int_equal(lua_tointeger(L, -1), 5);
+    lua_pop(L, 1);
+    assert_true(api_call("probe", "none", 0));
+    assert_true(lua_isnil(L, -1));
+    lua_pop(L, 1);
+    static const char *const failing[] = {"bad", "wait", "x", "missing", "exit"};
+    for (unsigned i = 0; i < COUNT_OF(failing); i++) {
+        lua_pushinteger(L, 1);
+        assert_false(api_call("probe", failing[i], 1));
+        assert_int_equal(lua_gettop(L), top);
+    }
+    assert_false(api_call("no.such.module", "f", 0));
+    assert_true(api_call("probe", "start", 0));
+    lua_pop(L, 1);
+    ev_run(loop, EVRUN_NOWAIT);
+    ev_run(loop, EVRUN_NOWAIT);
+    ev_run(loop, EVRUN_NOWAIT);
+    lua_getglobal(L, "probe_ran");
+    assert_true(lua_toboolean(L, -1));
+    lua_pop(L, 1);
+    assert_int_equal(lua_gettop(L), top);
+}
+
+static void bad_database_url_stops_the_start(void **state)
+{
+    struct buf error;
+    struct ev_loop *l = ev_loop_new(EVFLAG_AUTO);
+    buf_init(&error, 4096);
+    assert_false(api_start(l, "postgresql://u:secret%zz@h/", &error));
+    assert_true(buf_len(&error) > 0);
+    assert_null(memmem(buf_data(&error), buf_len(&error), "secret", 6));
+    api_stop();
+    api_stop();
+    buf_fini(&error);
+    ev_loop_destroy(l);
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, start, stop)
+#define P(name) cmocka_unit_test_setup_teardown(name, start_pg, stop)
+    const struct CMUnitTest tests[] = {
+        T(exit_codes),
+        T(arguments),
+        T(errors_are_told_with_file_line_and_traceback),
+        T(missing_program_is_told),
+        T(sleepers_wake_in_order),
+        T(spawn_passes_values_both_ways),
+        T(a_failing_task_ends_alone),
+        T(main_with_endless_recursion_is_an_error),
+        T(tasks_end_with_the_main_task),
+        T(waiting_is_for_tasks_only),
+        T(cancelled_tasks_are_never_resumed),
+        T(stale_wake_is_ignored),
+        T(waiting_for_nothing_is_noticed),
+        T(too_many_tasks_is_an_error),
+        T(fetch_brings_status_headers_body),
+        T(fetch_errors_are_answers),
+        T(fetches_run_side_by_side),
+        T(json_errors_are_answers),
+        T(log_takes_anything),
+        T(without_database_url_pg_says_so),
+        P(pg_brings_rows),
+        P(pg_errors_are_answers),
+        P(stale_rows_find_nobody),
+        P(waiting_is_for_tasks_only),
+        T(exit_flushes_and_ends_at_once),
+        T(calls_from_c),
+        cmocka_unit_test(bad_database_url_stops_the_start),
+    };
+    return cmocka_run_group_tests(tests, start_server, stop_server);
+}
