@@ -545,24 +545,16 @@ static enum http1_verdict finish_request(struct scan *s)
     return HTTP1_OK;
 }
 
-/* RFC 9112 6.3. An answer to HEAD and a 304 tell with Content-Length how long the body would have
- * been; that passes as a field. */
+/* RFC 9112 6.3. */
 static enum http1_verdict finish_response(struct scan *s)
 {
     struct http1_head *head = s->head;
     head->framing = framing_of(s, HTTP1_UNTIL_CLOSE);
     finish_connection(s);
-    bool interim = head->status < 200 || head->status == 204;
-    if (interim || head->status == 304 || s->to == HTTP1_HEAD) {
+    if (head->status < 200 || head->status == 204 || head->status == 304 || s->to == HTTP1_HEAD)
         head->framing = HTTP1_NO_BODY;
-        for (unsigned i = 0; !interim && i < head->count; i++)
-            if (head->field[i].id == HTTP1_CONTENT_LENGTH) {
-                head->field[i].hop = false;
-                break;
-            }
-    } else if (head->framing == HTTP1_UNTIL_CLOSE) {
+    else if (head->framing == HTTP1_UNTIL_CLOSE)
         head->keep_alive = false;
-    }
     return HTTP1_OK;
 }
 

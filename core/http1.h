@@ -60,9 +60,7 @@ struct http1_field {
     bool hop;               /* hop-by-hop: must not be forwarded (RFC 9110 7.6.1), which covers the
                                fixed list, Content-Length and Transfer-Encoding (framing is written
                                anew) and every name that Connection lists but Host. TE is hop;
-                               te_trailers below says whether to write `TE: trailers` again. In an
-                               answer to HEAD and a 304, which have no body to frame, one
-                               Content-Length is not hop: it tells of the body that GET has. */
+                               te_trailers below says whether to write `TE: trailers` again. */
 };
 
 struct http1_head {
