@@ -466,7 +466,6 @@ static void read_head(struct exchange *x)
     x->server_keeps = head.keep_alive;
     x->relaying = true;
     r->log.status = head.status;
-    r->log.instance = str_from(x->node->name);
     if (head.framing == HTTP1_CHUNKED)
         http1_chunks_init(&x->chunks);
     if (answer_head(x, &head))

@@ -84,5 +84,9 @@ void health_note(struct node *n, struct collection_state *c, enum health_signal 
         to = NODE_UP;
     if (to == was)
         return;
-    fleet_set_health(n, c, to, to == NODE_SUSPECT && text && *text ? text : reason, now);
+    /* What C decided alone is told in C's words. */
+    const char *why = to == NODE_SUSPECT && text && *text    ? text
+                      : to == NODE_UP && was == NODE_SUSPECT ? "a probe was answered"
+                                                             : reason;
+    fleet_set_health(n, c, to, why, now);
 }

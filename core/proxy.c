@@ -232,6 +232,7 @@ static void begin_try(struct proxied *p)
     p->tried |= 1ull << p->node->id;
     p->r->log.attempts = p->tries;
     p->x.node = p->node;
+    memcpy(p->r->instance, p->node->name, strlen(p->node->name) + 1);
     p->connect_at = t + cfg->connect_timeout;
     if (p->try_at == 0 && p->r->route.reads)
         p->try_at = t + cfg->try_timeout;

@@ -197,6 +197,7 @@ static void log_end(struct request *r, enum end_reason why)
     a->action = str_from(r->route.action ? r->route.action : "-");
     a->bytes_in = r->body_seen;
     a->detail = r->detail;
+    a->instance = str_from(r->instance[0] ? r->instance : "-");
     access_log(a);
 }
 
@@ -333,7 +334,6 @@ void request_answer(struct request *r, int status, const char *type, struct str 
     request_put_common(r, &head, "-", true);
     buf_put(&head, "\r\n", 2);
     r->log.status = status;
-    r->log.instance = STR("-");
     bool bodiless = r->method == HTTP1_HEAD;
     r->log.bytes_out = bodiless ? 0 : body.n;
     struct iovec v[2] = {{head.mem, buf_len(&head)}, {(void *)body.p, bodiless ? 0 : body.n}};
@@ -394,20 +394,21 @@ void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
 /* ---- reading: heads ----------------------------------------------------------------------------
  */
 
+/* 128 bits by splitmix64 from a random start: unique, not secret. */
 static void make_id(char out[68])
 {
-    static uint64_t state[2];
+    static uint64_t state;
     static const char hex[] = "0123456789abcdef";
-    if (!state[0] && getrandom(state, sizeof state, 0) != sizeof state)
-        state[0] = 0x9e3779b97f4a7c15u ^ (uint64_t)(ev_time() * 1e6);
-    state[0] += 0x9e3779b97f4a7c15u;
-    uint64_t z = state[0];
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    z ^= z >> 31;
-    uint64_t half[2] = {z, state[1] ^ (z << 7)};
-    for (int i = 0; i < 32; i++)
-        out[i] = hex[(half[i / 16] >> (60 - 4 * (i % 16))) & 15];
+    if (!state && getrandom(&state, sizeof state, 0) != sizeof state)
+        state = (uint64_t)(ev_time() * 1e6);
+    for (int half = 0; half < 2; half++) {
+        uint64_t z = state += 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+        for (int i = 0; i < 16; i++, z <<= 4)
+            out[16 * half + i] = hex[z >> 60];
+    }
     out[32] = 0;
 }
 

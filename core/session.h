@@ -57,8 +57,9 @@ struct request {
     bool must_close;                     /* the connection ends after this request */
 
     struct access_record log;
-    char detail[128]; /* why the policy chose as it did, or what went wrong */
-    char id[68];      /* X-Request-Id, at most 64 bytes are taken over */
+    char instance[CONFIG_NAME_MAX + 1]; /* tried last, for the log */
+    char detail[128];                   /* why the policy chose as it did, or what went wrong */
+    char id[68];                        /* X-Request-Id, at most 64 bytes are taken over */
 };
 
 /* What all sessions share; the pointers may change at a reload. */
