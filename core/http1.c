@@ -169,7 +169,8 @@ struct scan {
     struct str authority; /* of an absolute-form target; p is NULL with other forms */
     uint32_t seen;        /* BIT(enum http1_name) of the fields so far */
     bool close, persist;  /* Connection lists close, keep-alive */
-    bool names;           /* Connection lists names that are no fixed hop-by-hop field */
+    bool names;           /* Connection lists others */
+    unsigned options;     /* in all Connection fields */
 };
 
 static enum http1_verdict bad(struct scan *s, enum end_reason end, const char *rule)
@@ -387,17 +388,23 @@ static enum http1_verdict read_status_line(struct scan *s)
 
 /* ---- fields ------------------------------------------------------------------------------- */
 
-static void note_connection(struct scan *s, struct str list)
+/* The number of options is bounded, because each is compared with each field in the end. */
+static enum http1_verdict note_connection(struct scan *s, struct str list)
 {
     struct str option;
     while (list_next(&list, &option)) {
+        if (option.n == 0)
+            continue;
+        if (++s->options > HTTP1_OPTIONS_MAX)
+            return refuse(s, "too many options in Connection");
         if (str_eq_nocase(option, STR("close")))
             s->close = true;
         else if (str_eq_nocase(option, STR("keep-alive")))
             s->persist = true;
-        else if (option.n > 0)
+        else
             s->names = true;
     }
+    return HTTP1_OK;
 }
 
 /* A field that says something about framing or the connection. */
@@ -419,7 +426,7 @@ static enum http1_verdict note_field(struct scan *s, const struct http1_field *f
         if (head->minor == 0)
             return refuse(s, "Transfer-Encoding with HTTP/1.0");
     } else if (f->id == HTTP1_CONNECTION) {
-        note_connection(s, f->value);
+        return note_connection(s, f->value);
     } else if (s->kind != REQUEST) {
         return HTTP1_OK;
     } else if (f->id == HTTP1_HOST) {

@@ -9,7 +9,7 @@
 #include "buf.h"
 #include "end.h"
 
-enum { HTTP1_FIELDS_MAX = 100 };
+enum { HTTP1_FIELDS_MAX = 100, HTTP1_OPTIONS_MAX = 32 };
 
 enum http1_verdict { HTTP1_OK, HTTP1_PARTIAL, HTTP1_BAD };
 

@@ -399,6 +399,32 @@ static void takes_a_hundred_fields_and_no_more(void **state)
     buf_fini(&b);
 }
 
+static void takes_as_many_connection_options_and_no_more(void **state)
+{
+    struct http1_head h;
+    struct http1_fault fault;
+    size_t consumed;
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    for (int options = HTTP1_OPTIONS_MAX; options <= HTTP1_OPTIONS_MAX + 1; options++) {
+        buf_clear(&b);
+        buf_puts(&b, START "Connection: ,, close");
+        for (int i = 2; i < options; i++)
+            buf_printf(&b, ", x%d", i);
+        buf_puts(&b, "\r\nConnection: last,\r\nLast: 1\r\n\r\n");
+        enum http1_verdict v = parse(-1, buf_data(&b), buf_len(&b), &wide, &h, &consumed, &fault);
+        if (options == HTTP1_OPTIONS_MAX) {
+            assert_int_equal(v, HTTP1_OK);
+            assert_true(h.field[3].hop);
+        } else {
+            assert_int_equal(v, HTTP1_BAD);
+            assert_int_equal(fault.end, END_BAD_REQUEST);
+            assert_string_equal(fault.rule, "too many options in Connection");
+        }
+    }
+    buf_fini(&b);
+}
+
 static void knows_its_names_in_any_case(void **state)
 {
     static const struct {
@@ -809,6 +835,7 @@ int main(void)
         cmocka_unit_test(refuses_control_bytes_anywhere),
         cmocka_unit_test(keeps_the_limits_exactly),
         cmocka_unit_test(takes_a_hundred_fields_and_no_more),
+        cmocka_unit_test(takes_as_many_connection_options_and_no_more),
         cmocka_unit_test(knows_its_names_in_any_case),
         cmocka_unit_test(reads_responses),
         cmocka_unit_test(refuses_responses),
