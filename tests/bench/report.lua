@@ -88,6 +88,9 @@ end
 table.sort(taken)
 print(string.format("\nOthers used %.0f %% of the proxies' core (median; %.0f %% at worst).",
   median(taken), taken[#taken]))
+if median(taken) > 5 then
+  print("That is too much for figures to be quoted: repeat this on a quiet machine.")
+end
 
 local idle = {}
 local held = rows(memory)

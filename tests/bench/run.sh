@@ -6,7 +6,7 @@
 # a result.
 #
 # CPU is what /proc/PID/stat says of all processes of a proxy; memory is what smaps_rollup calls
-# private. The raw numbers stay in $BUILD/bench/results.tsv and memory.tsv.
+# private and dirty. The raw numbers stay in $BUILD/bench/results.tsv and memory.tsv.
 #
 # usage: run.sh [quick]     quick: one round of one second each, 500 idle connections
 # environment, with defaults: ROUNDS=5 SECONDS=2 CONNS="1 64 512" SIZES="44 16384 1048576"
@@ -147,10 +147,12 @@ cpu_ticks() {
 # Clock ticks in which core 1 did anything for anybody: what the proxy did not use, others took.
 core_ticks() { awk '$1 == "cpu1" { print $2 + $3 + $4 + $7 + $8 + $9 }' /proc/stat; }
 
+# Dirty private pages only: clean ones are the program's own file, which the kernel may drop at any
+# time.
 private_kb() {
     local p
     for p in $(tree "$1"); do cat "/proc/$p/smaps_rollup"; done |
-        awk '/^Private_/ { kb += $2 } END { print kb + 0 }'
+        awk '/^Private_Dirty:/ { kb += $2 } END { print kb + 0 }'
 }
 
 # The first two equal readings (within 16 kB), or the last one after five seconds.
