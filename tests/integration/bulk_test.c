@@ -332,7 +332,7 @@ static void client_leaving_in_mid_answer_cancels_upstream(void **state)
     /* The slot is free again. */
     struct answer *a = http_get(x->port, "/status");
     check(a != NULL);
-    check_has(a->body, "\"inflight\":0");
+    check_has(a->body, "\"requests_active\":0");
 }
 
 int main(void)

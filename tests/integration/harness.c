@@ -339,7 +339,7 @@ static unsigned healthy_instances(struct chromux *x)
 
 void chromux_wait_healthy(struct chromux *x, unsigned n)
 {
-    if (!wait_until(healthy_instances(x) == n, 10))
+    if (!wait_until(chromux_wait_exit(x, 0) || healthy_instances(x) == n, 10) || x->pid == 0)
         harness_fail(__FILE__, __LINE__, "not %u healthy instances", n);
 }
 

@@ -44,12 +44,10 @@ static int connect_to(int port)
 
 /* Answers have a Content-Length or no body here: Chroma's do. Returns the status, 0 when the
  * connection ended or the answer did not come within a minute; *body points into `in`. */
-static int exchange(int fd, const char *request, char *in, const char **body)
+static int read_answer(int fd, char *in, const char **body)
 {
     size_t n = 0, want = 0;
     char *end = NULL;
-    if (send(fd, request, strlen(request), MSG_NOSIGNAL) != (ssize_t)strlen(request))
-        return 0;
     while (!end || n < want) {
         struct pollfd p = {.fd = fd, .events = POLLIN};
         if (n == ANSWER_MAX - 1 || poll(&p, 1, 60000) != 1)
@@ -67,6 +65,36 @@ static int exchange(int fd, const char *request, char *in, const char **body)
         }
     }
     return atoi(in + 9);
+}
+
+static bool send_all(int fd, const char *p, size_t n)
+{
+    while (n > 0) {
+        ssize_t sent = send(fd, p, n, MSG_NOSIGNAL);
+        if (sent <= 0)
+            return false;
+        p += sent;
+        n -= (size_t)sent;
+    }
+    return true;
+}
+
+static int exchange(int fd, const char *request, char *in, const char **body)
+{
+    return send_all(fd, request, strlen(request)) ? read_answer(fd, in, body) : 0;
+}
+
+int load_once(int port, const char *head, const char *body, size_t n)
+{
+    const char *ignored;
+    char *in = malloc(ANSWER_MAX);
+    int fd = connect_to(port), status = 0;
+    if (in && fd >= 0 && send_all(fd, head, strlen(head)) && send_all(fd, body, n))
+        status = read_answer(fd, in, &ignored);
+    if (fd >= 0)
+        close(fd);
+    free(in);
+    return status;
 }
 
 static void complain(struct load *l, unsigned client, unsigned n, int status, const char *body)

@@ -24,6 +24,9 @@ const char *load_complaint(struct load *l);
 void load_stop(struct load *l);
 void load_stop_all(void); /* the teardown's */
 
+/* One request with a body of any size from any thread, outside of a load: the status, or 0. */
+int load_once(int port, const char *head, const char *body, size_t n);
+
 /* A plan of nothing but heartbeats that must be answered 200. */
 extern const struct load_plan load_heartbeats;
 
