@@ -119,17 +119,30 @@ asan: asan-build
 	@BUILD=$(BUILD) scripts/test.sh asan
 
 # ---- fuzzing: tests/fuzz/<module>_fuzz.c (libFuzzer) links as a unit test does; *_fuzz.sh are run ---
+# With what it needs of the other files there and of llhttp, whose sources Debian's node-llhttp brings.
 FUZZ_BINS := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz/*_fuzz.c))
-$(BUILD)/fuzz/%_fuzz: tests/fuzz/%_fuzz.c $$(addprefix $(BUILD)/core/,$$(addsuffix .o,$$(call upto,$$*))) $(BUILD)/embed.o
+FUZZ_HELP := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%.o,\
+    $(filter-out %_fuzz.c,$(wildcard tests/fuzz/*.c))) $(addprefix $(BUILD)/fuzz/llhttp/,api.o http.o llhttp.o)
+LLHTTP := -DLLHTTP_STRICT_MODE=1 -I/usr/share/include/llhttp
+$(BUILD)/fuzz/llhttp/%.o: /usr/share/llhttp/%.c
 	@mkdir -p $(@D)
-	$(CC) $(TEST_CFLAGS) -fsanitize=fuzzer -Itests/fuzz -o $@ $< \
+	$(CC) $(CFLAGS) $(SAN) $(LLHTTP) -w -c -o $@ $<
+$(BUILD)/fuzz/%.o: tests/fuzz/%.c
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) $(LLHTTP) -Itests/fuzz -c -o $@ $<
+$(BUILD)/fuzz/help.a: $(FUZZ_HELP)
+	rm -f $@ && ar rcs $@ $^
+$(BUILD)/fuzz/%_fuzz: tests/fuzz/%_fuzz.c $$(addprefix $(BUILD)/core/,$$(addsuffix .o,$$(call upto,$$*))) \
+    $(BUILD)/embed.o $(BUILD)/fuzz/help.a
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) $(LLHTTP) -fsanitize=fuzzer -Itests/fuzz -o $@ $< \
 	    $(patsubst %,$(BUILD)/core/%.o,$(call upto,$*)) \
-	    $(if $(filter script,$(call upto,$*)),$(BUILD)/embed.o) $(ALL_LDLIBS)
+	    $(if $(filter script,$(call upto,$*)),$(BUILD)/embed.o) $(BUILD)/fuzz/help.a $(ALL_LDLIBS)
 fuzz-build: $(FUZZ_BINS)
 fuzz: setup-fuzz
 	@$(MAKE) -s --no-print-directory -j$(JOBS) BUILD=$(BUILD)/clang CC=clang-14 CFLAGS='-O1 -g' \
 	    SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' fuzz-build
-	@$(MAKE) -s --no-print-directory -j$(JOBS) asan-build
+	@$(if $(wildcard tests/fuzz/*_fuzz.sh),$(MAKE) -s --no-print-directory -j$(JOBS) asan-build)
 	@BUILD=$(BUILD) scripts/fuzz.sh
 
 bench: setup-bench
@@ -149,6 +162,7 @@ install: $(BUILD)/chromux
 clean:
 	rm -rf $(BUILD)
 
--include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) $(FUZZ_BINS:=.d)
+-include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
+    $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
 .PHONY: all help run reload test check print-ORDER unit unit-build spec integration integration-build \
     test-newest asan asan-build fuzz fuzz-build bench install clean

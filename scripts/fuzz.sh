@@ -1,8 +1,10 @@
 #!/bin/bash
 # Runs the fuzz targets that `make fuzz` has built, one after the other: each libFuzzer target of
-# tests/fuzz with its corpus (tests/fuzz/corpus/NAME, to which it adds), and each tests/fuzz/*_fuzz.sh
-# with FUZZ_SECONDS and CHROMUX (the program with sanitizers) in the environment. Stops at the first
-# finding; the input that made it lies in $BUILD/fuzz.
+# tests/fuzz with its corpus (tests/fuzz/corpus/NAME), and each tests/fuzz/*_fuzz.sh with FUZZ_SECONDS
+# and CHROMUX (the program with sanitizers) in the environment. Stops at the first finding; the input
+# that made it lies in $BUILD/fuzz. Inputs that reached something new are kept in $BUILD/fuzz/NAME;
+#   build/clang/fuzz/NAME_fuzz -merge=1 tests/fuzz/corpus/NAME build/fuzz/NAME
+# takes those that add to the corpus into it.
 #
 # environment: BUILD (build), FUZZ_SECONDS (600 divided by the number of targets)
 set -eu
@@ -26,9 +28,10 @@ for t in "${targets[@]}"; do
     case $t in
     *.c)
         corpus=tests/fuzz/corpus/$name
-        mkdir -p "$corpus"
+        mkdir -p "$found/$name"
         command=("$BUILD/clang/fuzz/${name}_fuzz" "-max_total_time=$FUZZ_SECONDS" -timeout=10
-            -rss_limit_mb=2048 "-artifact_prefix=$found/$name-" "$corpus")
+            -rss_limit_mb=2048 "-artifact_prefix=$found/$name-" "$found/$name")
+        [ ! -d "$corpus" ] || command+=("$corpus")
         ;;
     *.sh) command=(bash "$t") ;;
     esac
