@@ -28,6 +28,7 @@
     X(QUEUE_FULL, "queue_full", 503)                                                               \
     X(QUEUE_TIMEOUT, "queue_timeout", 503)                                                         \
     X(DNS_FAILED, "dns_failed", 503)                                                               \
+    X(OWN_LIMIT, "own_limit", 503)                                                                 \
     X(CONNECT_FAILED, "connect_failed", 503)                                                       \
     X(CONNECT_TIMEOUT, "connect_timeout", 503)                                                     \
     X(SERVER_RESET, "server_reset", 502)                                                           \

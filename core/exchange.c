@@ -107,9 +107,10 @@ static bool send_chunk(struct exchange *x)
     if (stream_unsent(&x->conn->stream) > 0 || (data.n == 0 && !r->body_done))
         return false;
     if (data.n == 0) {
-        struct iovec end = {(void *)"0\r\n\r\n", 5};
+        struct iovec end[3] = {
+            {(void *)"0\r\n", 3}, {r->trailers.mem, buf_len(&r->trailers)}, {(void *)"\r\n", 2}};
         x->body_ended = true;
-        (void)send_all(x, &end, 1);
+        (void)send_all(x, end, 3);
         return false;
     }
     if (data.n > CHUNK_MAX)
@@ -549,7 +550,8 @@ void exchange_start(struct exchange *x, const struct config *c, bool fresh)
     }
     x->conn = pool_connect(x->node, on_conn, x);
     if (!x->conn)
-        exchange_fail(x, END_CONNECT_FAILED, strerror(errno));
+        exchange_fail(x, stream_own_limit(errno) ? END_OWN_LIMIT : END_CONNECT_FAILED,
+                      strerror(errno));
 }
 
 bool exchange_connecting(const struct exchange *x)

@@ -5,12 +5,16 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
+#include <limits.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
-enum { LISTENERS = 2, BATCH = 64, BACKLOG = 4096 };
+/* RESERVE: descriptors that clients may not take, so that instances can still be reached. */
+enum { LISTENERS = 2, BATCH = 64, BACKLOG = 4096, RESERVE = 64 };
+
+static int descriptor_limit;
 
 static struct listener {
     ev_io io;
@@ -23,7 +27,7 @@ static void refuse(int fd)
 {
     static const char text[] =
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-        "Content-Length: 82\r\nConnection: close\r\n\r\n"
+        "Content-Length: 88\r\nConnection: close\r\n\r\n"
         "{\"error\":\"ChromaError\",\"message\":\"chromux has no room: MAX_CLIENTS are "
         "connected\"}";
     metrics_inc(CONNECTIONS_REFUSED);
@@ -51,7 +55,8 @@ static void accept_some(struct listener *l, unsigned most)
             return;
         }
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-        if (session_shared.count >= (unsigned)session_shared.cfg->max_clients)
+        if (session_shared.count >= (unsigned)session_shared.cfg->max_clients ||
+            fd >= descriptor_limit - RESERVE)
             refuse(fd);
         else
             session_start(fd, (struct sockaddr *)&peer, l->local_only);
@@ -98,6 +103,9 @@ bool listener_open(const char *address, int port, bool local_only, struct buf *e
 {
     struct sockaddr_storage at;
     socklen_t len = 0;
+    struct rlimit fds;
+    descriptor_limit =
+        getrlimit(RLIMIT_NOFILE, &fds) == 0 && fds.rlim_cur < INT_MAX ? (int)fds.rlim_cur : INT_MAX;
     struct listener *l = !listeners[0].used ? &listeners[0] : &listeners[1];
     must(!l->used);
     if (!parse_address(address, port, &at, &len)) {

@@ -41,6 +41,7 @@ struct prober {
     char collection[37]; /* the one asked about in this round, "" when none */
     unsigned turn;
     bool flying;
+    bool hampered; /* we lack descriptors or the like: this round says nothing about the node */
 };
 
 static const struct config *cfg;
@@ -129,8 +130,10 @@ static bool fire(struct prober *p, unsigned which)
     s->problem = "no answer within PROBE_TIMEOUT";
     s->flying = stream_connect(&s->stream, (struct sockaddr *)&p->node->addr, p->node->addr_len,
                                ANSWER_MAX, on_event);
-    if (!s->flying)
+    if (!s->flying) {
+        p->hampered = p->hampered || stream_own_limit(errno);
         s->problem = strerror(errno);
+    }
     return s->flying;
 }
 
@@ -164,6 +167,7 @@ static void begin_round(struct prober *p)
 {
     struct node *n = p->node;
     p->flying = true;
+    p->hampered = false;
     p->started = now();
     p->collection[0] = 0;
     fleet_hold(n);
@@ -258,7 +262,8 @@ static void round_over(struct prober *p)
     ev_timer_stop(stream_loop(), &p->timeout);
     p->flying = false;
     if (!n->removed) {
-        judge(p);
+        if (!p->hampered)
+            judge(p);
         plan(p, jitter(pause_of(n)));
     }
     fleet_release(&n); /* may free the node, and with it p */

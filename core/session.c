@@ -70,6 +70,7 @@ static struct request *request_new(struct session *s)
     }
     r->s = s;
     buf_init(&r->body, (size_t)cfg()->retry_buffer + BODY_PIECE);
+    buf_init(&r->trailers, 4u << 20);
     gauge_add(ACTIVE, 1);
     return r;
 }
@@ -78,6 +79,7 @@ static void request_free(struct request *r)
 {
     gauge_add(ACTIVE, -1);
     buf_fini(&r->body);
+    buf_fini(&r->trailers);
     if (r->text.size > FREE_TEXT_MAX)
         buf_fini(&r->text);
     if (free_count >= FREE_MAX) {
@@ -569,6 +571,7 @@ static bool pump(struct session *s)
                 bad_body(s, END_BAD_REQUEST, rule);
                 return false;
             }
+            http1_put_fields(&r->trailers, &trailers);
             buf_consume(in, used);
             r->body_done = true;
         } else if (r->body_framing == HTTP1_LENGTH) {

@@ -50,6 +50,7 @@ struct request {
     uint64_t body_seen;   /* decoded bytes so far */
     struct http1_chunks chunks;
     bool body_done, in_trailers;
+    struct buf trailers; /* of a chunked body: field lines that may be forwarded */
 
     double deadline;                     /* loop time for handler->late; 0: none */
     double body_deadline, send_deadline; /* the session's own */

@@ -209,6 +209,12 @@ bool stream_connect(struct stream *s, const struct sockaddr *to, socklen_t len, 
     return true;
 }
 
+bool stream_own_limit(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM ||
+           error == EADDRNOTAVAIL;
+}
+
 void stream_read_on(struct stream *s)
 {
     s->want_read = true;

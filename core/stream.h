@@ -47,6 +47,9 @@ void stream_open(struct stream *s, int fd, size_t in_cap,
  */
 bool stream_connect(struct stream *s, const struct sockaddr *to, socklen_t len, size_t in_cap,
                     void (*event)(struct stream *, enum stream_event)) MUST_CHECK;
+/* Is this errno of a failed stream_connect() our own lack of something, and no sign about the peer?
+ */
+bool stream_own_limit(int error);
 static inline bool stream_is_open(const struct stream *s)
 {
     return s->fd >= 0;
