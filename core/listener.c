@@ -14,7 +14,7 @@
 /* RESERVE: descriptors that clients may not take, so that instances can still be reached. */
 enum { LISTENERS = 2, BATCH = 64, BACKLOG = 4096, RESERVE = 64 };
 
-static int descriptor_limit;
+static int client_descriptors; /* clients get those below this number */
 
 static struct listener {
     ev_io io;
@@ -56,7 +56,7 @@ static void accept_some(struct listener *l, unsigned most)
         }
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
         if (session_shared.count >= (unsigned)session_shared.cfg->max_clients ||
-            fd >= descriptor_limit - RESERVE)
+            fd >= client_descriptors)
             refuse(fd);
         else
             session_start(fd, (struct sockaddr *)&peer, l->local_only);
@@ -104,8 +104,11 @@ bool listener_open(const char *address, int port, bool local_only, struct buf *e
     struct sockaddr_storage at;
     socklen_t len = 0;
     struct rlimit fds;
-    descriptor_limit =
-        getrlimit(RLIMIT_NOFILE, &fds) == 0 && fds.rlim_cur < INT_MAX ? (int)fds.rlim_cur : INT_MAX;
+    client_descriptors = INT_MAX;
+    if (getrlimit(RLIMIT_NOFILE, &fds) == 0 && fds.rlim_cur < INT_MAX) {
+        int all = (int)fds.rlim_cur;
+        client_descriptors = all - (all / 4 < RESERVE ? all / 4 : RESERVE);
+    }
     struct listener *l = !listeners[0].used ? &listeners[0] : &listeners[1];
     must(!l->used);
     if (!parse_address(address, port, &at, &len)) {
