@@ -85,6 +85,22 @@ static void check_cuts(enum reader reader, const char *p, size_t n,
     }
 }
 
+/* A head passes with exactly the room that it needs, whatever follows it, and with no byte less. */
+static void check_limits(enum reader reader, const char *p, size_t n)
+{
+    static struct http1_head head;
+    struct reading r = read_as(reader, p, n, &limits[0], &head);
+    if (r.verdict != HTTP1_OK)
+        return;
+    struct http1_limits tight = {r.consumed, limits[0].uri};
+    struct reading t = read_as(reader, p, n, &tight, &head);
+    must(t.verdict == HTTP1_OK && t.consumed == r.consumed);
+    tight.head--;
+    t = read_as(reader, p, n, &tight, &head);
+    must(t.verdict == HTTP1_BAD);
+    must(reader != REQUEST || t.fault.end == END_HEAD_TOO_BIG);
+}
+
 /* ---- chunks ------------------------------------------------------------------------------- */
 
 struct decoded {
@@ -221,6 +237,37 @@ static bool same(const struct buf *a, const struct buf *b)
     return n == buf_len(b) && (n == 0 || memcmp(buf_data(a), buf_data(b), n) == 0);
 }
 
+/* llhttp 8.1 refuses two things that RFC 9112 7.1.1 allows: a quoted pair in an extension's value,
+ * and an extension after one with a value. */
+static bool beyond_llhttp(const char *p, size_t n)
+{
+    const char *first = memchr(p, ';', n);
+    return memchr(p, '\\', n) || (first && memchr(first + 1, ';', n - (size_t)(first + 1 - p)));
+}
+
+/* A chunked body as it came, extensions and all, is the same body to llhttp. */
+static void check_chunks_raw(const char *p, size_t n)
+{
+    struct buf wire, body;
+    struct oracle o;
+    buf_init(&wire, 1 << 20);
+    buf_init(&body, 1 << 20);
+    oracle_init(&o);
+    struct decoded d = decode(p, n, n, &body);
+    if (d.end == HTTP1_LAST && !beyond_llhttp(p, d.consumed)) {
+        buf_puts(&wire, "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+        buf_put(&wire, p, d.consumed);
+        buf_puts(&wire, "\r\nGET /next HTTP/1.1\r\n\r\n");
+        oracle_requests(&o, buf_data(&wire), buf_len(&wire));
+        must(o.error == NULL);
+        must(o.messages == 2);
+        must(same(&o.body, &body));
+    }
+    oracle_fini(&o);
+    buf_fini(&body);
+    buf_fini(&wire);
+}
+
 static void check_forward(const char *p, size_t n)
 {
     static struct http1_head head;
@@ -271,10 +318,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     if (n > INPUT_MAX)
         return 0;
     char *p = exact((const char *)data, n);
-    for (int reader = 0; reader < READERS; reader++)
+    for (int reader = 0; reader < READERS; reader++) {
+        check_limits((enum reader)reader, p, n);
         for (size_t i = 0; i < COUNT_OF(limits); i++)
             check_cuts((enum reader)reader, p, n, &limits[i]);
+    }
     check_chunk_cuts(p, n);
+    check_chunks_raw(p, n);
     check_forward(p, n);
     free(p);
     return 0;

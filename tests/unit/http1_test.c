@@ -361,6 +361,11 @@ static void keeps_the_limits_exactly(void **state)
     assert_int_equal(parse(-1, input, n, &limits, &h, &consumed, &fault), HTTP1_OK);
     assert_int_equal(parse(-1, input, n - 1, &limits, &h, &consumed, &fault), HTTP1_PARTIAL);
 
+    static const char longer[] = "GET /12345 HTTP/1.1\r\nHost: a\r\n\r\nGET /";
+    assert_int_equal(parse(-1, longer, sizeof longer - 1, &limits, &h, &consumed, &fault),
+                     HTTP1_OK);
+    assert_int_equal(consumed, n);
+
     limits.head = n - 1;
     assert_int_equal(parse(-1, input, n, &limits, &h, &consumed, &fault), HTTP1_BAD);
     assert_int_equal(fault.end, END_HEAD_TOO_BIG);
