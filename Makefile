@@ -147,7 +147,7 @@ fuzz: setup-fuzz
 
 bench: setup-bench
 	@$(MAKE) -s --no-print-directory -j$(JOBS) all
-	@PATH="$$(scripts/setup.sh bin):$$PATH" BUILD=$(BUILD) bash tests/bench/run.sh $(MODE)
+	@PATH="$$PATH:/usr/sbin:$$(scripts/setup.sh bin)" BUILD=$(BUILD) bash tests/bench/run.sh $(MODE)
 
 # ---- installing ----------------------------------------------------------------------------------
 SHARE = $(DESTDIR)$(PREFIX)/share/chromux
