@@ -350,5 +350,5 @@ int main(void)
         TEST(client_leaving_in_mid_upload_cancels_upstream),
         TEST(client_leaving_in_mid_answer_cancels_upstream),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }

@@ -59,5 +59,5 @@ static void javascript_client_does_everything(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {TEST(javascript_client_does_everything)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }

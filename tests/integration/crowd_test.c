@@ -279,5 +279,5 @@ int main(void)
         TEST(ten_thousand_idle_clients_do_not_matter),
         TEST(out_of_descriptors_and_back),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }

@@ -116,5 +116,5 @@ static void reads_never_notice_a_server_dying(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {TEST(reads_never_notice_a_server_dying)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/types.h>
 
 #include <cmocka.h>
@@ -24,6 +25,9 @@
 int harness_setup(void **state);
 int harness_teardown(void **state);
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, harness_setup, harness_teardown)
+/* TEST_ONLY in the environment picks tests by name (* and ? match as in a shell). */
+#define RUN(tests)                                                                                 \
+    (cmocka_set_test_filter(getenv("TEST_ONLY")), cmocka_run_group_tests(tests, NULL, NULL))
 
 /* Checks: a failed one ends the test and prints the last lines that each chromux logged. */
 #define check(cond)             ((cond) ? (void)0 : harness_fail(__FILE__, __LINE__, "%s", #cond))

@@ -397,5 +397,5 @@ int main(void)
         TEST(v1_heartbeat_and_version_answer_from_v2),
         TEST(classes_go_by_segment_never_by_substring),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }

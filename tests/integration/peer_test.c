@@ -539,5 +539,5 @@ int main(void)
         TEST(everybody_away_is_503),
         TEST(a_500_is_passed_on_for_writes_and_avoided_for_reads),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }

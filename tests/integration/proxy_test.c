@@ -537,5 +537,5 @@ int main(void)
         TEST(statuses_and_bodies_of_the_origin_pass),
         TEST(access_log_tells_the_whole_story),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }

@@ -395,5 +395,5 @@ int main(void)
         TEST(drain_has_a_deadline),
         TEST(second_term_stops_at_once),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN(tests);
 }
