@@ -57,7 +57,7 @@ static void complete(struct exchange *x)
 /* Bytes of r->body that this try has not sent yet. */
 static struct str unsent_body(const struct exchange *x)
 {
-    const struct buf *b = &x->r->body;
+    const struct buf *b = &x->r->body.bytes;
     size_t skip = (size_t)(x->sent - x->dropped);
     return (struct str){buf_data(b) + skip, buf_len(b) - skip};
 }
@@ -65,11 +65,11 @@ static struct str unsent_body(const struct exchange *x)
 /* What was sent goes, unless another try may need it. */
 static void forget_sent(struct exchange *x, const struct config *c)
 {
-    if (x->retain && buf_len(&x->r->body) > (size_t)c->retry_buffer)
+    if (x->retain && buf_len(&x->r->body.bytes) > (size_t)c->retry_buffer)
         x->retain = false;
     if (x->retain)
         return;
-    buf_consume(&x->r->body, (size_t)(x->sent - x->dropped));
+    buf_consume(&x->r->body.bytes, (size_t)(x->sent - x->dropped));
     x->dropped = x->sent;
 }
 
@@ -104,11 +104,12 @@ static bool send_chunk(struct exchange *x)
 {
     struct request *r = x->r;
     struct str data = unsent_body(x);
-    if (stream_unsent(&x->conn->stream) > 0 || (data.n == 0 && !r->body_done))
+    if (stream_unsent(&x->conn->stream) > 0 || (data.n == 0 && !r->body.done))
         return false;
     if (data.n == 0) {
-        struct iovec end[3] = {
-            {(void *)"0\r\n", 3}, {r->trailers.mem, buf_len(&r->trailers)}, {(void *)"\r\n", 2}};
+        struct iovec end[3] = {{(void *)"0\r\n", 3},
+                               {r->body.trailers.mem, buf_len(&r->body.trailers)},
+                               {(void *)"\r\n", 2}};
         x->body_ended = true;
         (void)send_all(x, end, 3);
         return false;
@@ -142,7 +143,7 @@ static bool send_plain(struct exchange *x)
         if (taken < data.n)
             return false;
     }
-    x->body_ended = r->body_done && x->sent == r->body_seen;
+    x->body_ended = r->body.done && x->sent == r->body.seen;
     return !x->body_ended && unsent_body(x).n > 0;
 }
 
@@ -150,7 +151,7 @@ static void upload(struct exchange *x)
 {
     struct request *r = x->r;
     while (!x->upload_dead && !x->body_ended &&
-           (r->body_framing == HTTP1_CHUNKED ? send_chunk(x) : send_plain(x)))
+           (r->body.framing == HTTP1_CHUNKED ? send_chunk(x) : send_plain(x)))
         ;
     if (!x->upload_dead && !x->body_ended)
         request_want_body(r); /* may end the request: nothing of x is touched after it */
@@ -161,7 +162,7 @@ static void send_head(struct exchange *x)
 {
     struct request *r = x->r;
     struct str data = unsent_body(x);
-    if (r->body_framing == HTTP1_CHUNKED)
+    if (r->body.framing == HTTP1_CHUNKED)
         data.n = 0;
     struct iovec v[2] = {{(void *)x->head.p, x->head.n}, {(void *)data.p, data.n}};
     size_t taken = 0;
@@ -178,7 +179,7 @@ static void send_head(struct exchange *x)
     }
     x->sent += taken - x->head.n;
     forget_sent(x, cfg);
-    x->body_ended = r->body_done && x->sent == r->body_seen && r->body_framing != HTTP1_CHUNKED;
+    x->body_ended = r->body.done && x->sent == r->body.seen && r->body.framing != HTTP1_CHUNKED;
     if (!x->body_ended)
         upload(x);
 }
@@ -187,8 +188,8 @@ void exchange_more(struct exchange *x)
 {
     if (x->upload_dead || x->relaying) {
         /* Nobody wants the rest: it is read and thrown away until the answer is out. */
-        x->dropped = x->sent = x->r->body_seen;
-        buf_clear(&x->r->body);
+        x->dropped = x->sent = x->r->body.seen;
+        buf_clear(&x->r->body.bytes);
         return;
     }
     if (x->conn && !x->conn->stream.connecting)

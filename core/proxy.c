@@ -285,7 +285,7 @@ static void choose(struct proxied *p)
         .attempt = p->tries + 1,
         .tried = p->tried,
         .last_error = p->last == END_NONE ? "" : end_name(p->last),
-        .bytes = r->body_length,
+        .bytes = r->body.length,
         .session = p->session.n ? p->session : request_client(r),
     };
     struct policy_verdict v;
@@ -463,7 +463,7 @@ static void put_head(struct proxied *p, struct http1_head *h)
     if (!http1_find(h, HTTP1_HOST))
         buf_put_str(&r->text, STR("Host: chromux\r\n"));
     http1_put_fields(&r->text, h);
-    http1_put_framing(&r->text, r->body_framing, r->body_length);
+    http1_put_framing(&r->text, r->body.framing, r->body.length);
     buf_put_str(&r->text, STR("Via: 1.1 chromux\r\nX-Request-Id: "));
     buf_puts(&r->text, r->id);
     buf_put_str(&r->text, STR("\r\nX-Forwarded-For: "));
@@ -543,8 +543,8 @@ static void late(struct request *r)
     double t = now();
     if (p->x.relaying) {
         late_answer(p);
-    } else if (t >= p->total_at && p->x.conn && !r->body_done && !p->x.upload_dead &&
-               buf_len(&r->body) == 0) {
+    } else if (t >= p->total_at && p->x.conn && !r->body.done && !p->x.upload_dead &&
+               buf_len(&r->body.bytes) == 0) {
         exchange_cancel(&p->x);
         leave_node(p);
         give_up(p, END_CLIENT_SLOW_BODY, "the request body did not arrive within REQUEST_TIMEOUT");

@@ -2,14 +2,13 @@
 
 #include "log.h"
 #include "metrics.h"
+#include "reply.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/random.h>
-#include <time.h>
 
 enum { LINGER_SECONDS = 2, BODY_PIECE = 65536, FREE_MAX = 512, FREE_TEXT_MAX = 4096 };
 
@@ -69,8 +68,6 @@ static struct request *request_new(struct session *s)
         buf_init(&r->text, 4u << 20);
     }
     r->s = s;
-    buf_init(&r->body, (size_t)cfg()->retry_buffer + BODY_PIECE);
-    buf_init(&r->trailers, 4u << 20);
     gauge_add(ACTIVE, 1);
     return r;
 }
@@ -78,8 +75,7 @@ static struct request *request_new(struct session *s)
 static void request_free(struct request *r)
 {
     gauge_add(ACTIVE, -1);
-    buf_fini(&r->body);
-    buf_fini(&r->trailers);
+    body_fini(&r->body);
     if (r->text.size > FREE_TEXT_MAX)
         buf_fini(&r->text);
     if (free_count >= FREE_MAX) {
@@ -184,7 +180,7 @@ static bool pump(struct session *s);
 static void log_end(struct request *r, enum end_reason why)
 {
     metrics_end[why]++;
-    metrics_add(BYTES_FROM_CLIENTS, r->body_seen);
+    metrics_add(BYTES_FROM_CLIENTS, r->body.seen);
     metrics_add(BYTES_TO_CLIENTS, r->log.bytes_out);
     if (!access_on())
         return;
@@ -197,7 +193,7 @@ static void log_end(struct request *r, enum end_reason why)
     a->id = str_from(r->id);
     a->class_name = r->route.name ? route_class_name(r->route.class) : "-";
     a->action = str_from(r->route.action ? r->route.action : "-");
-    a->bytes_in = r->body_seen;
+    a->bytes_in = r->body.seen;
     a->detail = r->detail;
     a->instance = str_from(r->instance[0] ? r->instance : "-");
     access_log(a);
@@ -215,7 +211,7 @@ static struct session *detach(struct request *r, enum end_reason why)
 
 void request_finish(struct request *r, enum end_reason why)
 {
-    bool keep = !r->must_close && r->body_done && !r->s->stream.eof;
+    bool keep = !r->must_close && r->body.done && !r->s->stream.eof;
     struct session *s = detach(r, why);
     if (!keep) {
         linger(s);
@@ -260,20 +256,6 @@ bool request_keeps(struct request *r)
     return !r->must_close;
 }
 
-static void put_date(struct buf *out)
-{
-    static time_t at;
-    static char text[48];
-    time_t t = (time_t)ev_now(stream_loop());
-    if (t != at) {
-        struct tm tm;
-        at = t;
-        gmtime_r(&t, &tm);
-        strftime(text, sizeof text, "Date: %a, %d %b %Y %H:%M:%S GMT\r\n", &tm);
-    }
-    buf_puts(out, text);
-}
-
 void request_put_common(struct request *r, struct buf *out, const char *instance, bool date)
 {
     buf_put_str(out, STR("Via: 1.1 chromux\r\nX-Request-Id: "));
@@ -286,7 +268,7 @@ void request_put_common(struct request *r, struct buf *out, const char *instance
     else if (r->minor == 0)
         buf_put_str(out, STR("Connection: keep-alive\r\n"));
     if (date)
-        put_date(out);
+        reply_put_date(out, (time_t)now());
 }
 
 static void note_sent(struct request *r, bool blocked)
@@ -325,7 +307,7 @@ void request_answer(struct request *r, int status, const char *type, struct str 
     struct buf head;
     buf_init(&head, 65536);
     /* A body that is still coming can't be told from the next request: the connection ends. */
-    if (!r->body_done)
+    if (!r->body.done)
         r->must_close = true;
     buf_printf(&head, "HTTP/1.1 %d %s\r\n", status, http1_reason(status));
     if (body.n || *type)
@@ -348,27 +330,6 @@ void request_answer(struct request *r, int status, const char *type, struct str 
         request_gone(r);
 }
 
-static const char *error_name(int status)
-{
-    switch (status) {
-    case 400:
-    case 408:
-    case 413:
-    case 414:
-    case 417:
-    case 431:
-        return "InvalidArgumentError";
-    case 404:
-        return "NotFoundError";
-    case 500:
-    case 502:
-    case 504:
-        return "InternalError";
-    default:
-        return "ChromaError";
-    }
-}
-
 void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
 {
     char text[1024];
@@ -380,9 +341,7 @@ void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
     must(status != 0);
     struct buf body;
     buf_init(&body, 16384);
-    buf_printf(&body, "{\"error\":\"%s\",\"message\":", error_name(status));
-    buf_put_json(&body, str_from(text));
-    buf_put(&body, "}", 1);
+    reply_put_error(&body, status, text);
     char extra[256] = "";
     if (status == 503)
         snprintf(extra, sizeof extra, "Retry-After: 1\r\n");
@@ -395,49 +354,6 @@ void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
 
 /* ---- reading: heads ----------------------------------------------------------------------------
  */
-
-/* 128 bits by splitmix64 from a random start: unique, not secret. */
-static void make_id(char out[68])
-{
-    static uint64_t state;
-    static const char hex[] = "0123456789abcdef";
-    if (!state && getrandom(&state, sizeof state, 0) != sizeof state)
-        state = (uint64_t)(ev_time() * 1e6);
-    for (int half = 0; half < 2; half++) {
-        uint64_t z = state += 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
-        for (int i = 0; i < 16; i++, z <<= 4)
-            out[16 * half + i] = hex[z >> 60];
-    }
-    out[32] = 0;
-}
-
-/* A client's own id is kept when it is short and harmless. */
-static void take_id(struct request *r, struct http1_head *h)
-{
-    bool taken = false;
-    for (unsigned i = 0; i < h->count; i++) {
-        struct http1_field *f = &h->field[i];
-        if (f->id != HTTP1_X_REQUEST_ID)
-            continue;
-        f->hop = true; /* written anew */
-        bool good = !taken && f->value.n > 0 && f->value.n <= 64;
-        for (size_t k = 0; good && k < f->value.n; k++) {
-            char c = f->value.p[k];
-            good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                   c == '-' || c == '_' || c == '.' || c == ':' || c == '/' || c == '+' || c == '=';
-        }
-        if (good) {
-            memcpy(r->id, f->value.p, f->value.n);
-            r->id[f->value.n] = 0;
-            taken = true;
-        }
-    }
-    if (!taken)
-        make_id(r->id);
-}
 
 static const char *method_name(enum http1_method m)
 {
@@ -466,7 +382,7 @@ static void refuse(struct session *s, enum end_reason why, const char *rule)
         r->handler = &no_handler;
         r->minor = 1;
         r->log.start = s->head_start;
-        make_id(r->id);
+        reply_make_id(r->id);
         s->state = BUSY;
         metrics_inc(REQUESTS);
     }
@@ -477,10 +393,10 @@ static void refuse(struct session *s, enum end_reason why, const char *rule)
 static void dispatch(struct session *s, struct request *r, struct http1_head *h)
 {
     const struct route *t = &r->route;
-    if (r->body_framing == HTTP1_LENGTH && r->body_length > (uint64_t)cfg()->max_body) {
+    if (r->body.framing == HTTP1_LENGTH && r->body.length > (uint64_t)cfg()->max_body) {
         request_error(r, END_BODY_TOO_BIG,
                       "the request body has %llu bytes, more than MAX_BODY_BYTES (%ld)",
-                      (unsigned long long)r->body_length, cfg()->max_body);
+                      (unsigned long long)r->body.length, cfg()->max_body);
         return;
     }
     if (t->class == ROUTE_UNSUPPORTED) {
@@ -519,16 +435,12 @@ static void begin(struct session *s, struct http1_head *h, size_t consumed)
     r->keep_alive = h->keep_alive;
     r->expect_continue = h->expect_continue;
     r->te_trailers = h->te_trailers;
-    r->body_framing = h->framing;
-    r->body_length = r->body_left = h->framing == HTTP1_LENGTH ? h->length : 0;
-    r->body_done = h->framing == HTTP1_NO_BODY || (h->framing == HTTP1_LENGTH && h->length == 0);
-    if (h->framing == HTTP1_CHUNKED)
-        http1_chunks_init(&r->chunks);
-    take_id(r, h);
+    body_init(&r->body, h->framing, h->length, (size_t)cfg()->retry_buffer + BODY_PIECE);
+    reply_take_id(h, r->id);
     route_match(r->method, r->path, &r->route);
     buf_consume(&s->stream.in, consumed); /* moves nothing: the slices of *h stay good */
     rearm(s);
-    if (!r->body_done) {
+    if (!r->body.done) {
         if (buf_len(&s->stream.in) > 0)
             r->expect_continue = false;
         if (!pump(s))
@@ -555,52 +467,12 @@ static void bad_body(struct session *s, enum end_reason why, const char *rule)
 static bool pump(struct session *s)
 {
     struct request *r = s->request;
-    struct buf *in = &s->stream.in;
-    while (!r->body_done && buf_len(in) > 0) {
-        size_t room = buf_room(&r->body), n = buf_len(in), used = 0;
-        const char *rule = NULL;
-        if (room == 0)
-            break;
-        if (r->in_trailers) {
-            static struct http1_head trailers;
-            enum http1_verdict v = http1_parse_trailers(buf_data(in), n, (size_t)cfg()->max_head,
-                                                        &trailers, &used, &rule);
-            if (v == HTTP1_PARTIAL)
-                break;
-            if (v == HTTP1_BAD) {
-                bad_body(s, END_BAD_REQUEST, rule);
-                return false;
-            }
-            http1_put_fields(&r->trailers, &trailers);
-            buf_consume(in, used);
-            r->body_done = true;
-        } else if (r->body_framing == HTTP1_LENGTH) {
-            n = n < room ? n : room;
-            n = n < r->body_left ? n : (size_t)r->body_left;
-            buf_put(&r->body, buf_data(in), n);
-            buf_consume(in, n);
-            r->body_left -= n;
-            r->body_seen += n;
-            r->body_done = r->body_left == 0;
-        } else {
-            struct str data = {NULL, 0};
-            enum http1_step step = http1_chunks_next(&r->chunks, buf_data(in), n < room ? n : room,
-                                                     &used, &data, &rule);
-            if (step == HTTP1_DATA) {
-                buf_put_str(&r->body, data);
-                r->body_seen += data.n;
-            }
-            buf_consume(in, used);
-            r->in_trailers = step == HTTP1_LAST;
-            bool big = r->body_seen > (uint64_t)cfg()->max_body;
-            if (step == HTTP1_STEP_BAD || big) {
-                bad_body(s, big ? END_BODY_TOO_BIG : END_BAD_REQUEST,
-                         big ? "the request body is larger than MAX_BODY_BYTES" : rule);
-                return false;
-            }
-        }
-    }
-    return true;
+    struct body_limits limits = {(uint64_t)cfg()->max_body, (size_t)cfg()->max_head};
+    const char *rule = "";
+    enum end_reason bad = body_take(&r->body, &s->stream.in, &limits, &rule);
+    if (bad != END_NONE)
+        bad_body(s, bad, rule);
+    return bad == END_NONE;
 }
 
 /* Gives body bytes to the handler as long as there are some and there is room. */
@@ -609,13 +481,13 @@ static void feed(struct session *s)
     if (s->feeding)
         return;
     s->feeding = true;
-    while (s->state == BUSY && !s->request->body_done) {
+    while (s->state == BUSY && !s->request->body.done) {
         struct request *r = s->request;
-        uint64_t seen = r->body_seen;
+        uint64_t seen = r->body.seen;
         if (!pump(s))
             break;
-        bool waits = buf_room(&r->body) > 0 && !r->expect_continue;
-        if (!r->body_done && r->body_seen == seen) {
+        bool waits = buf_room(&r->body.bytes) > 0 && !r->expect_continue;
+        if (!r->body.done && r->body.seen == seen) {
             r->body_deadline = !waits             ? 0
                                : r->body_deadline ? r->body_deadline
                                                   : now() + cfg()->body_timeout;
@@ -623,7 +495,7 @@ static void feed(struct session *s)
             break;
         }
         r->expect_continue = false; /* the client did not wait */
-        r->body_deadline = r->body_done || !waits ? 0 : now() + cfg()->body_timeout;
+        r->body_deadline = r->body.done || !waits ? 0 : now() + cfg()->body_timeout;
         rearm(s);
         r->handler->more(r);
     }
@@ -633,7 +505,7 @@ static void feed(struct session *s)
 void request_want_body(struct request *r)
 {
     struct session *s = r->s;
-    if (r->body_done)
+    if (r->body.done)
         return;
     if (r->expect_continue && !r->answered) {
         static const char text[] = "HTTP/1.1 100 Continue\r\n\r\n";

@@ -7,7 +7,9 @@
 #define SESSION_H
 
 #include "access.h"
+#include "body.h"
 #include "config.h"
+#include "reply.h"
 #include "route.h"
 #include "stream.h"
 #include "wheel.h"
@@ -17,7 +19,7 @@ struct request;
 struct handler {
     /* The head is complete; `head` lives only during the call. The body may follow. */
     void (*start)(struct request *r, struct http1_head *head);
-    /* Body bytes, or its end (r->body_done), came. */
+    /* Body bytes, or its end (r->body.done), came. */
     void (*more)(struct request *r);
     /* The client took everything that was offered. */
     void (*drained)(struct request *r);
@@ -43,14 +45,7 @@ struct request {
     int minor;
     bool keep_alive, expect_continue, te_trailers;
 
-    struct buf body; /* decoded body bytes that nobody took yet */
-    enum http1_framing body_framing;
-    uint64_t body_length; /* with HTTP1_LENGTH */
-    uint64_t body_left;   /* of that, still to come */
-    uint64_t body_seen;   /* decoded bytes so far */
-    struct http1_chunks chunks;
-    bool body_done, in_trailers;
-    struct buf trailers; /* of a chunked body: field lines that may be forwarded */
+    struct body body;
 
     double deadline;                     /* loop time for handler->late; 0: none */
     double body_deadline, send_deadline; /* the session's own */
@@ -60,7 +55,7 @@ struct request {
     struct access_record log;
     char instance[CONFIG_NAME_MAX + 1]; /* tried last, for the log */
     char detail[128];                   /* why the policy chose as it did, or what went wrong */
-    char id[68];                        /* X-Request-Id, at most 64 bytes are taken over */
+    char id[REPLY_ID_MAX];              /* X-Request-Id, at most 64 bytes are taken over */
 };
 
 /* What all sessions share; the pointers may change at a reload. */
@@ -88,7 +83,7 @@ void request_room(struct request *r, size_t n);
 /* When the handler will see `late`; replaces the one before. 0: never. */
 void request_arm(struct request *r, double deadline);
 /* The handler is ready for the body: sends 100 Continue if the client waits for it, and reads on
- * after bytes were consumed from r->body. */
+ * after bytes were consumed from r->body.bytes. */
 void request_want_body(struct request *r);
 /* Will the connection live after this answer? Decided once, when the head of the answer is written.
  */

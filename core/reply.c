@@ -1,0 +1,88 @@
+#include "reply.h"
+
+#include <sys/random.h>
+
+/* 128 bits by splitmix64 from a random start: unique, not secret. */
+void reply_make_id(char out[REPLY_ID_MAX])
+{
+    static uint64_t state;
+    static const char hex[] = "0123456789abcdef";
+    if (!state && getrandom(&state, sizeof state, 0) != sizeof state)
+        state = (uint64_t)time(NULL);
+    for (int half = 0; half < 2; half++) {
+        uint64_t z = state += 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+        for (int i = 0; i < 16; i++, z <<= 4)
+            out[16 * half + i] = hex[z >> 60];
+    }
+    out[32] = 0;
+}
+
+void reply_take_id(struct http1_head *h, char out[REPLY_ID_MAX])
+{
+    bool taken = false;
+    for (unsigned i = 0; i < h->count; i++) {
+        struct http1_field *f = &h->field[i];
+        if (f->id != HTTP1_X_REQUEST_ID)
+            continue;
+        f->hop = true; /* written anew */
+        bool good = !taken && f->value.n > 0 && f->value.n <= 64;
+        for (size_t k = 0; good && k < f->value.n; k++) {
+            char c = f->value.p[k];
+            good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                   c == '-' || c == '_' || c == '.' || c == ':' || c == '/' || c == '+' || c == '=';
+        }
+        if (good) {
+            memcpy(out, f->value.p, f->value.n);
+            out[f->value.n] = 0;
+            taken = true;
+        }
+    }
+    if (!taken)
+        reply_make_id(out);
+}
+
+void reply_put_date(struct buf *out, time_t t)
+{
+    static time_t at;
+    static char text[48];
+    if (t != at) {
+        struct tm tm;
+        at = t;
+        gmtime_r(&t, &tm);
+        strftime(text, sizeof text, "Date: %a, %d %b %Y %H:%M:%S GMT\r\n", &tm);
+    }
+    buf_puts(out, text);
+}
+
+static const char *error_name(int status)
+{
+    switch (status) {
+    case 400:
+    case 408:
+    case 413:
+    case 414:
+    case 417:
+    case 431:
+        return "InvalidArgumentError";
+    case 404:
+        return "NotFoundError";
+    case 500:
+    case 502:
+    case 504:
+        return "InternalError";
+    default:
+        return "ChromaError";
+    }
+}
+
+void reply_put_error(struct buf *out, int status, const char *text)
+{
+    buf_puts(out, "{\"error\":\"");
+    buf_puts(out, error_name(status));
+    buf_puts(out, "\",\"message\":");
+    buf_put_json(out, str_from(text));
+    buf_put(out, "}", 1);
+}
