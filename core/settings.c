@@ -12,8 +12,9 @@ enum { FILE_BUDGET = 10000000 };
 
 static void over_budget(lua_State *L, lua_Debug *ar)
 {
-    (void)ar;
-    luaL_error(L, "the file used more than %d instructions", FILE_BUDGET);
+    lua_getinfo(L, "Sl", ar);
+    luaL_error(L, "%s:%d: the file used more than %d instructions", ar->short_src, ar->currentline,
+               FILE_BUDGET);
 }
 
 static lua_State *bare_vm(void)
@@ -84,15 +85,18 @@ static void add_instances(lua_State *L, const char *source, struct config_raws *
     }
 }
 
-static void read_file(const char *path, struct config_raws *raws, struct buf *errors)
+/* false: the file can't be run at all. */
+static bool read_file(const char *path, struct config_raws *raws, struct buf *errors)
 {
     lua_State *L = bare_vm();
+    bool ran = false;
     if (luaL_loadfile(L, path) != 0 || lua_pcall(L, 0, 1, 0) != 0) {
         buf_printf(errors, "%s\n", lua_tostring(L, -1));
     } else if (!lua_istable(L, -1)) {
         buf_printf(errors, "%s: expected it to return a table of settings, found a %s\n", path,
                    luaL_typename(L, -1));
     } else {
+        ran = true;
         for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
             if (lua_type(L, -2) != LUA_TSTRING) {
                 buf_printf(errors, "%s: expected NAME = value, found a %s as a name\n", path,
@@ -108,14 +112,18 @@ static void read_file(const char *path, struct config_raws *raws, struct buf *er
         }
     }
     lua_close(L);
+    return ran;
 }
 
 struct config *settings_load(const struct settings_sources *from, struct buf *errors)
 {
     struct config_raws raws = {0};
     size_t before = buf_len(errors);
-    if (from->file)
-        read_file(from->file, &raws, errors);
+    /* Without the file nothing sure can be said of the whole: "no instances" would mislead. */
+    if (from->file && !read_file(from->file, &raws, errors)) {
+        config_raws_fini(&raws);
+        return NULL;
+    }
     config_raws_add_environment(&raws, from->environment);
     for (unsigned i = 0; i < from->set_count; i++) {
         const char *set = from->sets[i], *eq = strchr(set, '=');

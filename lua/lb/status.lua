@@ -17,8 +17,16 @@ local function text(s)
   return s
 end
 
-local function array(t)
-  return setmetatable(t, cjson.empty_array_mt)
+-- lua-cjson 2.1.0 writes every empty table as {}: an empty list is marked here and written by encode().
+local EMPTY_LIST = "\1[]"
+
+local function list(t)
+  if #t == 0 then return EMPTY_LIST end
+  return t
+end
+
+local function encode(document)
+  return (cjson.encode(document):gsub('"\\u0001%[%]"', "[]"):gsub("\\/", "/"))
 end
 
 local function round(x, digits)
@@ -27,14 +35,14 @@ local function round(x, digits)
 end
 
 local function collections_of(node)
-  local out = array {}
+  local out = {}
   for i, c in ipairs(node.collections) do
     out[i] = {
       id = c.id, state = c.state, since_seconds = round(c.for_seconds),
       last_error = text(c.history.last_error), errors_5xx = c.history.errors_5xx,
     }
   end
-  return out
+  return list(out)
 end
 
 -- The instance as /health gives it.
@@ -80,14 +88,14 @@ end
 
 -- health(snapshot) -> JSON text of /health.
 function M.health(snap)
-  local instances, up = array {}, false
+  local instances, up = {}, false
   for i, node in ipairs(snap.nodes) do
     instances[i] = brief(node)
     up = up or node.state == "up"
   end
-  return cjson.encode {
+  return encode {
     status = up and not snap.draining and "healthy" or "unhealthy", strategy = snap.strategy,
-    instances = instances, timestamp = iso(snap.now),
+    instances = list(instances), timestamp = iso(snap.now),
   }
 end
 
@@ -98,9 +106,9 @@ function M.status(snap)
     sent = sent + node.requests
     if node.state == "up" then up = up + 1 end
   end
-  local instances = array {}
+  local instances = {}
   for i, node in ipairs(snap.nodes) do instances[i] = full(node, sent) end
-  return cjson.encode {
+  return encode {
     version = snap.version,
     started = iso(snap.started),
     uptime_seconds = round(snap.now - snap.started),
@@ -112,7 +120,7 @@ function M.status(snap)
       strategy = snap.strategy, check_interval = snap.check_interval, failure_threshold = snap.failure_threshold,
       request_timeout = snap.request_timeout, total_requests = snap.total_requests,
     },
-    instances = instances,
+    instances = list(instances),
     summary = { healthy_instances = up, total_instances = #snap.nodes, current_strategy = snap.strategy },
     requests = {
       proxied = snap.proxied_requests, active = snap.active, queued = snap.queued, retries = snap.retries,
