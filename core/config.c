@@ -5,7 +5,7 @@
 
 #include <arpa/inet.h>
 #include <ctype.h>
-#include <errno.h>
+#include <regex.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,18 +34,56 @@ enum {
         SETTING_COUNT
 };
 
-/* Text settings that know only certain words. */
+/* What an error line and the page of --explain call a type, and what the strict config file may say
+ * for it: text carries a unit for some. */
+static const struct {
+    const char *name, *expected;
+    bool numbers, texts, booleans;
+} types[] = {
+    [INT] = {"number", "a whole number", .numbers = true},
+    [SECONDS] = {"seconds", "seconds", .numbers = true, .texts = true},
+    [BYTES] = {"bytes", "bytes", .numbers = true, .texts = true},
+    [BOOL] = {"true|false", "true or false", .booleans = true},
+    [TEXT] = {"text", "text", .texts = true},
+    [SECRET] = {"text, secret", "text", .texts = true},
+};
+
+#define ENVIRONMENT  "environment"
+#define PREFIX       "CHROMUX_"
+#define ERROR_MAX    600
+#define EXPECTED_MAX 120
+#define SHOWN_MAX    160 /* bytes of a value that an error line repeats */
+/* Shapes of text, as POSIX extended expressions. */
+#define NAME_SHAPE "^[A-Za-z0-9._-]{1,63}$"
+#define URL_SHAPE  "^http://(\\[([0-9A-Fa-f:.]{2,45})]|([A-Za-z0-9._-]{1,253}))(:([0-9]{1,5}))?/?$"
+enum { URL_V6 = 2, URL_HOST = 3, URL_PORT = 5, URL_GROUPS }; /* its parts */
+
+/* Text settings that take only a certain shape. */
 static const struct {
     unsigned at;
-    const char *words; /* with a | between, before and after */
-} closed[] = {{AT_unreplicated_reads, "|primary|any|"},
-              {AT_log_format, "|kv|json|"},
-              {AT_log_level, "|debug|info|warn|error|"}};
+    const char *shape, *expected;
+} closed[] = {
+    {AT_unreplicated_reads, "^(primary|any)$", "primary or any"},
+    {AT_log_format, "^(kv|json)$", "kv or json"},
+    {AT_log_level, "^(debug|info|warn|error)$", "debug, info, warn or error"},
+    {AT_admin_port,
+     "^([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])?$",
+     "a port between 0 and 65535, or nothing"},
+    {AT_slack_webhook_url, "^(https://.+|http://(127[.]0[.]0[.]1|localhost|\\[::1])([:/].*)?)?$",
+     "https://..., or http:// to this machine"},
+};
 
-#define ENVIRONMENT "environment"
-#define PREFIX      "CHROMUX_"
-#define ERROR_MAX   600
-#define SHOWN_MAX   160 /* bytes of a value that an error line repeats */
+/* What is wrong with an instance's URL: the first of these that it looks like. */
+static const struct {
+    const char *shape, *wrong;
+} bad_urls[] = {
+    {"^[Hh][Tt][Tt][Pp][Ss]:", "TLS to instances is not supported yet: expected http://host:port"},
+    {"@", "expected http://host:port without a user or password"},
+    {"^http://[^/?#]*([?#]|/.)", "expected http://host:port without a path or query"},
+    {"^http://[^/[]*:.*:", "expected http://host:port, an IPv6 address in [brackets]"},
+    {"^http://(\\[[0-9A-Fa-f:.]+]|[A-Za-z0-9._-]+):[0-9]+/?$",
+     "expected a port between 1 and 65535"},
+};
 
 /* One check: the config that grows, what was wrong so far, and who set what. */
 struct check {
@@ -53,17 +91,17 @@ struct check {
     struct buf *errors;
     unsigned mistakes;
     const struct config_raw *from[SETTING_COUNT]; /* the last to set it; NULL: the default */
-    /* Beside c->instance[]: which row of which source it came from. */
+    /* Beside c->instance[]: the raw that named it first ("instances[2].url"), and how much of that
+     * name is the row's ("instances[2]"). */
     struct origin {
-        const char *what, *source;
-        unsigned row; /* counts from 1; 0: the source has no rows */
-        bool role_given, bad;
+        const struct config_raw *raw;
+        size_t name_n;
+        bool role_given;
     } origin[CONFIG_INSTANCES_MAX];
     bool too_many;
 };
 
-/* ---- raws --------------------------------------------------------------------------------------
- */
+/* ---- raws ------------------------------------------------------------------------------------ */
 
 void config_raws_add(struct config_raws *r, const char *name, const char *text,
                      enum config_kind kind, const char *source)
@@ -119,11 +157,30 @@ static bool from_file(const struct config_raw *r)
     return !from_environment(r) && strcmp(r->source, "--set") != 0;
 }
 
-/* ---- telling mistakes --------------------------------------------------------------------------
- */
+static bool fits(const char *shape, const char *text)
+{
+    regex_t re;
+    must(regcomp(&re, shape, REG_EXTENDED | REG_NOSUB) == 0);
+    bool ok = regexec(&re, text, 0, NULL, 0) == 0;
+    regfree(&re);
+    return ok;
+}
 
-static void complain(struct check *k, const char *fmt, ...) PRINTF(2, 3);
-static void complain(struct check *k, const char *fmt, ...)
+/* Names: exact; in the environment also with the prefix; in the file also in lower case. */
+static const struct setting *setting_of(const struct config_raw *r)
+{
+    const struct setting *s = find_setting(r->name);
+    if (!s && from_environment(r) && strncmp(r->name, PREFIX, strlen(PREFIX)) == 0)
+        s = find_setting(r->name + strlen(PREFIX));
+    for (unsigned i = 0; !s && i < SETTING_COUNT && from_file(r); i++)
+        if (strcasecmp(r->name, settings[i].name) == 0 && !fits("[A-Z]", r->name))
+            s = &settings[i];
+    return s;
+}
+
+/* ---- telling mistakes ------------------------------------------------------------------------ */
+
+static void PRINTF(2, 3) complain(struct check *k, const char *fmt, ...)
 {
     char line[ERROR_MAX];
     va_list args;
@@ -135,55 +192,36 @@ static void complain(struct check *k, const char *fmt, ...)
     (void)!buf_addf(k->errors, "%s\n", line);
 }
 
-/* A user and password in a URL (RFC 3986 3.2.1) are a secret wherever they stand. */
-static const char *skip_userinfo(const char *p)
+/* The value as an error line repeats it: text quoted, control bytes as ?, cut, secrets blanked. A
+ * user and password in a URL (RFC 3986 3.2.1) are a secret too. */
+static const char *show(const struct config_raw *r, char out[SHOWN_MAX])
 {
-    const char *last = NULL;
-    for (const char *q = p; *q && *q != ';'; q++)
-        if (*q == '@')
-            last = q;
-    return last ? last : p;
-}
-
-/* The value as an error line repeats it: text quoted, control bytes as ?, cut, secrets blanked. */
-static const char *show(const struct config_raw *r, bool secret, char out[SHOWN_MAX])
-{
-    if (secret)
+    const struct setting *s = setting_of(r);
+    if (s && s->type == SECRET)
         return "***";
-    size_t n = 0;
-    bool quoted = r->kind == CONFIG_TEXT;
-    if (quoted)
-        out[n++] = '"';
-    for (const char *p = r->text; *p; p++) {
-        if (n > SHOWN_MAX - 12) {
-            memcpy(out + n, "...", 3);
-            n += 3;
-            break;
-        }
-        out[n++] = (unsigned char)*p < ' ' || *p == 0x7f ? '?' : *p;
-        if (*p == '/' && p > r->text && p[-1] == '/' && skip_userinfo(p + 1) != p + 1) {
-            p = skip_userinfo(p + 1);
-            memcpy(out + n, "***@", 4);
-            n += 4;
-        }
+    const char *quote = r->kind == CONFIG_TEXT ? "\"" : "", *slashes = strstr(r->text, "://");
+    size_t n = slashes && strchr(slashes, '@') ? (size_t)(slashes - r->text) + 3 : strlen(r->text);
+    const char *rest = r->text[n] ? "***" : "";
+    if (n > SHOWN_MAX - 10) {
+        n = SHOWN_MAX - 10;
+        rest = "...";
     }
-    if (quoted)
-        out[n++] = '"';
-    out[n] = 0;
+    snprintf(out, SHOWN_MAX, "%s%.*s%s%s", quote, (int)n, r->text, rest, quote);
+    for (char *p = out; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';
     return out;
 }
 
-static void complain_of(struct check *k, const struct config_raw *r, bool secret, const char *fmt,
-                        ...) PRINTF(4, 5);
-static void complain_of(struct check *k, const struct config_raw *r, bool secret, const char *fmt,
-                        ...)
+static void PRINTF(3, 4)
+    complain_of(struct check *k, const struct config_raw *r, const char *fmt, ...)
 {
     char text[ERROR_MAX / 2], shown[SHOWN_MAX];
     va_list args;
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
-    complain(k, "%.80s = %s (%.120s): %s", r->name, show(r, secret, shown), r->source, text);
+    complain(k, "%.80s = %s (%.120s): %s", r->name, show(r, shown), r->source, text);
 }
 
 /* How many letters to insert, drop or change (Levenshtein), whatever their case. */
@@ -230,102 +268,46 @@ static void complain_unknown(struct check *k, const struct config_raw *r)
                  r->source);
 }
 
-/* ---- reading values ----------------------------------------------------------------------------
- */
+/* ---- reading values -------------------------------------------------------------------------- */
 
-static bool read_long(const char *text, long *out)
+/* Digits and perhaps a unit: "8000"; "0.5", "5s", "200ms"; "1024", "32k". */
+static bool read_number(const char *text, enum type type, double *out)
 {
-    if (!isdigit((unsigned char)text[text[0] == '-']))
-        return false;
+    static const struct {
+        enum type type;
+        const char *unit;
+        double factor;
+    } units[] = {{SECONDS, "s", 1},
+                 {SECONDS, "ms", 0.001},
+                 {BYTES, "k", 1024},
+                 {BYTES, "m", 1 << 20},
+                 {BYTES, "g", 1 << 30}};
+    size_t n = strspn(text, type == SECONDS ? "0123456789." : "0123456789");
     char *end;
-    errno = 0;
-    *out = strtol(text, &end, 10);
-    return !*end && !errno;
-}
-
-/* "5", "0.5", "5s", "200ms" */
-static bool read_seconds(const char *text, double *out)
-{
-    size_t digits = strspn(text, "0123456789.");
-    const char *unit = text + digits;
-    char *end;
-    if (digits == 0 || digits > 30 || !isdigit((unsigned char)text[0]))
+    if (n == 0 || n > 15 || *text == '.')
         return false;
     *out = strtod(text, &end);
-    if (end != unit)
-        return false;
-    if (strcmp(unit, "ms") == 0)
-        *out /= 1000;
-    return !*unit || strcmp(unit, "s") == 0 || strcmp(unit, "ms") == 0;
-}
-
-/* "1024", "32k", "8m", "1g" */
-static bool read_bytes(const char *text, long *out)
-{
-    size_t digits = strspn(text, "0123456789");
-    if (digits == 0 || digits > 15)
-        return false;
-    *out = strtol(text, NULL, 10);
-    const char *unit = text + digits;
-    if (!*unit)
-        return true;
-    const char *at = strchr("kmg", tolower((unsigned char)*unit));
-    if (!at || unit[1] || digits > 9)
-        return false;
-    *out <<= 10 * (at - "kmg" + 1);
-    return true;
-}
-
-static bool read_bool(const char *text, bool *out)
-{
-    static const char *const words[] = {"false", "true", "0", "1", "no", "yes", "off", "on"};
-    for (unsigned i = 0; i < COUNT_OF(words); i++)
-        if (strcasecmp(text, words[i]) == 0) {
-            *out = i % 2;
+    if (end != text + n || !*end) /* "0x5" and "1e5" end elsewhere */
+        return end == text + n;
+    for (unsigned i = 0; i < COUNT_OF(units); i++)
+        if (units[i].type == type && strcasecmp(end, units[i].unit) == 0) {
+            *out *= units[i].factor;
             return true;
         }
     return false;
 }
 
-static bool has_word(const char *words, const char *word)
+static bool read_bool(const char *text, bool *out)
 {
-    size_t n = strlen(word);
-    for (const char *p = words; (p = strchr(p, '|')); p++)
-        if (strncmp(p + 1, word, n) == 0 && p[1 + n] == '|')
-            return n > 0;
-    return false;
+    *out = fits("^(true|True|TRUE|1|yes|on)$", text);
+    return *out || fits("^(false|False|FALSE|0|no|off)$", text);
 }
 
-/* "|a|b|" as "a or b" */
-static const char *spell_words(const char *words, char out[80])
-{
-    size_t n = 0;
-    for (const char *p = words + 1; *p && n < 60; p++) {
-        bool last = *p == '|' && !strchr(p + 1, '|');
-        if (*p != '|')
-            out[n++] = *p;
-        else if (!last)
-            n +=
-                (size_t)sprintf(out + n, "%s", strchr(strchr(p + 1, '|') + 1, '|') ? ", " : " or ");
-    }
-    out[n] = 0;
-    return out;
-}
-
-/* ---- settings ----------------------------------------------------------------------------------
- */
+/* ---- settings -------------------------------------------------------------------------------- */
 
 static void *field_of(const struct config *c, const struct setting *s)
 {
     return (char *)c + s->offset;
-}
-
-static const char *words_of(const struct setting *s)
-{
-    for (unsigned i = 0; i < COUNT_OF(closed); i++)
-        if (&settings[closed[i].at] == s)
-            return closed[i].words;
-    return NULL;
 }
 
 static bool is_text(const struct setting *s)
@@ -333,124 +315,57 @@ static bool is_text(const struct setting *s)
     return s->type == TEXT || s->type == SECRET;
 }
 
-static bool is_loopback_http(const char *url)
+/* The shape and expectation of a text setting that has one, or -1. */
+static int closed_as(const struct setting *s)
 {
-    static const char *const hosts[] = {"127.0.0.1", "localhost", "[::1]"};
-    if (strncasecmp(url, "http://", 7) != 0)
-        return false;
-    for (unsigned i = 0; i < COUNT_OF(hosts); i++) {
-        size_t n = strlen(hosts[i]);
-        if (strncasecmp(url + 7, hosts[i], n) == 0 && (!url[7 + n] || strchr(":/", url[7 + n])))
-            return true;
-    }
-    return false;
+    for (unsigned i = 0; i < COUNT_OF(closed); i++)
+        if (&settings[closed[i].at] == s)
+            return (int)i;
+    return -1;
 }
 
-static bool text_fits(const struct setting *s, const char *text)
+static const char *expectation(const struct setting *s, char out[EXPECTED_MAX])
 {
-    const char *words = words_of(s);
-    long port;
-    if (words)
-        return has_word(words, text);
-    if (s == &settings[AT_admin_port])
-        return !*text || (read_long(text, &port) && port >= 0 && port <= 65535);
-    if (s == &settings[AT_slack_webhook_url])
-        return !*text || strncasecmp(text, "https://", 8) == 0 || is_loopback_http(text);
-    for (const char *p = text; *p && s->type == TEXT; p++)
-        if ((unsigned char)*p < ' ')
-            return false;
-    return *text || !*s->def;
-}
-
-static void expectation(const struct setting *s, char out[160])
-{
-    const char *words = words_of(s);
-    char spelled[80];
-    if (words)
-        snprintf(out, 160, "%s", spell_words(words, spelled));
-    else if (s == &settings[AT_admin_port])
-        snprintf(out, 160, "a port between 0 and 65535, or nothing");
-    else if (s == &settings[AT_slack_webhook_url])
-        snprintf(out, 160, "https://…, or http:// to this machine");
-    else if (s->type == INT)
-        snprintf(out, 160, "a whole number between %.0f and %.0f", s->least, s->most);
-    else if (s->type == SECONDS)
-        snprintf(out, 160, "seconds between %g and %g", s->least, s->most);
-    else if (s->type == BYTES)
-        snprintf(out, 160, "bytes between %.0f and %.0f", s->least, s->most);
-    else if (s->type == BOOL)
-        snprintf(out, 160, "true or false");
-    else
-        snprintf(out, 160, *s->def ? "text that is not empty" : "text");
+    const char *kind = types[s->type].expected;
+    if (closed_as(s) >= 0)
+        return closed[closed_as(s)].expected;
+    if (s->type == BOOL || is_text(s))
+        return *s->def && is_text(s) ? "text that is not empty" : kind;
+    snprintf(out, EXPECTED_MAX, "%s between %.10g and %.10g", kind, s->least, s->most);
+    return out;
 }
 
 /* Reads text into the setting's field; false when it is not what the setting takes. */
 static bool store(struct config *c, const struct setting *s, const char *text)
 {
     void *field = field_of(c, s);
-    long l;
     double d;
-    switch (s->type) {
-    case INT:
-    case BYTES:
-        if (!(s->type == INT ? read_long(text, &l) : read_bytes(text, &l)) ||
-            (double)l < s->least || (double)l > s->most)
-            return false;
-        *(long *)field = l;
-        return true;
-    case SECONDS:
-        if (!read_seconds(text, &d) || d < s->least || d > s->most)
-            return false;
-        *(double *)field = d;
-        return true;
-    case BOOL:
+    if (s->type == BOOL)
         return read_bool(text, field);
-    case TEXT:
-    case SECRET:
-        if (!text_fits(s, text))
+    if (is_text(s)) {
+        if (closed_as(s) >= 0 ? !fits(closed[closed_as(s)].shape, text)
+                              : (*s->def && !*text) || fits("[[:cntrl:]]", text))
             return false;
         free(*(char **)field);
         *(char **)field = base_strdup(text);
         return true;
     }
-    return false;
+    if (!read_number(text, s->type, &d) || d < s->least || d > s->most)
+        return false;
+    if (s->type == SECONDS)
+        *(double *)field = d;
+    else
+        *(long *)field = (long)d;
+    return true;
 }
 
-static bool kind_fits(const struct config_raw *r, enum type t)
+static bool kind_fits(const struct config_raw *r, const struct setting *s)
 {
-    if (!from_file(r))
+    if (!from_file(r) || (s == &settings[AT_admin_port] && r->kind == CONFIG_NUMBER))
         return true;
-    switch (t) {
-    case INT:
-        return r->kind == CONFIG_NUMBER;
-    case SECONDS:
-    case BYTES:
-        return r->kind != CONFIG_BOOLEAN; /* text for its unit: "200ms", "32k" */
-    case BOOL:
-        return r->kind == CONFIG_BOOLEAN;
-    case TEXT:
-    case SECRET:
-        return r->kind == CONFIG_TEXT;
-    }
-    return false;
-}
-
-/* Names: exact; in the environment also with the prefix; in the file also in lower case. */
-static const struct setting *setting_of(const struct config_raw *r)
-{
-    const struct setting *s = find_setting(r->name);
-    if (!s && from_environment(r) && strncmp(r->name, PREFIX, strlen(PREFIX)) == 0)
-        s = find_setting(r->name + strlen(PREFIX));
-    for (unsigned i = 0; !s && from_file(r) && i < SETTING_COUNT; i++) {
-        const char *p = r->name;
-        if (strcasecmp(p, settings[i].name) != 0)
-            continue;
-        while (*p && !isupper((unsigned char)*p))
-            p++;
-        s = *p ? NULL : &settings[i];
-        break;
-    }
-    return s;
+    return r->kind == CONFIG_NUMBER ? types[s->type].numbers
+           : r->kind == CONFIG_TEXT ? types[s->type].texts
+                                    : types[s->type].booleans;
 }
 
 static void take_setting(struct check *k, const struct config_raw *r)
@@ -464,174 +379,127 @@ static void take_setting(struct check *k, const struct config_raw *r)
     const struct config_raw *before = k->from[at];
     if (before && strcmp(before->source, r->source) == 0 && strcmp(before->name, r->name) != 0 &&
         (strcmp(before->text, r->text) != 0 || before->kind != r->kind)) {
-        complain_of(k, r, s->type == SECRET, "expected the same value as %s gives", before->name);
+        complain_of(k, r, "expected the same value as %s gives", before->name);
         return;
     }
-    char expected[160];
-    bool kind =
-        kind_fits(r, s->type) || (s == &settings[AT_admin_port] && r->kind == CONFIG_NUMBER);
-    if (kind && store(k->c, s, r->text)) {
+    bool kind = kind_fits(r, s);
+    char expected[EXPECTED_MAX];
+    if (kind && store(k->c, s, r->text))
         k->from[at] = r;
-        return;
-    }
-    expectation(s, expected);
-    complain_of(k, r, s->type == SECRET, "expected %s%s", expected,
-                !kind && s->type == INT && r->kind == CONFIG_TEXT ? ", without quotes" : "");
+    else
+        complain_of(k, r, "expected %s%s", expectation(s, expected),
+                    !kind && s->type == INT && r->kind == CONFIG_TEXT ? ", without quotes" : "");
 }
 
-/* ---- instances ---------------------------------------------------------------------------------
- */
+/* ---- instances ------------------------------------------------------------------------------- */
 
-/* A new row; NULL when there are too many. */
-static struct config_instance *draft(struct check *k, const char *what, unsigned row,
-                                     const char *source)
-{
-    struct config *c = k->c;
-    if (c->instance_count == CONFIG_INSTANCES_MAX) {
-        if (!k->too_many)
-            complain(k, "%s (%.120s): expected at most %d instances", what, source,
-                     CONFIG_INSTANCES_MAX);
-        k->too_many = true;
-        return NULL;
-    }
-    struct config_instance *in = &c->instance[c->instance_count];
-    *in = (struct config_instance){
-        .priority = 100, .weight = 1, .maxconn = c->maxconn, .role = CONFIG_REPLICA};
-    k->origin[c->instance_count++] = (struct origin){.what = what, .row = row, .source = source};
-    return in;
-}
-
-static bool name_fits(const char *name)
-{
-    size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
-    return n > 0 && n <= CONFIG_NAME_MAX && !name[n];
-}
-
-/* The host and port of http://host[:port][/]; answers what is wrong, or NULL. */
+/* Takes url apart; answers what is wrong with it, or NULL. */
 static const char *read_url(const char *url, char **host, int *port)
 {
-    static const char *const shape = "expected http://host:port";
-    if (strncasecmp(url, "https://", 8) == 0)
-        return "TLS to instances is not supported yet: expected http://host:port";
-    if (strncasecmp(url, "http://", 7) != 0)
-        return shape;
-    const char *p = url + 7;
-    if (strchr(p, '@'))
-        return "expected http://host:port without a user or password";
-    size_t n = strcspn(p, "/?#");
-    if (p[n] && strcmp(p + n, "/") != 0)
-        return "expected http://host:port without a path or query";
-    size_t host_n = *p == '[' ? strcspn(p, "]") + 1 : strcspn(p, ":/?#");
-    char name[254], address[INET6_ADDRSTRLEN];
-    if (host_n > n || host_n >= sizeof name || host_n == 0)
-        return shape;
-    snprintf(name, sizeof name, "%.*s", (int)host_n, p);
-    if (*p == '[') {
-        struct in6_addr in6;
-        name[host_n - 1] = 0;
-        if (inet_pton(AF_INET6, name + 1, &in6) != 1)
-            return "expected an IPv6 address in the brackets";
-        must(inet_ntop(AF_INET6, &in6, address, sizeof address));
-    } else if (strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") !=
-               host_n) {
-        return shape;
+    regex_t re;
+    regmatch_t at[URL_GROUPS];
+    must(regcomp(&re, URL_SHAPE, REG_EXTENDED) == 0);
+    bool ok = regexec(&re, url, COUNT_OF(at), at, 0) == 0;
+    regfree(&re);
+    *port = ok && at[URL_PORT].rm_so >= 0 ? atoi(url + at[URL_PORT].rm_so) : 8000; /* Chroma's */
+    ok = ok && *port >= 1 && *port <= 65535;
+    for (unsigned i = 0; !ok && i < COUNT_OF(bad_urls); i++)
+        if (fits(bad_urls[i].shape, url))
+            return bad_urls[i].wrong;
+    if (!ok)
+        return "expected http://host:port";
+    bool v6 = at[URL_V6].rm_so >= 0;
+    regmatch_t *part = &at[v6 ? URL_V6 : URL_HOST];
+    char *name = base_printf("%.*s", (int)(part->rm_eo - part->rm_so), url + part->rm_so);
+    struct in6_addr in6;
+    if (v6 && inet_pton(AF_INET6, name, &in6) != 1) {
+        free(name);
+        return "expected an IPv6 address in the brackets";
     }
-    long number = 8000;
-    if (host_n < n) {
-        char digits[7];
-        snprintf(digits, sizeof digits, "%.*s", (int)(n - host_n - 1), p + host_n + 1);
-        if (p[host_n] != ':')
-            return strchr(p, ':') && *p != '[' ? "expected IPv6 in brackets" : shape;
-        if (!read_long(digits, &number) || number < 1 || number > 65535)
-            return strchr(p + host_n + 1, ':') ? "expected http://host:port, IPv6 in brackets"
-                                               : "expected a port between 1 and 65535";
+    if (v6) { /* one spelling, so that equal ones are seen */
+        name = base_realloc(name, INET6_ADDRSTRLEN);
+        must(inet_ntop(AF_INET6, &in6, name, INET6_ADDRSTRLEN));
     }
-    *host = base_strdup(*p == '[' ? address : name);
-    *port = (int)number;
+    *host = name;
     return NULL;
 }
 
-static void take_url(struct check *k, struct config_instance *in, const struct config_raw *r)
-{
-    free(in->url);
-    free(in->host);
-    in->url = base_strdup(r->text);
-    in->host = NULL;
-    const char *wrong = read_url(r->text, &in->host, &in->port);
-    if (!wrong)
-        return;
-    k->origin[in - k->c->instance].bad = true;
-    complain_of(k, r, false, "%s", wrong);
-}
-
-static void take_number(struct check *k, const struct config_raw *r, long *out, long least,
-                        long most)
-{
-    long l;
-    if (r->kind != CONFIG_NUMBER || !read_long(r->text, &l) || l < least || l > most)
-        complain_of(k, r, false, "expected a whole number between %ld and %ld", least, most);
-    else
-        *out = l;
-}
-
-/* One field of one instance; r->name is for errors only. */
+/* One field of an instance. */
 static void take_field(struct check *k, struct config_instance *in, const char *field,
                        const struct config_raw *r)
 {
-    bool text = r->kind == CONFIG_TEXT;
-    if (strcmp(field, "priority") == 0) {
-        take_number(k, r, &in->priority, 0, 1000000);
-    } else if (strcmp(field, "weight") == 0) {
-        take_number(k, r, &in->weight, 1, 1000);
-    } else if (strcmp(field, "maxconn") == 0) {
-        take_number(k, r, &in->maxconn, 1, 100000);
-    } else if (strcmp(field, "role") == 0) {
-        if (!text || !has_word("|primary|replica|", r->text)) {
-            complain_of(k, r, false, "expected primary or replica");
-            return;
-        }
-        in->role = *r->text == 'p' ? CONFIG_PRIMARY : CONFIG_REPLICA;
-        k->origin[in - k->c->instance].role_given = true;
-    } else if (strcmp(field, "name") == 0) {
+    const struct {
+        const char *name;
+        long *to;
+        int least, most;
+    } numbers[] = {{"priority", &in->priority, 0, 1000000},
+                   {"weight", &in->weight, 1, 1000},
+                   {"maxconn", &in->maxconn, 1, 100000}};
+    double d;
+    for (unsigned i = 0; i < COUNT_OF(numbers); i++) {
+        if (strcmp(field, numbers[i].name) != 0)
+            continue;
+        if (r->kind == CONFIG_NUMBER && read_number(r->text, INT, &d) && d >= numbers[i].least &&
+            d <= numbers[i].most)
+            *numbers[i].to = (long)d;
+        else
+            complain_of(k, r, "expected a whole number between %d and %d", numbers[i].least,
+                        numbers[i].most);
+        return;
+    }
+    const char *text = r->kind == CONFIG_TEXT ? r->text : "", *wrong = NULL;
+    if (strcmp(field, "name") == 0) {
         free(in->name);
         in->name = base_strdup(r->text);
-        if (text && name_fits(r->text))
-            return;
-        k->origin[in - k->c->instance].bad = true;
-        complain_of(k, r, false, "expected 1 to %d of A-Z a-z 0-9 . _ -", CONFIG_NAME_MAX);
+        wrong = fits(NAME_SHAPE, text) ? NULL : "expected 1 to 63 of A-Z a-z 0-9 . _ -";
     } else if (strcmp(field, "url") == 0) {
-        take_url(k, in, r);
+        free(in->url);
+        free(in->host);
+        in->url = base_strdup(r->text);
+        in->host = NULL;
+        wrong = read_url(text, &in->host, &in->port);
+    } else if (strcmp(field, "role") == 0) {
+        in->role = strcmp(text, "primary") == 0 ? CONFIG_PRIMARY : CONFIG_REPLICA;
+        k->origin[in - k->c->instance].role_given = true;
+        wrong = fits("^(primary|replica)$", text) ? NULL : "expected primary or replica";
     } else {
         complain(k,
-                 "unknown field %.80s (%.120s): expected name, url, priority, weight, maxconn "
-                 "or role",
+                 "unknown field %.80s (%.120s): expected name, url, priority, weight, maxconn or "
+                 "role",
                  r->name, r->source);
     }
+    if (wrong)
+        complain_of(k, r, "%s", wrong);
+}
+
+/* "instances[2].weight", "CHROMA_INSTANCES[1].name", or "PRIMARY_URL", which is a row's url. */
+static void take_row(struct check *k, const struct config_raw *r)
+{
+    struct config *c = k->c;
+    size_t n = strcspn(r->name, ".");
+    unsigned i = 0;
+    while (i < c->instance_count &&
+           !(k->origin[i].name_n == n && strncmp(k->origin[i].raw->name, r->name, n) == 0))
+        i++;
+    if (i == CONFIG_INSTANCES_MAX) {
+        if (!k->too_many)
+            complain(k, "%.*s (%.120s): expected at most %d instances", (int)n, r->name, r->source,
+                     CONFIG_INSTANCES_MAX);
+        k->too_many = true;
+        return;
+    }
+    if (i == c->instance_count) {
+        c->instance_count++;
+        k->origin[i] = (struct origin){.raw = r, .name_n = n};
+        c->instance[i] = (struct config_instance){
+            .priority = 100, .weight = 1, .maxconn = c->maxconn, .role = CONFIG_REPLICA};
+    }
+    take_field(k, &c->instance[i], r->name[n] ? r->name + n + 1 : "url", r);
 }
 
 static bool is_row(const struct config_raw *r)
 {
-    return from_file(r) && strncmp(r->name, "instances", 9) == 0 &&
-           !isalnum((unsigned char)r->name[9]);
-}
-
-/* "instances[2].url" of the file */
-static void take_row(struct check *k, const struct config_raw *r)
-{
-    unsigned row = 0;
-    int end = 0;
-    if (sscanf(r->name, "instances[%5u].%n", &row, &end) != 1 || !end || !row) {
-        complain_of(k, r, false, "expected instances = {{name = \"a\", url = \"http://…\"}, …}");
-        return;
-    }
-    struct config_instance *in = NULL;
-    for (unsigned i = 0; i < k->c->instance_count && !in; i++)
-        if (k->origin[i].row == row)
-            in = &k->c->instance[i];
-    if (!in)
-        in = draft(k, "instances", row, r->source);
-    if (in)
-        take_field(k, in, r->name + end, r);
+    return from_file(r) && strncmp(r->name, "instances[", 10) == 0;
 }
 
 /* Cuts the next piece before `by` off *rest, without the blanks around it. */
@@ -644,67 +512,55 @@ static char *next_piece(char **rest, const char *by)
     return piece;
 }
 
-/* CHROMA_INSTANCES: name=url[,key=value…];… */
-static void take_list(struct check *k, const struct config_raw *from)
+/* label: "CHROMA_INSTANCES[2]" */
+static void add_row(struct config_raws *rows, const char *label, const char *field,
+                    const char *text, const char *source)
 {
-    char *copy = base_strdup(from->text), *rows = copy;
-    for (unsigned row = 1; rows;) {
-        char *fields = next_piece(&rows, ";");
-        if (!*fields)
-            continue;
-        struct config_instance *in = draft(k, "CHROMA_INSTANCES", row, from->source);
-        for (bool first = true; in && fields; first = false) {
-            char *key = next_piece(&fields, ","), *value = strchr(key, '=');
-            char what[64];
-            if (value)
-                *value++ = 0;
-            snprintf(what, sizeof what, "CHROMA_INSTANCES[%u]%s%.30s", row,
-                     first || !value ? "" : ".", first || !value ? "" : key);
-            struct config_raw r = {what, value ? value : key, CONFIG_TEXT, from->source};
-            if (!value) {
-                k->origin[in - k->c->instance].bad = true;
-                complain_of(k, &r, false, "expected %s", first ? "name=url" : "key=value");
+    bool words = fits("^(name|url|role)$", field);
+    char *name = base_printf("%s.%s", label, field);
+    config_raws_add(rows, name, text, words ? CONFIG_TEXT : CONFIG_NUMBER, source);
+    free(name);
+}
+
+/* CHROMA_INSTANCES, name=url[,key=value...];..., as rows like those of the config file. */
+static void split_list(struct check *k, const struct config_raw *list, struct config_raws *rows)
+{
+    char *copy = base_strdup(list->text), *rest = copy, label[40];
+    for (unsigned row = 1; rest; row++) {
+        char *fields = next_piece(&rest, ";"), *first = fields;
+        snprintf(label, sizeof label, "CHROMA_INSTANCES[%u]", row);
+        for (bool leads = true; *first && fields; leads = false) {
+            char *value = next_piece(&fields, ","), *key = next_piece(&value, "=");
+            if (!value || (!leads && fits("^(name|url)$", key))) {
+                struct config_raw piece = {label, key, CONFIG_TEXT, list->source};
+                complain_of(k, &piece, "expected name=url[,key=value...]");
+                if (leads)
+                    break;
                 continue;
             }
-            if (first) {
-                struct config_raw name = {what, key, CONFIG_TEXT, from->source};
-                take_field(k, in, "name", &name);
-                take_field(k, in, "url", &r);
-            } else if (strcmp(key, "name") == 0 || strcmp(key, "url") == 0) {
-                complain_of(k, &r, false, "expected %s only once, as name=url", key);
-            } else {
-                r.kind = strcmp(key, "role") == 0 ? CONFIG_TEXT : CONFIG_NUMBER;
-                take_field(k, in, key, &r);
-            }
+            if (leads)
+                add_row(rows, label, "name", key, list->source);
+            add_row(rows, label, leads ? "url" : key, next_piece(&value, ""), list->source);
         }
-        row++;
     }
     free(copy);
 }
 
-static void take_pair(struct check *k, unsigned at, const char *name, long priority,
-                      enum config_role role)
+/* PRIMARY_URL and REPLICA_URL, as rows. */
+static void split_pair(const struct config_raw *url, const char *label, const char *name,
+                       const char *priority, struct config_raws *rows)
 {
-    const struct config_raw *r = k->from[at];
-    if (!r || !*r->text)
-        return;
-    struct config_instance *in = draft(k, settings[at].name, 0, r->source);
-    if (!in)
-        return;
-    in->name = base_strdup(name);
-    in->priority = priority;
-    in->role = role;
-    k->origin[in - k->c->instance].role_given = true;
-    take_url(k, in, r);
+    config_raws_add(rows, label, url->text, CONFIG_TEXT, url->source);
+    add_row(rows, label, "name", name, url->source);
+    add_row(rows, label, "role", name, url->source);
+    add_row(rows, label, "priority", priority, url->source);
 }
 
-static void complain_of_row(struct check *k, unsigned i, const char *text, const char *other)
+static void complain_of_row(struct check *k, unsigned i, const char *text, const char *detail)
 {
     const struct origin *o = &k->origin[i];
-    char row[16] = "";
-    if (o->row)
-        snprintf(row, sizeof row, "[%u]", o->row);
-    complain(k, "%s%s (%.120s): %s%s", o->what, row, o->source, text, other);
+    complain(k, "%.*s (%.120s): expected %s%.80s", (int)o->name_n, o->raw->name, o->raw->source,
+             text, detail);
 }
 
 /* What must hold among instances: names and addresses differ, and exactly one is the primary. */
@@ -714,28 +570,29 @@ static void check_instances(struct check *k)
     unsigned first = c->instance_count, primaries = 0;
     for (unsigned i = 0; i < c->instance_count; i++) {
         struct config_instance *in = &c->instance[i];
-        bool given = k->origin[i].role_given;
-        if (!in->name && !k->origin[i].bad)
-            complain_of_row(k, i, "expected a name", "");
-        if (!in->url && !k->origin[i].bad)
-            complain_of_row(k, i, "expected a url", "");
+        if (!in->name)
+            complain_of_row(k, i, "a name", "");
+        if (!in->url)
+            complain_of_row(k, i, "a url", "");
         for (unsigned j = 0; j < i; j++) {
             const struct config_instance *other = &c->instance[j];
             if (in->name && other->name && strcmp(in->name, other->name) == 0)
-                complain_of_row(k, i, "expected names that differ, twice: ", in->name);
+                complain_of_row(k, i, "a name of its own, not another ", in->name);
             if (in->host && other->host && in->port == other->port &&
                 strcasecmp(in->host, other->host) == 0)
-                complain_of_row(k, i, "expected addresses that differ, twice: ", in->url);
+                complain_of_row(k, i, "an address of its own, not that of ",
+                                other->name ? other->name : "another");
         }
-        if (given && in->role == CONFIG_PRIMARY && ++primaries == 2)
-            complain_of_row(k, i, "expected one instance with role primary", ", not two");
-        if (!given && (first == c->instance_count || in->priority > c->instance[first].priority))
+        if (in->role == CONFIG_PRIMARY && ++primaries == 2)
+            complain_of_row(k, i, "one instance with role primary, not two", "");
+        if (!k->origin[i].role_given &&
+            (first == c->instance_count || in->priority > c->instance[first].priority))
             first = i;
     }
     if (primaries == 0 && first < c->instance_count)
         c->instance[first].role = CONFIG_PRIMARY;
     else if (primaries == 0 && c->instance_count > 0)
-        complain_of_row(k, 0, "expected one instance that is not a replica", "");
+        complain_of_row(k, 0, "one instance that is not a replica", "");
 }
 
 /* Highest priority first; equals stay in the order given. */
@@ -750,63 +607,59 @@ static void sort_instances(struct config *c)
     }
 }
 
-/* ---- the whole ---------------------------------------------------------------------------------
- */
-
-static bool is_set(const struct check *k, unsigned at)
+static const struct config_raw *said(const struct check *k, unsigned at)
 {
-    return k->from[at] && *k->from[at]->text;
+    return k->from[at] && *k->from[at]->text ? k->from[at] : NULL;
 }
 
-/* Instances come from one place, whichever sources named the others. */
-static void draft_instances(struct check *k, const struct config_raws *raws)
+/* Instances come from one place only, whichever sources named them. */
+static void take_instances(struct check *k, const struct config_raws *raws)
 {
-    const struct config_raw *list =
-        is_set(k, AT_chroma_instances) ? k->from[AT_chroma_instances] : NULL;
-    static const unsigned pair[] = {AT_primary_url, AT_replica_url};
-    bool rows = false, mixed = false;
+    const struct config_raw *list = said(k, AT_chroma_instances);
+    const struct config_raw *primary = said(k, AT_primary_url), *replica = said(k, AT_replica_url);
+    const struct config_raw *urls[] = {primary, replica, list};
+    struct config_raws rows = {0};
+    bool file = false, mixed = replica && !primary;
     for (unsigned i = 0; i < raws->n; i++)
         if (is_row(&raws->v[i])) {
             take_row(k, &raws->v[i]);
-            rows = true;
+            file = true;
+        }
+    if (mixed)
+        complain_of(k, replica, "expected PRIMARY_URL beside it");
+    for (unsigned i = 0; i < COUNT_OF(urls); i++)
+        if (urls[i] && (file || (list && urls[i] != list))) {
+            mixed = true;
+            complain_of(k, urls[i], "expected either this or %s",
+                        file ? "instances in the config file" : "CHROMA_INSTANCES");
         }
     if (list)
-        take_list(k, list);
-    take_pair(k, AT_primary_url, "primary", 100, CONFIG_PRIMARY);
-    take_pair(k, AT_replica_url, "replica", 80, CONFIG_REPLICA);
-    for (unsigned i = 0; i < COUNT_OF(pair); i++)
-        if (is_set(k, pair[i]) && (rows || list)) {
-            mixed = true;
-            complain_of(k, k->from[pair[i]], false, "expected either this or %s",
-                        rows ? "instances in the config file" : "CHROMA_INSTANCES");
-        }
-    if (rows && list) {
-        mixed = true;
-        complain(k,
-                 "CHROMA_INSTANCES (%.120s): expected either this or instances in the config file",
-                 list->source);
-    }
-    if (is_set(k, AT_replica_url) && !is_set(k, AT_primary_url)) {
-        mixed = true;
-        complain_of(k, k->from[AT_replica_url], false, "expected PRIMARY_URL beside it");
-    }
+        split_list(k, list, &rows);
+    if (primary)
+        split_pair(primary, "PRIMARY_URL", "primary", "100", &rows);
+    if (replica)
+        split_pair(replica, "REPLICA_URL", "replica", "80", &rows);
+    for (unsigned i = 0; i < rows.n; i++)
+        take_row(k, &rows.v[i]);
     if (!mixed)
         check_instances(k);
     if (k->c->instance_count == 0 && k->mistakes == 0)
         complain(k, "no instances: expected PRIMARY_URL, CHROMA_INSTANCES or instances in the "
                     "config file");
+    config_raws_fini(&rows);
 }
+
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static void check_combinations(struct check *k)
 {
     struct config *c = k->c;
     if (c->sync_coordinator && !c->sync_distributed)
-        complain_of(k, k->from[AT_sync_coordinator], false,
-                    "expected SYNC_DISTRIBUTED=true beside it");
+        complain_of(k, k->from[AT_sync_coordinator], "expected SYNC_DISTRIBUTED=true beside it");
     if (c->try_timeout > c->request_timeout) {
         if (k->from[AT_try_timeout] && k->from[AT_request_timeout])
-            complain_of(k, k->from[AT_try_timeout], false,
-                        "expected at most REQUEST_TIMEOUT, which is %g", c->request_timeout);
+            complain_of(k, k->from[AT_try_timeout], "expected at most REQUEST_TIMEOUT, which is %g",
+                        c->request_timeout);
         c->try_timeout = c->request_timeout;
     }
 }
@@ -824,7 +677,7 @@ struct config *config_build(const struct config_raws *raws, struct buf *errors)
         if (!is_row(&raws->v[i]))
             take_setting(&k, &raws->v[i]);
     check_combinations(&k);
-    draft_instances(&k, raws); /* after the settings: MAXCONN is theirs by default */
+    take_instances(&k, raws); /* after the settings: MAXCONN is theirs by default */
     if (k.mistakes == 0) {
         sort_instances(c);
         return c;
@@ -849,28 +702,21 @@ void config_free(struct config *c)
     free(c);
 }
 
-/* ---- showing it --------------------------------------------------------------------------------
- */
+/* ---- showing it ------------------------------------------------------------------------------ */
 
 /* The value in base units: seconds, bytes, true or false. Text is the config's own memory. */
 static const char *spell(const struct config *c, const struct setting *s, char out[40])
 {
     const void *field = field_of(c, s);
-    switch (s->type) {
-    case INT:
-    case BYTES:
-        snprintf(out, 40, "%ld", *(const long *)field);
-        return out;
-    case SECONDS:
-        snprintf(out, 40, "%.15g", *(const double *)field);
-        return out;
-    case BOOL:
-        return *(const bool *)field ? "true" : "false";
-    case TEXT:
-    case SECRET:
+    if (is_text(s))
         return *(char *const *)field;
-    }
-    return "";
+    if (s->type == BOOL)
+        return *(const bool *)field ? "true" : "false";
+    if (s->type == SECONDS)
+        snprintf(out, 40, "%.15g", *(const double *)field);
+    else
+        snprintf(out, 40, "%ld", *(const long *)field);
+    return out;
 }
 
 void config_unreloadable(const struct config *was, const struct config *now, struct buf *names)
@@ -885,19 +731,17 @@ void config_unreloadable(const struct config *was, const struct config *now, str
 
 void config_explain(struct buf *out)
 {
-    static const char *const types[] = {
-        [INT] = "number",      [SECONDS] = "seconds", [BYTES] = "bytes",
-        [BOOL] = "true|false", [TEXT] = "text",       [SECRET] = "text, secret"};
     for (unsigned i = 0; i < SETTING_COUNT; i++) {
         const struct setting *s = &settings[i];
-        const char *words = words_of(s);
+        int shape = closed_as(s);
         char type[64];
-        if (words)
-            snprintf(type, sizeof type, "%.*s", (int)strlen(words) - 2, words + 1);
+        if (shape >= 0)
+            snprintf(type, sizeof type, "%s", closed[shape].expected);
         else if (is_text(s) || s->type == BOOL)
-            snprintf(type, sizeof type, "%s", types[s->type]);
+            snprintf(type, sizeof type, "%s", types[s->type].name);
         else
-            snprintf(type, sizeof type, "%s, %.10g to %.10g", types[s->type], s->least, s->most);
+            snprintf(type, sizeof type, "%s, %.10g to %.10g", types[s->type].name, s->least,
+                     s->most);
         buf_printf(out, "%-22s %-32s default %-14s %s\n%22s %s\n", s->name, type,
                    *s->def ? s->def : "(none)", s->reloadable ? "HUP" : "restart", "", s->doc);
     }

@@ -165,8 +165,9 @@ static void change_to(const struct config_instance *in, unsigned count, double n
     }
     for (unsigned i = 0; i < was_count; i++)
         if (was[i]) {
-            log_info("instance_removed", "name=%s url=%s users=%u", was[i]->name,
-                     log_quote(was[i]->url), was[i]->users);
+            if (count > 0) /* else it is the end of the process */
+                log_info("instance_removed", "name=%s url=%s users=%u", was[i]->name,
+                         log_quote(was[i]->url), was[i]->users);
             if (was[i]->users == 0)
                 node_free(was[i]);
         }
