@@ -333,3 +333,12 @@ void dns_cancel(struct dns_query *q)
     if (q && q->cb)
         query_forget(q);
 }
+
+void dns_text(const struct sockaddr_storage *addr, char out[DNS_TEXT_MAX])
+{
+    const void *from = addr->ss_family == AF_INET6
+                           ? (const void *)&((const struct sockaddr_in6 *)addr)->sin6_addr
+                           : (const void *)&((const struct sockaddr_in *)addr)->sin_addr;
+    if (!inet_ntop(addr->ss_family, from, out, DNS_TEXT_MAX))
+        out[0] = 0;
+}

@@ -32,4 +32,8 @@ struct dns_query *dns_resolve(struct dns *d, const char *host, int port,
 /* No callback follows. NULL is fine. */
 void dns_cancel(struct dns_query *q);
 
+/* An IPv4 or IPv6 address as text, without port and brackets; "" for anything else. */
+enum { DNS_TEXT_MAX = 48 };
+void dns_text(const struct sockaddr_storage *addr, char out[DNS_TEXT_MAX]);
+
 #endif

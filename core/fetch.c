@@ -12,7 +12,6 @@
 #include "fetch.h"
 
 #include "dns.h"
-#include <arpa/inet.h>
 #include <curl/curl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -266,14 +265,10 @@ static void on_dns(void *arg, const struct dns_answer *a)
     /* "+": may age out of curl's cache. */
     n = snprintf(line, sizeof line, "+%.300s:%d:", c->host, c->port);
     for (unsigned i = 0; i < a->count; i++) {
-        char addr[64] = "";
-        const struct sockaddr_storage *sa = &a->v[i].addr;
-        bool six = sa->ss_family == AF_INET6;
-        const void *p = six ? (const void *)&((const struct sockaddr_in6 *)sa)->sin6_addr
-                            : (const void *)&((const struct sockaddr_in *)sa)->sin_addr;
-        if (inet_ntop(sa->ss_family, p, addr, sizeof addr))
-            n += snprintf(line + n, sizeof line - (size_t)n, six ? "%s[%s]" : "%s%s", i ? "," : "",
-                          addr);
+        char addr[DNS_TEXT_MAX];
+        dns_text(&a->v[i].addr, addr);
+        n += snprintf(line + n, sizeof line - (size_t)n, strchr(addr, ':') ? "%s[%s]" : "%s%s",
+                      i ? "," : "", addr);
     }
     c->resolve = curl_slist_append(NULL, line);
     curl_easy_setopt(c->easy, CURLOPT_RESOLVE, c->resolve);

@@ -5,9 +5,9 @@
  *   AWAY ─timer→ RESOLVING ─dns→ CONNECTING ─poll→ INTERNAL ─result→ READY ⇄ BUSY
  *
  * and from anywhere back to AWAY by conn_lost(). INTERNAL runs a statement of our own: the
- * session's settings, or ROLLBACK. The statement in flight is the head of the queue; it leaves the
- * queue with a result or an error and is told to its owner from its own watcher (query_due) and
- * from nowhere else, so that owners may call anything, also pg_free().
+ * session's settings, or ROLLBACK. A statement is done once it has a result or an error; it is told
+ * to its owner from its own watcher (query_due) and from nowhere else, so that owners may call
+ * anything, also pg_free().
  *
  * Nothing here may block the loop: names are resolved by dns.c and given to libpq as hostaddr; each
  * address is an attempt of its own with its own time-out, since libpq's connect_timeout counts only
@@ -19,9 +19,7 @@
 
 #include "dns.h"
 #include "log.h"
-#include <arpa/inet.h>
 #include <libpq-fe.h>
-#include <netinet/in.h>
 #include <stdlib.h>
 
 #define ATTEMPT_SECONDS 5.0
@@ -29,6 +27,7 @@
 #define BACKOFF_MOST    5.0
 #define CHECK_MS        1000
 #define TARGETS_MAX     16
+#define UNKNOWN         "connection lost, it is not known whether the statement took effect: "
 
 enum phase { AWAY, RESOLVING, CONNECTING, INTERNAL, READY, BUSY };
 
@@ -42,17 +41,13 @@ struct query {
     char *sql;
     char **values; /* one block with the texts behind it */
     unsigned n;
-    bool sent, done;
+    bool done;
     bool ended;    /* a result of success came: committed, or about to be */
     PGresult *res; /* when done: this, or error */
     char *error;
     ev_timer timer; /* deadline; fed by hand once done */
     void (*cb)(void *arg, const struct pg_result *r);
     void *arg;
-};
-
-struct list {
-    struct query *first, *last;
 };
 
 struct pg {
@@ -77,8 +72,9 @@ struct pg {
     bool internal_failed;
     char *last_error; /* never NULL */
 
-    struct list queue, told; /* waiting or in flight (the head); waiting for their callback */
-    unsigned count, count_max;
+    struct query *first, *last; /* in the order of the calls; done ones until they are told */
+    struct query *flying;       /* sent; set when BUSY and only then */
+    unsigned count, count_max;  /* of those not done */
 };
 
 static void attempt_next(struct pg *p);
@@ -86,18 +82,11 @@ static void start_next(struct pg *p);
 
 /* ---- the list of statements -------------------------------------------------------------- */
 
-static void list_add(struct list *l, struct query *q)
+static void query_unlink(struct query *q)
 {
-    q->next = NULL;
-    q->prev = l->last;
-    *(l->last ? &l->last->next : &l->first) = q;
-    l->last = q;
-}
-
-static void list_remove(struct list *l, struct query *q)
-{
-    *(q->prev ? &q->prev->next : &l->first) = q->next;
-    *(q->next ? &q->next->prev : &l->last) = q->prev;
+    *(q->prev ? &q->prev->next : &q->pg->first) = q->next;
+    *(q->next ? &q->next->prev : &q->pg->last) = q->prev;
+    ev_timer_stop(q->pg->loop, &q->timer); /* takes back a fed event, too */
 }
 
 static void query_free(struct query *q)
@@ -109,14 +98,21 @@ static void query_free(struct query *q)
     free(q);
 }
 
+static PGresult *query_take(struct query *q)
+{
+    PGresult *res = q->res;
+    q->res = NULL;
+    return res;
+}
+
 /* Consumes res and error, of which one is NULL. */
 static void query_done(struct query *q, PGresult *res, char *error)
 {
     struct pg *p = q->pg;
     must(!q->done && !res == !!error);
-    list_remove(&p->queue, q);
     p->count--;
-    list_add(&p->told, q);
+    if (p->flying == q)
+        p->flying = NULL;
     q->done = true;
     PQclear(q->res); /* of a statement that did not get to its end */
     q->res = res;
@@ -137,7 +133,7 @@ static void set_error(struct pg *p, const char *text)
     char *guess = strstr(s, "\n\t"); /* libpq's guesses about what it means */
     if (guess)
         *guess = 0;
-    for (char *at = s; secret >= 4 && (at = strstr(at, p->password));)
+    for (char *at = s; secret >= 4 && (at = strstr(at, p->password)); at += secret)
         memset(at, '*', secret);
     for (char *at = s; (at = strchr(at, '\n'));)
         *at = ' ';
@@ -183,23 +179,23 @@ static void round_later(struct pg *p, bool at_once)
     set_timer(p, wait);
 }
 
-/* The connection or the attempt to make it is over; what was in flight may or may not have been
- * done and is never sent again. */
+/* The connection or the attempt to make it is over. What was in flight may or may not have been
+ * done and is never sent again. When the server said why it ends the session, that is the answer:
+ * then the statement was rolled back. */
 static void conn_lost(struct pg *p, const char *why)
 {
     bool attempt = p->phase != READY && p->phase != BUSY;
-    struct query *q = p->queue.first;
+    struct query *q = p->flying;
     set_error(p, why);
     if (p->was_ready || !p->failed)
         log_warn("pg_away", "error=%s", log_quote(p->last_error));
     p->was_ready = false;
     p->failed = true;
     conn_close(p);
-    if (q && q->sent)
-        query_done(q, NULL,
-                   base_printf("connection lost, it is not known whether the statement took "
-                               "effect: %s",
-                               p->last_error));
+    if (q && q->res && !q->ended && PQresultErrorField(q->res, PG_DIAG_SQLSTATE))
+        query_done(q, query_take(q), NULL);
+    else if (q)
+        query_done(q, NULL, base_printf(UNKNOWN "%s", p->last_error));
     if (attempt)
         attempt_next(p);
     else
@@ -208,9 +204,13 @@ static void conn_lost(struct pg *p, const char *why)
 
 static void watch(struct pg *p, int events)
 {
-    /* libpq may have closed the socket and got another one, also of the same number. */
+    /* While connecting, libpq may have got another socket of the same number: poll_connection() has
+     * stopped the watcher before, so that the kernel hears of it. */
+    int fd = PQsocket(p->conn);
+    if (ev_is_active(&p->io) && p->io.fd == fd && (p->io.events & (EV_READ | EV_WRITE)) == events)
+        return;
     ev_io_stop(p->loop, &p->io);
-    ev_io_set(&p->io, PQsocket(p->conn), events);
+    ev_io_set(&p->io, fd, events);
     ev_io_start(p->loop, &p->io);
 }
 
@@ -356,12 +356,8 @@ static void attempt_next(struct pg *p)
 {
     must(p->phase == AWAY && !p->conn);
     if (p->addr_next < p->addr.count) {
-        char text[INET6_ADDRSTRLEN] = "";
-        const struct sockaddr_storage *sa = &p->addr.v[p->addr_next++].addr;
-        const void *from = sa->ss_family == AF_INET6
-                               ? (const void *)&((const struct sockaddr_in6 *)sa)->sin6_addr
-                               : (const void *)&((const struct sockaddr_in *)sa)->sin_addr;
-        inet_ntop(sa->ss_family, from, text, sizeof text);
+        char text[DNS_TEXT_MAX];
+        dns_text(&p->addr.v[p->addr_next++].addr, text);
         connect_to(p, &p->target[p->at - 1], text);
         return;
     }
@@ -394,21 +390,20 @@ static void on_timer(struct ev_loop *loop, ev_timer *w, int revents)
 
 static void start_next(struct pg *p)
 {
-    while (p->phase == READY && p->queue.first) {
-        struct query *q = p->queue.first;
-        if (!PQsendQueryParams(p->conn, q->sql, (int)q->n, NULL, (const char *const *)q->values,
-                               NULL, NULL, 0)) {
-            if (PQstatus(p->conn) == CONNECTION_BAD) {
-                q->sent = true; /* perhaps in part */
-                conn_lost(p, PQerrorMessage(p->conn));
-            } else {
-                query_done(q, NULL, base_strdup(PQerrorMessage(p->conn)));
-            }
+    for (struct query *q = p->first; q && p->phase == READY; q = q->next) {
+        if (q->done)
             continue;
-        }
-        q->sent = true;
         p->phase = BUSY;
-        (void)flush(p);
+        p->flying = q;
+        if (PQsendQueryParams(p->conn, q->sql, (int)q->n, NULL, (const char *const *)q->values,
+                              NULL, NULL, 0)) {
+            (void)flush(p);
+        } else if (PQstatus(p->conn) == CONNECTION_BAD) {
+            conn_lost(p, PQerrorMessage(p->conn));
+        } else {
+            query_done(q, NULL, base_strdup(PQerrorMessage(p->conn)));
+            p->phase = READY;
+        }
     }
 }
 
@@ -416,30 +411,23 @@ static void start_next(struct pg *p)
  * a transaction left open would take in what is not its own. */
 static void statement_over(struct pg *p)
 {
-    struct query *q = p->queue.first;
+    struct query *q = p->flying;
     PGTransactionStatusType t = PQtransactionStatus(p->conn);
-    bool open = t == PQTRANS_INTRANS || t == PQTRANS_INERROR;
-    if (p->phase == INTERNAL) {
-        if (p->internal_failed)
-            conn_lost(p, p->last_error);
-        else
-            ready(p);
-        return;
-    }
-    must(p->phase == BUSY && q && q->sent);
-    PGresult *res = q->res;
-    q->res = NULL;
-    if (open) {
-        PQclear(res);
+    if (p->phase == INTERNAL && p->internal_failed) {
+        conn_lost(p, p->last_error);
+    } else if (p->phase == INTERNAL) {
+        ready(p);
+    } else if (t == PQTRANS_INTRANS || t == PQTRANS_INERROR) {
         query_done(q, NULL,
                    base_strdup("the statement left a transaction open; it was rolled back"));
         set_timer(p, ATTEMPT_SECONDS);
         internal_start(p, "ROLLBACK");
-        return;
+    } else {
+        must(p->phase == BUSY && q->res);
+        query_done(q, query_take(q), NULL);
+        p->phase = READY;
+        start_next(p);
     }
-    query_done(q, res, res ? NULL : base_strdup("no result"));
-    p->phase = READY;
-    start_next(p);
 }
 
 /* Takes one result. false: the connection was given up. */
@@ -459,7 +447,7 @@ static bool take_result(struct pg *p, PGresult *res)
         PQclear(res);
         return true;
     }
-    struct query *q = p->queue.first;
+    struct query *q = p->flying;
     must(p->phase == BUSY && q);
     bool failed = s != PGRES_COMMAND_OK && s != PGRES_TUPLES_OK;
     q->ended = q->ended || !failed;
@@ -472,28 +460,14 @@ static bool take_result(struct pg *p, PGresult *res)
     return true;
 }
 
-/* The connection broke while a result was being read. When the server said why (it stops, somebody
- * ended this backend), that is the answer: then the statement was rolled back. */
-static void lost_in_result(struct pg *p)
-{
-    struct query *q = p->queue.first;
-    if (p->phase == BUSY && q->res && !q->ended && PQresultErrorField(q->res, PG_DIAG_SQLSTATE)) {
-        PGresult *res = q->res;
-        q->res = NULL;
-        query_done(q, res, NULL);
-    }
-    conn_lost(p, PQerrorMessage(p->conn));
-}
-
 static void read_results(struct pg *p)
 {
     while (!PQisBusy(p->conn)) {
         PGresult *res = PQgetResult(p->conn);
         if (!res) {
             if (PQstatus(p->conn) == CONNECTION_BAD)
-                lost_in_result(p);
-            else
-                statement_over(p);
+                break;
+            statement_over(p);
             return;
         }
         if (!take_result(p, res))
@@ -583,21 +557,18 @@ static void query_due(struct ev_loop *loop, ev_timer *w, int revents)
 {
     struct query *q = container_of(w, struct query, timer);
     struct pg *p = q->pg;
-    if (!q->done && q->sent) {
-        query_done(q, NULL,
-                   base_strdup("time-out: cancelled, it is not known whether the statement took "
-                               "effect"));
+    bool late = !q->done, away = p->phase != READY && p->phase != BUSY && *p->last_error;
+    if (late && q == p->flying) {
         set_error(p, "a statement was out of time");
+        query_done(q, NULL, base_strdup("time-out: cancelled, its outcome is not known"));
         conn_close(p);
         round_later(p, true);
-    } else if (!q->done) {
-        bool away = p->phase != READY && p->phase != BUSY && *p->last_error;
+    } else if (late) {
         query_done(q, NULL,
                    base_printf("time-out: not sent%s%s", away ? ", PostgreSQL is away: " : "",
                                away ? p->last_error : ""));
     }
-    list_remove(&p->told, q);
-    ev_clear_pending(loop, &q->timer);
+    query_unlink(q);
     struct pg_result r;
     char *text = describe(q, &r);
     q->cb(q->arg, &r);
@@ -640,7 +611,9 @@ void pg_query(struct pg *p, const char *sql, const struct pg_value *params, unsi
     ev_now_update(p->loop);
     ev_timer_init(&q->timer, query_due, timeout, 0.);
     ev_timer_start(p->loop, &q->timer);
-    list_add(&p->queue, q);
+    q->prev = p->last;
+    *(p->last ? &p->last->next : &p->first) = q;
+    p->last = q;
     p->count++;
     if (why)
         query_done(q, NULL, base_strdup(why));
@@ -742,14 +715,11 @@ void pg_free(struct pg *p)
     if (!p)
         return;
     conn_close(p);
-    struct list *const lists[] = {&p->queue, &p->told};
-    for (unsigned i = 0; i < COUNT_OF(lists); i++)
-        while (lists[i]->first) {
-            struct query *q = lists[i]->first;
-            list_remove(lists[i], q);
-            ev_timer_stop(p->loop, &q->timer); /* takes back a fed event, too */
-            query_free(q);
-        }
+    for (struct query *q = p->first, *next; q; q = next) {
+        next = q->next;
+        query_unlink(q);
+        query_free(q);
+    }
     for (unsigned i = 0; i < COUNT_OF(p->target); i++) {
         free(p->target[i].host);
         free(p->target[i].addr);
