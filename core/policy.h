@@ -8,50 +8,15 @@
 #ifndef POLICY_H
 #define POLICY_H
 
-#include "fleet.h"
-#include "route.h"
+#include "verdict.h" /* policy_request, policy_verdict and the lists of policies and failures */
 
 enum { POLICY_TRIP = 20, POLICY_TRIP_SECONDS = 10 };
-
-/* X(id, file, function) */
-#define POLICIES(X)               X(ROUTE, "route.lua", "route") X(FAILOVER, "failover.lua", "judge")
-#define POLICY_ENUM(id, file, fn) POLICY_##id,
-enum policy_id { POLICIES(POLICY_ENUM) POLICY_COUNT };
-#undef POLICY_ENUM
-
-/* X(id, name): how a call can fail */
-#define POLICY_FAILURES(X)                                                                         \
-    X(ERROR, "error")                                                                              \
-    X(BUDGET, "instructions") X(TIME, "time") X(MEMORY, "memory") X(ANSWER, "wrong_answer")        \
-        X(UNKNOWN_NODE, "unknown_node")
-#define POLICY_FAIL_ENUM(id, name) POLICY_FAIL_##id,
-enum policy_failure { POLICY_FAILURES(POLICY_FAIL_ENUM) POLICY_FAIL_COUNT };
-#undef POLICY_FAIL_ENUM
 
 struct policy_stats {
     uint64_t calls, fallbacks, failures[POLICY_FAIL_COUNT];
     bool tripped;
     char last_error[512]; /* "" when none since the last load */
     double last_error_at; /* unix time */
-};
-
-struct policy_request {
-    const struct route *route;
-    struct str method, client; /* client: address without port */
-    const char *collection_id; /* normalised UUID, "" when the path has none */
-    unsigned attempt;          /* 1 for the first try */
-    uint64_t tried;            /* bits of node ids tried before */
-    const char *last_error;    /* end reason of the last try, "" at the first */
-    uint64_t bytes;            /* of the body, 0 when not known */
-    struct str session;        /* what `sticky` keeps together: X-Chromux-Session, else client */
-};
-
-struct policy_verdict {
-    struct node *node; /* NULL: none may serve */
-    char reason[128];
-    double timeout;    /* seconds for this try; 0: the setting's */
-    double max_behind; /* entries; -1: none allowed (needs the journal) */
-    bool by_fallback;
 };
 
 /* Loads every policy of the folder into a new VM, validates them and tries each on samples; only
@@ -82,11 +47,11 @@ const char *
 policy_load_error(void); /* of the last reload that failed since the last good one; "" */
 size_t policy_memory(void);
 
-/* What chromux test gives to lb.testkit: pushes onto the (workflow) VM L a table of functions that
- * run a policy file in a real policy VM. */
-struct lua_State;
 /* `chromux test FILES`: runs busted on the VM; returns the exit code. */
+struct lua_State;
 int policy_test_main(struct lua_State *L, int argc, char **argv);
+/* What it gives to lb.testkit: pushes onto the (workflow) VM L a table of functions that run a
+ * policy file in a real policy VM. */
 void policy_push_testkit(struct lua_State *L);
 
 #endif

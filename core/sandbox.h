@@ -1,0 +1,46 @@
+/* sandbox.h: a VM for code that only judges: capped memory, counted instructions, wall time, and an
+ * environment without I/O. It guards against mistakes and is no security boundary. */
+#ifndef SANDBOX_H
+#define SANDBOX_H
+
+#include "script.h"
+
+enum sandbox_stop {
+    SANDBOX_OK,
+    SANDBOX_ERROR,
+    SANDBOX_BUDGET, /* instructions */
+    SANDBOX_TIME,
+    SANDBOX_MEMORY
+};
+
+struct sandbox_limits {
+    size_t memory;  /* bytes, the VM itself included */
+    long budget;    /* Lua instructions a call */
+    double seconds; /* wall time a call */
+};
+
+enum { SANDBOX_ERROR_MAX = 512 };
+
+/* JIT off: compiled code runs no hooks. NULL: the memory cap does not even hold the libraries. */
+struct sandbox *sandbox_new(const struct sandbox_limits *limits) MUST_CHECK;
+void sandbox_free(struct sandbox *s);
+lua_State *sandbox_lua(const struct sandbox *s);
+size_t sandbox_memory(const struct sandbox *s);
+
+/* Calls the function under its nargs arguments within the limits, which a pcall or a coroutine of
+ * the callee cannot get round. Not OK: the stack holds nothing of the call and error has the
+ * message with file:line. */
+enum sandbox_stop sandbox_call(struct sandbox *s, int nargs, int nresults,
+                               char error[SANDBOX_ERROR_MAX]) MUST_CHECK;
+
+/* Compiles a file (text, at most 1 MiB) and pushes the chunk, with an environment of its own. */
+enum sandbox_stop sandbox_load(struct sandbox *s, const char *path,
+                               char error[SANDBOX_ERROR_MAX]) MUST_CHECK;
+
+/* For C functions that run inside a call (they may throw). */
+/* Pops a value and makes it a global of every environment made later. */
+void sandbox_share(lua_State *L, const char *name);
+/* Pops a table and pushes a read-only view of it: reading and pairs() work, changing it throws. */
+void sandbox_freeze(lua_State *L);
+
+#endif

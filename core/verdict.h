@@ -1,0 +1,64 @@
+/* verdict.h: one policy VM: what a policy is asked, as tables; what it answers, checked.
+ *
+ * Nothing a policy does to the tables it is given outlives the call or changes which node is
+ * chosen: req, nodes' elements and lb are read-only views, the list of nodes is filled anew for
+ * each call, and an answer is a name that is looked up among the candidates. */
+#ifndef VERDICT_H
+#define VERDICT_H
+
+#include "ask.h"
+
+/* X(id, file, function) */
+#define POLICIES(X)               X(ROUTE, "route.lua", "route") X(FAILOVER, "failover.lua", "judge")
+#define POLICY_ENUM(id, file, fn) POLICY_##id,
+enum policy_id { POLICIES(POLICY_ENUM) POLICY_COUNT };
+#undef POLICY_ENUM
+
+/* X(id, name): how a call can fail */
+#define POLICY_FAILURES(X)                                                                         \
+    X(ERROR, "error")                                                                              \
+    X(BUDGET, "instructions")                                                                      \
+    X(TIME, "time") X(MEMORY, "memory") X(ANSWER, "wrong_answer") X(UNKNOWN_NODE, "unknown_node")
+#define POLICY_FAIL_ENUM(id, name) POLICY_FAIL_##id,
+enum policy_failure { POLICY_FAILURES(POLICY_FAIL_ENUM) POLICY_FAIL_COUNT };
+#undef POLICY_FAIL_ENUM
+
+struct policy_verdict {
+    struct node *node; /* NULL: none may serve */
+    char reason[128];
+    double timeout;    /* seconds for this try; 0: the setting's */
+    double max_behind; /* entries; -1: none allowed (needs the journal) */
+    bool by_fallback;
+};
+
+enum { POLICY_REASON_MAX = 128, POLICY_ERROR_MAX = 512 };
+
+/* Why a call failed; error has file:line where there is one. */
+struct policy_fault {
+    enum policy_failure kind;
+    char error[POLICY_ERROR_MAX];
+};
+
+struct verdict_vm;
+
+/* Compiles and runs the files (NULL: leave that one out) and finds their functions. NULL: one line
+ * a mistake in *errors. */
+struct verdict_vm *verdict_vm_new(const struct config *c, const char *const path[POLICY_COUNT],
+                                  struct buf *errors) MUST_CHECK;
+void verdict_vm_free(struct verdict_vm *vm);
+size_t verdict_vm_memory(const struct verdict_vm *vm);
+/* lb.random() from a known start. */
+void verdict_seed(struct verdict_vm *vm, uint64_t seed);
+/* Forgets what the tables hold, so that the next call fills them whole: needed where nodes were
+ * freed or text was changed in place. */
+void verdict_forget(struct verdict_vm *vm);
+
+/* Both: false when the call failed; *fault says how. */
+bool verdict_route(struct verdict_vm *vm, const struct policy_request *r,
+                   struct node *const *candidates, unsigned count, double now,
+                   struct policy_verdict *out, struct policy_fault *fault) MUST_CHECK;
+bool verdict_judge(struct verdict_vm *vm, const struct node *n, const struct collection_state *c,
+                   double now, bool *up, char reason[POLICY_REASON_MAX],
+                   struct policy_fault *fault) MUST_CHECK;
+
+#endif
