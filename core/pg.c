@@ -20,6 +20,8 @@
 #include "dns.h"
 #include "log.h"
 #include <libpq-fe.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #define ATTEMPT_SECONDS 5.0
@@ -32,7 +34,7 @@
 enum phase { AWAY, RESOLVING, CONNECTING, INTERNAL, READY, BUSY };
 
 struct target {
-    char *host, *addr, *port; /* NULL: not given */
+    const char *host, *addr, *port; /* NULL: not given */
 };
 
 struct query {
@@ -53,9 +55,11 @@ struct query {
 struct pg {
     struct ev_loop *loop;
     struct dns *dns;
-    PQconninfoOption *options;
-    const char *password; /* inside options; NULL or "": none */
+    char *url;
+    PQconninfoOption *options; /* of the URL */
+    const char *password;      /* inside options; NULL or "": none */
     struct target target[TARGETS_MAX];
+    char *lists[3]; /* what the targets point into */
     unsigned targets;
 
     enum phase phase;
@@ -80,8 +84,6 @@ struct pg {
 static void attempt_next(struct pg *p);
 static void start_next(struct pg *p);
 
-/* ---- the list of statements -------------------------------------------------------------- */
-
 static void query_unlink(struct query *q)
 {
     *(q->prev ? &q->prev->next : &q->pg->first) = q->next;
@@ -98,13 +100,6 @@ static void query_free(struct query *q)
     free(q);
 }
 
-static PGresult *query_take(struct query *q)
-{
-    PGresult *res = q->res;
-    q->res = NULL;
-    return res;
-}
-
 /* Consumes res and error, of which one is NULL. */
 static void query_done(struct query *q, PGresult *res, char *error)
 {
@@ -114,29 +109,25 @@ static void query_done(struct query *q, PGresult *res, char *error)
     if (p->flying == q)
         p->flying = NULL;
     q->done = true;
-    PQclear(q->res); /* of a statement that did not get to its end */
+    if (q->res != res)
+        PQclear(q->res); /* of a statement that did not get to its end */
     q->res = res;
     q->error = error;
     ev_timer_stop(p->loop, &q->timer);
     ev_feed_event(p->loop, &q->timer, EV_TIMER);
 }
 
-/* ---- the connection ---------------------------------------------------------------------- */
-
 /* libpq never puts the password into its messages; this makes sure of it. */
 static void set_error(struct pg *p, const char *text)
 {
-    char *s = base_strdup(text);
-    size_t n = strlen(s), secret = p->password ? strlen(p->password) : 0;
-    while (n > 0 && (s[n - 1] == '\n' || s[n - 1] == ' '))
-        s[--n] = 0;
-    char *guess = strstr(s, "\n\t"); /* libpq's guesses about what it means */
-    if (guess)
+    char *s = base_strdup(text), *guess = strstr(s, "\n\t");
+    size_t secret = p->password ? strlen(p->password) : 0;
+    if (guess) /* libpq's, about what it means */
         *guess = 0;
     for (char *at = s; secret >= 4 && (at = strstr(at, p->password)); at += secret)
         memset(at, '*', secret);
     for (char *at = s; (at = strchr(at, '\n'));)
-        *at = ' ';
+        *at = at[1] ? ' ' : 0;
     free(p->last_error);
     p->last_error = s;
 }
@@ -169,9 +160,7 @@ static void round_later(struct pg *p, bool at_once)
     double wait = 0;
     must(p->phase == AWAY);
     if (!at_once) {
-        p->backoff = p->backoff > 0 ? p->backoff * 2 : BACKOFF_LEAST;
-        if (p->backoff > BACKOFF_MOST)
-            p->backoff = BACKOFF_MOST;
+        p->backoff = fmin(fmax(p->backoff * 2, BACKOFF_LEAST), BACKOFF_MOST);
         wait = p->backoff * (0.5 + arc4random_uniform(1000) / 2000.);
     }
     p->at = 0;
@@ -193,7 +182,7 @@ static void conn_lost(struct pg *p, const char *why)
     p->failed = true;
     conn_close(p);
     if (q && q->res && !q->ended && PQresultErrorField(q->res, PG_DIAG_SQLSTATE))
-        query_done(q, query_take(q), NULL);
+        query_done(q, q->res, NULL);
     else if (q)
         query_done(q, NULL, base_printf(UNKNOWN "%s", p->last_error));
     if (attempt)
@@ -268,19 +257,13 @@ static void ready(struct pg *p)
 static void poll_connection(struct pg *p)
 {
     ev_io_stop(p->loop, &p->io); /* the socket may go away under it */
-    switch (PQconnectPoll(p->conn)) {
-    case PGRES_POLLING_READING:
-        watch(p, EV_READ);
-        return;
-    case PGRES_POLLING_WRITING:
-        watch(p, EV_WRITE);
-        return;
-    case PGRES_POLLING_OK:
+    PostgresPollingStatusType s = PQconnectPoll(p->conn);
+    if (s == PGRES_POLLING_READING || s == PGRES_POLLING_WRITING)
+        watch(p, s == PGRES_POLLING_READING ? EV_READ : EV_WRITE);
+    else if (s == PGRES_POLLING_OK)
         connected(p);
-        return;
-    default:
+    else
         conn_lost(p, PQerrorMessage(p->conn));
-    }
 }
 
 static void on_notice(void *arg, const char *message)
@@ -292,39 +275,26 @@ static void on_notice(void *arg, const char *message)
 
 static void connect_to(struct pg *p, const struct target *t, const char *addr)
 {
-    const char *key[64], *value[64];
-    unsigned n = 0;
-    /* Of two values for a keyword libpq takes the later one: ours come first where the URL may say
-     * otherwise. Keep-alive finds a dead host; tcp_user_timeout one that takes no bytes. */
-    static const char *const defaults[][2] = {
-        {"fallback_application_name", "chromux"},
-        {"gssencmode", "disable"},
-        {"client_encoding", "UTF8"},
-        {"keepalives_idle", "10"},
-        {"keepalives_interval", "5"},
-        {"keepalives_count", "3"},
-        {"tcp_user_timeout", "15000"},
-    };
-    for (unsigned i = 0; i < COUNT_OF(defaults); i++) {
-        key[n] = defaults[i][0];
-        value[n++] = defaults[i][1];
+    /* Of two values for a keyword libpq takes the later one; "dbname" stands for the whole URL.
+     * Keep-alive finds a dead host, tcp_user_timeout one that takes no bytes. */
+    const char *const all[][2] = {{"fallback_application_name", "chromux"},
+                                  {"client_encoding", "UTF8"},
+                                  {"gssencmode", "disable"},
+                                  {"keepalives_idle", "10"},
+                                  {"keepalives_interval", "5"},
+                                  {"keepalives_count", "3"},
+                                  {"tcp_user_timeout", "15000"},
+                                  {"dbname", p->url},
+                                  {"host", t->host},
+                                  {"hostaddr", addr},
+                                  {"port", t->port}};
+    const char *key[COUNT_OF(all) + 1] = {NULL}, *value[COUNT_OF(all) + 1] = {NULL};
+    for (unsigned i = 0; i < COUNT_OF(all); i++) {
+        key[i] = all[i][0];
+        value[i] = all[i][1];
     }
-    for (PQconninfoOption *o = p->options; o->keyword; o++)
-        if (o->val && strcmp(o->keyword, "host") != 0 && strcmp(o->keyword, "hostaddr") != 0 &&
-            strcmp(o->keyword, "port") != 0) {
-            must(n + 4 < COUNT_OF(key));
-            key[n] = o->keyword;
-            value[n++] = o->val;
-        }
-    const char *const ours[][2] = {{"host", t->host}, {"hostaddr", addr}, {"port", t->port}};
-    for (unsigned i = 0; i < COUNT_OF(ours); i++)
-        if (ours[i][1]) {
-            key[n] = ours[i][0];
-            value[n++] = ours[i][1];
-        }
-    key[n] = value[n] = NULL;
     p->phase = CONNECTING;
-    p->conn = PQconnectStartParams(key, value, 0);
+    p->conn = PQconnectStartParams(key, value, 1);
     must(p->conn);
     PQsetNoticeProcessor(p->conn, on_notice, p);
     set_timer(p, ATTEMPT_SECONDS);
@@ -345,9 +315,9 @@ static void on_dns(void *arg, const struct dns_answer *a)
         attempt_next(p);
         return;
     }
-    char *why = base_printf("can't resolve %.200s: %s", p->target[p->at - 1].host, a->error);
+    char why[320];
+    snprintf(why, sizeof why, "can't resolve %.200s: %s", p->target[p->at - 1].host, a->error);
     conn_lost(p, why);
-    free(why);
 }
 
 /* The next address of the target at hand, else the next target, else the next round. Calls itself
@@ -367,7 +337,7 @@ static void attempt_next(struct pg *p)
     }
     const struct target *t = &p->target[p->at++];
     p->addr.count = p->addr_next = 0;
-    if (t->addr || !t->host || t->host[0] == '/' || t->host[0] == '@') {
+    if (t->addr || !t->host || strchr("/@", t->host[0])) {
         connect_to(p, t, t->addr);
         return;
     }
@@ -385,8 +355,6 @@ static void on_timer(struct ev_loop *loop, ev_timer *w, int revents)
     else
         conn_lost(p, "no connection in time");
 }
-
-/* ---- statements --------------------------------------------------------------------------- */
 
 static void start_next(struct pg *p)
 {
@@ -422,9 +390,10 @@ static void statement_over(struct pg *p)
                    base_strdup("the statement left a transaction open; it was rolled back"));
         set_timer(p, ATTEMPT_SECONDS);
         internal_start(p, "ROLLBACK");
+    } else if (!q->res) {
+        conn_lost(p, "the server sent no result");
     } else {
-        must(p->phase == BUSY && q->res);
-        query_done(q, query_take(q), NULL);
+        query_done(q, q->res, NULL);
         p->phase = READY;
         start_next(p);
     }
@@ -451,12 +420,10 @@ static bool take_result(struct pg *p, PGresult *res)
     must(p->phase == BUSY && q);
     bool failed = s != PGRES_COMMAND_OK && s != PGRES_TUPLES_OK;
     q->ended = q->ended || !failed;
-    if (failed && q->res && !q->ended) {
-        PQclear(res); /* the first error says why; later ones that the connection is gone */
-        return true;
-    }
-    PQclear(q->res);
-    q->res = res;
+    /* The first error says why; later ones that the connection is gone. */
+    bool keep = failed && q->res && !q->ended;
+    PQclear(keep ? res : q->res);
+    q->res = keep ? q->res : res;
     return true;
 }
 
@@ -489,8 +456,7 @@ static void on_io(struct ev_loop *loop, ev_io *w, int revents)
     if (alive && p->flushing && !flush(p))
         return;
     if (p->phase != READY) {
-        /* Also when the connection is broken: the reason may have arrived before the end. */
-        read_results(p);
+        read_results(p); /* also of a broken connection: the reason may have come before the end */
         return;
     }
     PGnotify *n;
@@ -499,8 +465,6 @@ static void on_io(struct ev_loop *loop, ev_io *w, int revents)
     if (!alive || PQstatus(p->conn) == CONNECTION_BAD)
         conn_lost(p, PQerrorMessage(p->conn));
 }
-
-/* ---- results ------------------------------------------------------------------------------ */
 
 static const char *result_name(const struct pg_result *r, int col)
 {
@@ -531,14 +495,13 @@ static char *describe(const struct query *q, struct pg_result *r)
         return NULL;
     }
     ExecStatusType s = PQresultStatus(q->res);
-    if (s == PGRES_TUPLES_OK || s == PGRES_COMMAND_OK) {
+    r->ok = s == PGRES_TUPLES_OK || s == PGRES_COMMAND_OK;
+    if (r->ok) {
         const char *cmd = PQcmdStatus(q->res);
-        bool touched = strncmp(cmd, "INSERT", 6) == 0 || strncmp(cmd, "UPDATE", 6) == 0 ||
-                       strncmp(cmd, "DELETE", 6) == 0 || strncmp(cmd, "MERGE", 5) == 0;
-        r->ok = true;
+        bool select = strncmp(cmd, "SELECT", 6) == 0 || strncmp(cmd, "FETCH", 5) == 0;
         r->rows = PQntuples(q->res);
         r->cols = PQnfields(q->res);
-        r->affected = touched ? atol(PQcmdTuples(q->res)) : 0;
+        r->affected = select ? 0 : atol(PQcmdTuples(q->res));
         return NULL;
     }
     const char *state = PQresultErrorField(q->res, PG_DIAG_SQLSTATE);
@@ -621,25 +584,18 @@ void pg_query(struct pg *p, const char *sql, const struct pg_value *params, unsi
         start_next(p);
 }
 
-/* ---- life --------------------------------------------------------------------------------- */
-
-/* The nth element of a comma list, freshly allocated; NULL when it is empty or there is none. */
-static char *element(const char *list, unsigned n)
-{
-    for (; list && n > 0; n--) {
-        list = strchr(list, ',');
-        list = list ? list + 1 : NULL;
-    }
-    size_t len = list ? strcspn(list, ",") : 0;
-    return len ? base_printf("%.*s", (int)len, list) : NULL;
-}
-
 static unsigned elements(const char *list)
 {
     unsigned n = list ? 1 : 0;
-    for (; list && *list; list++)
-        n += *list == ',';
+    while (list && (list = strchr(list, ',')))
+        n++, list++;
     return n;
+}
+
+/* An empty element: in a list, libpq would not let the one at hand stand for the whole of it. */
+static bool holes(const char *list)
+{
+    return list && (*list == ',' || strstr(list, ",,") || list[strlen(list) - 1] == ',');
 }
 
 static const char *option(const struct pg *p, const char *keyword, const char *environment)
@@ -658,17 +614,22 @@ static const char *read_targets(struct pg *p, bool uri)
 {
     const char *host = option(p, "host", "PGHOST"), *addr = option(p, "hostaddr", "PGHOSTADDR");
     const char *port = option(p, "port", "PGPORT"), *db = option(p, "dbname", NULL);
-    unsigned n = elements(addr) ? elements(addr) : elements(host);
-    if (n == 0)
-        n = 1;
+    unsigned n = addr ? elements(addr) : host ? elements(host) : 1;
     if (n > TARGETS_MAX)
         return "too many hosts";
     if ((addr && host && elements(host) != n) || (elements(port) > 1 && elements(port) != n))
         return "as many ports and addresses as hosts, please";
+    char *hosts = p->lists[0] = host ? base_strdup(host) : NULL;
+    char *addrs = p->lists[1] = addr ? base_strdup(addr) : NULL;
+    char *ports = p->lists[2] = port ? base_strdup(port) : NULL;
+    bool one_port = elements(port) < 2;
+    if (n > 1 && (holes(host) || holes(addr) || holes(port)))
+        return "an empty element in the list of hosts or ports";
     for (p->targets = 0; p->targets < n; p->targets++) {
         struct target *t = &p->target[p->targets];
-        *t = (struct target){element(host, p->targets), element(addr, p->targets), NULL};
-        t->port = element(port, elements(port) > 1 ? p->targets : 0);
+        t->host = strsep(&hosts, ",");
+        t->addr = strsep(&addrs, ",");
+        t->port = one_port ? ports : strsep(&ports, ",");
         if (t->host && t->host[0] != '/' && strchr(t->host + 1, '@'))
             return "the host holds an @ (in a password, write it as %40)";
         if (t->port && t->port[strspn(t->port, "0123456789")])
@@ -687,16 +648,16 @@ struct pg *pg_new(struct ev_loop *loop, const char *url, unsigned queue_max, cha
     bool uri = strncmp(url, "postgres", 8) == 0;
     p->loop = loop;
     p->count_max = queue_max;
+    p->url = base_strdup(url);
     p->last_error = base_strdup("");
     ev_init(&p->io, on_io);
     ev_init(&p->timer, on_timer);
     p->options = PQconninfoParse(url, &message);
     if (!p->options) {
         /* What libpq quotes may be a part of the password. */
-        char *colon = message ? strpbrk(message, "\":\n") : NULL;
-        if (colon)
-            *colon = 0;
-        *error = base_printf("not a PostgreSQL URL: %s", message ? message : "out of memory");
+        must(message); /* else out of memory */
+        message[strcspn(message, "\":\n")] = 0;
+        *error = base_printf("not a PostgreSQL URL: %s", message);
     } else if ((why = read_targets(p, uri)) || !(p->dns = dns_new(loop, "", &why))) {
         *error = base_printf("not a usable PostgreSQL URL: %s", why);
     } else {
@@ -704,8 +665,7 @@ struct pg *pg_new(struct ev_loop *loop, const char *url, unsigned queue_max, cha
         round_later(p, true);
         return p;
     }
-    if (message)
-        PQfreemem(message);
+    PQfreemem(message);
     pg_free(p);
     return NULL;
 }
@@ -715,17 +675,14 @@ void pg_free(struct pg *p)
     if (!p)
         return;
     conn_close(p);
-    for (struct query *q = p->first, *next; q; q = next) {
-        next = q->next;
+    for (struct query *q; (q = p->first);) {
         query_unlink(q);
         query_free(q);
     }
-    for (unsigned i = 0; i < COUNT_OF(p->target); i++) {
-        free(p->target[i].host);
-        free(p->target[i].addr);
-        free(p->target[i].port);
-    }
+    for (unsigned i = 0; i < COUNT_OF(p->lists); i++)
+        free(p->lists[i]);
     PQconninfoFree(p->options);
+    free(p->url);
     dns_free(p->dns);
     free(p->last_error);
     free(p);
@@ -733,9 +690,8 @@ void pg_free(struct pg *p)
 
 enum pg_state pg_state(const struct pg *p)
 {
-    if (p->phase == READY || p->phase == BUSY)
-        return PG_READY;
-    return p->failed ? PG_AWAY : PG_CONNECTING;
+    bool up = p->phase == READY || p->phase == BUSY;
+    return up ? PG_READY : p->failed ? PG_AWAY : PG_CONNECTING;
 }
 
 const char *pg_last_error(const struct pg *p)

@@ -382,11 +382,15 @@ static void killed_backend_while_idle_is_noticed(void **state)
 
 static void bad_urls_are_refused_without_the_password(void **state)
 {
-    static const char *const urls[] = {
-        "postgresql://u:sec%zzret@h/d", "postgresql://u:se@secret@h/d",
-        "postgresql://u:12/secret@h/d", "postgresql://u:se/secret@h/d",
-        "host=h passwort=secret",       "user=u password secret",
-        "postgresql://u:secret@h/d?x=1"};
+    static const char *const urls[] = {"postgresql://u:sec%zzret@h/d",
+                                       "postgresql://u:se@secret@h/d",
+                                       "postgresql://u:12/secret@h/d",
+                                       "postgresql://u:se/secret@h/d",
+                                       "host=h passwort=secret",
+                                       "user=u password secret",
+                                       "postgresql://u:secret@h/d?x=1",
+                                       "postgresql://u:secret@a,,b/d",
+                                       "host=a,b port=1,2,3"};
     for (unsigned i = 0; i < COUNT_OF(urls); i++) {
         char *error = NULL;
         assert_null(pg_new(loop, urls[i], 5, &error));
