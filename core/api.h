@@ -2,7 +2,8 @@
  * coroutines.
  *
  * Every wait is a yield; a resumed coroutine proves that it is the one that waited (id plus
- * generation). A task that errs is logged with its traceback and ends alone. */
+ * generation). A task that errs is logged with its traceback and ends alone. What programs find is
+ * written down in lua/lb/runtime.lua. The VM is trusted: a task that never waits holds the loop. */
 #ifndef API_H
 #define API_H
 
@@ -14,15 +15,19 @@
 /* Makes the VM on this loop. database_url may be "": then pg calls answer nil, "no DATABASE_URL".
  */
 bool api_start(struct ev_loop *loop, const char *database_url, struct buf *error) MUST_CHECK;
-void api_stop(void);
+void api_stop(void); /* ends every task; fine when not started */
 lua_State *api_vm(void);
 
-/* Runs a Lua program file as a task with the global `arg`; *exit_code is its result when the loop
- * ends: 0, what os.exit or `return N` gave, or 1 after an error (told on stderr with file:line). */
+/* Runs a Lua program file as the main task, with the global `arg` (argv as it is: 0 is the file),
+ * and the loop until that task has ended; the other tasks are cancelled then. *exit_code is 0, what
+ * `return N` gave (false is 1), or 1 after an error, which is told on stderr with file:line and
+ * traceback. os.exit(N) flushes and ends the process from any task. false: the file can't be read
+ * or compiled (told on stderr, *exit_code is 1). */
 bool api_run_file(const char *path, int argc, char **argv, int *exit_code) MUST_CHECK;
 
-/* Calls require(module)[function] with the nargs values on top of the stack; the one result stays
- * on the stack. false: nothing left on the stack, logged. */
+/* From C, outside of tasks: the function may spawn but not wait. Calls require(module)[function]
+ * with the nargs values on top of the stack; the one result stays on the stack. false: nothing left
+ * on the stack, logged. */
 bool api_call(const char *module, const char *function, int nargs) MUST_CHECK;
 
 #endif
