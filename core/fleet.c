@@ -54,8 +54,7 @@ static void tell_membership(struct node *n, bool joins)
         memberships[i](n, joins);
 }
 
-/* ---- life of a node ----------------------------------------------------------------------------
- */
+/* ---- life of a node -------------------------------------------------------------------------- */
 
 /* The lowest id that no node carries. When removed nodes hold so many that none is left, the lowest
  * that no living node carries: a request that met the old one may then pass the new one by, once.
@@ -213,8 +212,7 @@ struct node *fleet_primary(void)
     return NULL;
 }
 
-/* ---- health ------------------------------------------------------------------------------------
- */
+/* ---- health ---------------------------------------------------------------------------------- */
 
 bool fleet_can_serve(const struct node *n, const char *collection, bool last_resort)
 {
@@ -296,8 +294,7 @@ void fleet_set_health(struct node *n, struct collection_state *c, enum node_heal
         observers[i](n, c, was, why);
 }
 
-/* ---- collections -------------------------------------------------------------------------------
- */
+/* ---- collections ----------------------------------------------------------------------------- */
 
 struct collection_state *fleet_collection(struct node *n, const char *id)
 {
@@ -334,8 +331,7 @@ void fleet_collection_forget(struct node *n, struct collection_state *c)
     free(c);
 }
 
-/* ---- load --------------------------------------------------------------------------------------
- */
+/* ---- load ------------------------------------------------------------------------------------ */
 
 double fleet_weight(const struct node *n, double now, double slow_start)
 {
