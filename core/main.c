@@ -416,6 +416,11 @@ static int check(int argc, char **argv)
     return code;
 }
 
+__attribute__((weak)) int policy_test_main(lua_State *L, int argc, char **argv)
+{
+    return usage("test: not there yet", NULL);
+}
+
 /* script and test: our own runtime around a Lua program. */
 static int with_runtime(int argc, char **argv, bool specs)
 {
