@@ -12,7 +12,8 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 BUILD=${BUILD:-build}
-export CHROMUX=$PWD/${BUILD#"$PWD"/}/asan/chromux
+CHROMUX=$(realpath -m "$BUILD")/asan/chromux
+export CHROMUX
 found=$BUILD/fuzz
 mkdir -p "$found"
 

@@ -135,6 +135,7 @@ unit() { # unit PREFIX FOLDER
 }
 # One at a time: they measure time-outs, and two cores hold one chromux, its servers and its clients.
 integration() { # integration PREFIX PROGRAM
+    [ -x "$2" ] || die "$2 is not built"
     for t in $(sources integration); do queue+=("$1integration/${t%_test} cmocka $BUILD/integration/$t"); done
     CHROMUX=$2 run_queue "${INTEGRATION_RUNNERS:-1}"
 }
@@ -148,10 +149,10 @@ for set in "$@"; do
             run_queue 1
         fi
         ;;
-    integration) integration '' "$PWD/${BUILD#"$PWD"/}/chromux" ;;
+    integration) integration '' "$(realpath -m "$BUILD")/chromux" ;;
     asan)
         unit asan/ "$BUILD/asan"
-        TEST_SLOW=${TEST_SLOW:-3} integration asan/ "$PWD/${BUILD#"$PWD"/}/asan/chromux"
+        TEST_SLOW=${TEST_SLOW:-3} integration asan/ "$(realpath -m "$BUILD")/asan/chromux"
         ;;
     check)
         queue+=("check check scripts/check.sh")
