@@ -74,23 +74,31 @@ static void write_program(const char *path, const char *text)
     fclose(f);
 }
 
+static char program[32];
+
+static void remove_program(void)
+{
+    unlink(program);
+}
+
 /* Runs the program with two arguments; its stderr is in `told` afterwards. */
 static int run(const char *text)
 {
-    char path[] = "/tmp/api_test_XXXXXX", one[] = "one", two[] = "two";
-    char *argv[] = {path, one, two, NULL};
-    int code = -1, fd = mkstemp(path), kept = dup(2);
+    char one[] = "one", two[] = "two";
+    char *argv[] = {program, one, two, NULL};
+    strcpy(program, "/tmp/api_test_XXXXXX");
+    int code = -1, fd = mkstemp(program), kept = dup(2);
     FILE *out = tmpfile();
     assert_true(fd >= 0 && kept >= 0 && out);
     close(fd);
-    write_program(path, text);
+    write_program(program, text);
     fflush(NULL);
     dup2(fileno(out), 2);
-    bool ok = api_run_file(path, 3, argv, &code);
+    bool ok = api_run_file(program, 3, argv, &code);
     fflush(NULL);
     dup2(kept, 2);
     close(kept);
-    unlink(path);
+    remove_program();
     rewind(out);
     told[fread(told, 1, sizeof told - 1, out)] = 0;
     fclose(out);
@@ -413,6 +421,7 @@ static void exit_flushes_and_ends_at_once(void **state)
     pid_t pid = fork();
     if (pid == 0) {
         dup2(pipefd[1], 1);
+        atexit(remove_program);
         run("spawn(function() sleep(0.01) io.write('half a line') os.exit(9) end) sleep(100)");
         _exit(99);
     }
