@@ -135,7 +135,7 @@ void write_file(const char *path, const char *text)
 unsigned count_lines(const char *text, const char *part)
 {
     unsigned n = 0;
-    for (const char *at = text; (at = strstr(at, part)) != NULL; n++) {
+    for (const char *at = text; *at && (at = strstr(at, part)) != NULL; at++, n++) {
         at = strchr(at, '\n');
         if (!at)
             return n + 1;
