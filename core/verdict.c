@@ -340,7 +340,8 @@ static int route_entry(lua_State *L)
     return 0;
 }
 
-/* Puts the function's place in front of what was wrong with its answer. */
+/* Errors of the library, of memory or of an answer name no place: the function's own is put in
+ * front of them. */
 static void place_fault(struct verdict_vm *vm, enum policy_id id)
 {
     lua_Debug ar;
@@ -348,6 +349,8 @@ static void place_fault(struct verdict_vm *vm, enum policy_id id)
     if (!lua_getupvalue(vm->L, vm->entry[id], UP_FUNCTION))
         return;
     lua_getinfo(vm->L, ">S", &ar);
+    if (strncmp(vm->fault->error, ar.short_src, strlen(ar.short_src)) == 0)
+        return;
     snprintf(text, sizeof text, "%s:%d: %.400s", ar.short_src, ar.linedefined, vm->fault->error);
     memcpy(vm->fault->error, text, sizeof text);
 }
@@ -370,8 +373,7 @@ static bool call(struct verdict_vm *vm, enum policy_id id, double now, struct po
         return true;
     if (stop != SANDBOX_OK)
         fault->kind = kinds[stop];
-    else
-        place_fault(vm, id);
+    place_fault(vm, id);
     return false;
 }
 
@@ -548,7 +550,8 @@ static bool open_file(struct verdict_vm *vm, const struct finding *f)
     lua_State *L = vm->L;
     if (sandbox_load(vm->box, f->path, error) != SANDBOX_OK ||
         sandbox_call(vm->box, 0, 1, error) != SANDBOX_OK) {
-        mistake(f->errors, "%s", error);
+        bool placed = strncmp(error, f->path, strlen(f->path)) == 0 || strstr(error, ".lua:");
+        mistake(f->errors, "%s%s%s", placed ? "" : f->path, placed ? "" : ": ", error);
         return false;
     }
     lua_pushlightuserdata(L, (void *)find_function);

