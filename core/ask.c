@@ -12,15 +12,17 @@
     X(CLASS, "class")                                                                              \
     X(ACTION, "action")                                                                            \
     X(METHOD, "method")                                                                            \
-    X(ROUTE, "route") X(TENANT, "tenant") X(DATABASE, "database") X(COLLECTION, "collection")      \
-        X(CLIENT, "client") X(SESSION, "session") X(LAST_ERROR, "last_error")
+    X(ROUTE, "route")                                                                              \
+    X(TENANT, "tenant") X(DATABASE, "database") X(COLLECTION, "collection") X(CLIENT, "client")    \
+        X(SESSION, "session") X(LAST_ERROR, "last_error")
 #define REQ_NUMBERS(X) X(BYTES, "bytes") X(ATTEMPT, "attempt")
 #define NODE_NUMBERS(X)                                                                            \
     X(PRIORITY, "priority")                                                                        \
     X(WEIGHT, "weight")                                                                            \
     X(INFLIGHT, "inflight")                                                                        \
-    X(QUEUED, "queued") X(MAXCONN, "maxconn") X(EWMA, "ewma_ms") X(FAILS, "fails")                 \
-        X(BEHIND, "behind") X(REQUESTS, "requests")
+    X(QUEUED, "queued")                                                                            \
+    X(MAXCONN, "maxconn") X(EWMA, "ewma_ms") X(FAILS, "fails") X(BEHIND, "behind")                 \
+        X(REQUESTS, "requests")
 
 #define REQ_ENUM(id, name)  REQ_##id,
 #define NODE_ENUM(id, name) NODE_##id,
@@ -105,7 +107,7 @@ void ask_forget(struct ask *a)
     for (unsigned i = 0; i < FLEET_MAX; i++)
         a->node[i].known = false;
     for (unsigned i = 0; i < REQ_TEXT_COUNT; i++)
-        a->text[i].n = SIZE_MAX;
+        a->text[i] = (struct ask_text){.n = SIZE_MAX};
     for (unsigned i = 0; i < REQ_NUMBER_COUNT; i++)
         a->number[i] = -1;
     a->reads = -1;
@@ -114,13 +116,11 @@ void ask_forget(struct ask *a)
 
 /* ---- the tables are brought up to date ------------------------------------------------------- */
 
-/* Writes the value on top under the word; order matters: the shadow follows, since writing may run
- * out of memory. */
-static inline void put_word(lua_State *L, int table, int word)
+/* A value is written as word, value, rawset; the shadow follows, since writing may run out of
+ * memory. */
+static inline void word(lua_State *L, int upvalue)
 {
-    lua_pushvalue(L, lua_upvalueindex(word));
-    lua_insert(L, -2);
-    lua_rawset(L, table);
+    lua_pushvalue(L, lua_upvalueindex(upvalue));
 }
 
 static inline void put_text(lua_State *L, struct ask *a, enum req_text id, struct str s)
@@ -129,20 +129,31 @@ static inline void put_text(lua_State *L, struct ask *a, enum req_text id, struc
     if (was->n == s.n && memcmp(was->p, s.p, s.n) == 0)
         return;
     was->n = SIZE_MAX;
+    word(L, UP_WORDS + (int)id);
     lua_pushlstring(L, s.p ? s.p : "", s.n);
-    put_word(L, lua_upvalueindex(UP_REQ_TABLE), UP_WORDS + (int)id);
+    lua_rawset(L, lua_upvalueindex(UP_REQ_TABLE));
     if (s.n <= ASK_TEXT_MAX) {
         memcpy(was->p, s.p ? s.p : "", s.n);
         was->n = s.n;
     }
 }
 
+/* Static text: one address is one text. */
+static inline void put_static(lua_State *L, struct ask *a, enum req_text id, const char *text)
+{
+    if (a->text[id].from == text)
+        return;
+    put_text(L, a, id, str_from(text));
+    a->text[id].from = text;
+}
+
 static inline void put_number(lua_State *L, struct ask *a, enum req_number id, double v)
 {
     if (a->number[id] == v)
         return;
+    word(L, UP_REQ_NUMBERS + (int)id);
     lua_pushnumber(L, v);
-    put_word(L, lua_upvalueindex(UP_REQ_TABLE), UP_REQ_NUMBERS + (int)id);
+    lua_rawset(L, lua_upvalueindex(UP_REQ_TABLE));
     a->number[id] = v;
 }
 
@@ -185,22 +196,23 @@ static void put_tried(lua_State *L, struct ask *a, uint64_t tried)
 static void put_request(lua_State *L, struct ask *a, const struct policy_request *r)
 {
     const struct route *route = r->route;
-    put_text(L, a, REQ_CLASS, str_from(route_class_name(route->class)));
-    put_text(L, a, REQ_ACTION, str_from(route->action));
+    put_static(L, a, REQ_CLASS, route_class_name(route->class));
+    put_static(L, a, REQ_ACTION, route->action);
     put_text(L, a, REQ_METHOD, r->method);
-    put_text(L, a, REQ_ROUTE, str_from(route->name));
+    put_static(L, a, REQ_ROUTE, route->name);
     put_text(L, a, REQ_TENANT, route->tenant);
     put_text(L, a, REQ_DATABASE, route->database);
     put_text(L, a, REQ_COLLECTION,
              *r->collection_id ? str_from(r->collection_id) : route->collection);
     put_text(L, a, REQ_CLIENT, r->client);
     put_text(L, a, REQ_SESSION, r->session);
-    put_text(L, a, REQ_LAST_ERROR, str_from(r->last_error));
+    put_static(L, a, REQ_LAST_ERROR, r->last_error);
     put_number(L, a, REQ_BYTES, (double)r->bytes);
     put_number(L, a, REQ_ATTEMPT, r->attempt);
     if (a->reads != route->reads) {
+        word(L, UP_READS);
         lua_pushboolean(L, route->reads);
-        put_word(L, lua_upvalueindex(UP_REQ_TABLE), UP_READS);
+        lua_rawset(L, lua_upvalueindex(UP_REQ_TABLE));
         a->reads = route->reads;
     }
     put_tried(L, a, r->tried);
@@ -214,19 +226,28 @@ static double faded_ewma(const struct node *n, double now)
     return idle < 1 || n->ewma_ms == 0 ? n->ewma_ms : n->ewma_ms * exp(-idle / EWMA_SECONDS);
 }
 
-static void name_node(lua_State *L, const struct node *n, struct ask_node *s, int table)
+/* The name, role and state, and then every number is to be written. */
+static void put_identity(lua_State *L, const struct node *n, struct ask_node *s, int table)
 {
     s->known = false;
+    word(L, UP_NAME);
     lua_pushstring(L, n->name);
     s->name = lua_tostring(L, -1);
-    put_word(L, table, UP_NAME);
+    lua_rawset(L, table);
+    word(L, UP_ROLE);
+    word(L, UP_ROLE_WORDS + (int)n->role);
+    lua_rawset(L, table);
+    word(L, UP_STATE);
+    word(L, UP_STATE_WORDS + (int)n->health);
+    lua_rawset(L, table);
     snprintf(s->text, sizeof s->text, "%s", n->name);
-    s->role = s->state = -1;
+    s->role = (int)n->role;
+    s->state = (int)n->health;
     for (unsigned i = 0; i < NODE_NUMBER_COUNT; i++)
         s->number[i] = NAN;
 }
 
-/* Leaves the node's table on the stack only while it writes: most calls change few nodes. */
+/* Most calls change few nodes: a node's table is fetched for the first value that changed. */
 static void put_node(lua_State *L, struct ask *a, const struct node *n, double now)
 {
     struct ask_node *s = &a->node[n->id];
@@ -238,24 +259,19 @@ static void put_node(lua_State *L, struct ask *a, const struct node *n, double n
         [NODE_FAILS] = n->history.fails,       [NODE_BEHIND] = 0,
         [NODE_REQUESTS] = (double)n->requests,
     };
+    bool same = s->known && s->role == (int)n->role && s->state == (int)n->health &&
+                strcmp(s->text, n->name) == 0;
+    if (same && memcmp(s->number, number, sizeof number) == 0)
+        return;
     lua_rawgeti(L, lua_upvalueindex(UP_TABLES), (int)n->id + 1);
     int table = lua_gettop(L);
-    if (!s->known || strcmp(s->text, n->name) != 0)
-        name_node(L, n, s, table);
-    if (s->role != (int)n->role) {
-        lua_pushvalue(L, lua_upvalueindex(UP_ROLE_WORDS + (int)n->role));
-        put_word(L, table, UP_ROLE);
-        s->role = (int)n->role;
-    }
-    if (s->state != (int)n->health) {
-        lua_pushvalue(L, lua_upvalueindex(UP_STATE_WORDS + (int)n->health));
-        put_word(L, table, UP_STATE);
-        s->state = (int)n->health;
-    }
+    if (!same)
+        put_identity(L, n, s, table);
     for (int i = 0; i < NODE_NUMBER_COUNT; i++)
         if (s->number[i] != number[i]) {
+            word(L, UP_NODE_NUMBERS + i);
             lua_pushnumber(L, number[i]);
-            put_word(L, table, UP_NODE_NUMBERS + i);
+            lua_rawset(L, table);
             s->number[i] = number[i];
         }
     s->known = true;

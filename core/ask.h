@@ -36,7 +36,8 @@ struct ask_node {
 };
 
 struct ask_text {
-    size_t n; /* SIZE_MAX: to be written anew, as are texts longer than p */
+    size_t n;         /* SIZE_MAX: to be written anew, as are texts longer than p */
+    const char *from; /* static texts: the address they were written from */
     char p[ASK_TEXT_MAX];
 };
 
