@@ -8,6 +8,7 @@
 
 #include "buf.h"
 #include "end.h"
+#include "http1_chunks.h"
 
 enum { HTTP1_FIELDS_MAX = 100, HTTP1_OPTIONS_MAX = 32 };
 
@@ -121,24 +122,6 @@ enum http1_verdict http1_parse_request(const char *p, size_t n, const struct htt
 enum http1_verdict http1_parse_response(const char *p, size_t n, const struct http1_limits *limits,
                                         enum http1_method to, struct http1_head *head,
                                         size_t *consumed, struct http1_fault *fault) MUST_CHECK;
-
-/* The chunked coding, decoded piece by piece (RFC 9112 7.1). Extensions are checked and dropped. */
-struct http1_chunks {
-    uint64_t left;  /* bytes still to come of the chunk that is open */
-    uint8_t state;  /* private */
-    uint8_t digits; /* private */
-    uint16_t line;  /* private: bytes of the size line so far; at most 256 */
-};
-enum http1_step {
-    HTTP1_DATA, /* *data is a piece of the body (never empty) */
-    HTTP1_MORE, /* all of p was consumed: give more */
-    HTTP1_LAST, /* the last chunk was read; what follows at p + *consumed is the trailer section */
-    HTTP1_STEP_BAD /* refused: sign, 0x, overflow, stray ';', white space, missing CRLF */
-};
-void http1_chunks_init(struct http1_chunks *c);
-/* Consumes from p; call again with the rest until MORE, LAST or BAD. *data points into p. */
-enum http1_step http1_chunks_next(struct http1_chunks *c, const char *p, size_t n, size_t *consumed,
-                                  struct str *data, const char **rule) MUST_CHECK;
 
 /* Parses the trailer section (fields and a blank line) at p into head->field/count (only those are
  * set). Fields that may not be trailers (framing, routing, authentication, content; RFC 9110 6.5.1)

@@ -4,9 +4,9 @@
  * bytes were cut, and that what we would forward is read by llhttp exactly as we read it: the same
  * method, target, fields and body, and the next request begins where we think it does.
  *
- * needs: core/base.c core/end.c core/log.c core/buf.c core/http1.c tests/fuzz/llhttp_oracle.c
- * needs: -DLLHTTP_STRICT_MODE=1 -I/usr/share/include/llhttp
- * needs: /usr/share/llhttp/api.c /usr/share/llhttp/http.c /usr/share/llhttp/llhttp.c */
+ * needs: core/base.c core/end.c core/log.c core/buf.c core/http1_chunks.c core/http1.c
+ * tests/fuzz/llhttp_oracle.c needs: -DLLHTTP_STRICT_MODE=1 -I/usr/share/include/llhttp needs:
+ * /usr/share/llhttp/api.c /usr/share/llhttp/http.c /usr/share/llhttp/llhttp.c */
 #include "http1.h"
 #include "llhttp_oracle.h"
 

@@ -3,7 +3,8 @@
  * It must hold that no byte behind the path is read, that a refusal always says why, that what
  * changes something is never called a read, and that every segment lies within the path.
  *
- * needs: core/base.c core/end.c core/log.c core/buf.c core/http1.c core/route.c */
+ * needs: core/base.c core/end.c core/log.c core/buf.c core/http1_chunks.c core/http1.c core/route.c
+ */
 #include "route.h"
 
 #include <stdlib.h>
