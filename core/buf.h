@@ -27,7 +27,7 @@ static inline size_t buf_len(const struct buf *b)
 
 static inline const char *buf_data(const struct buf *b)
 {
-    return b->mem + b->head;
+    return b->head ? b->mem + b->head : b->mem; /* mem may be NULL */
 }
 
 static inline size_t buf_room(const struct buf *b)

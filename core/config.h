@@ -73,7 +73,8 @@
     X(max_body, MAX_BODY_BYTES, BYTES, "256m", 1024, 1073741824, true, "size of a request body")   \
     X(max_tries, MAX_TRIES, INT, "3", 1, 100, true, "tries of a read, the first included")         \
     X(retry_budget, RETRY_BUDGET, INT, "20", 0, 100, true,                                         \
-      "retries at once, in percent of the requests being handled (never fewer than 3)")            \
+      "retries after a time-out or an error answer at once, in percent of the requests under way " \
+      "(never fewer than 3)")                                                                      \
     X(retry_buffer, RETRY_BUFFER_BYTES, BYTES, "256k", 0, 67108864, true,                          \
       "size up to which a read's body is kept so that it can be tried again")                      \
     X(drain_timeout, DRAIN_TIMEOUT, SECONDS, "30", 0, 3600, true,                                  \

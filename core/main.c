@@ -364,8 +364,11 @@ static int run(int argc, char **argv)
     if (ok) {
         watch_signals();
         log_warn("replication_off", "reason=%s",
-                 log_quote("this version keeps no journal: data routes go to the primary, and "
-                           "replicas are not fed"));
+                 log_quote(strcmp(cfg->unreplicated_reads, "any") == 0
+                               ? "this version keeps no journal: writes go to the primary, reads "
+                                 "to all (UNREPLICATED_READS=any); replicas are not fed"
+                               : "this version keeps no journal: data routes go to the primary, "
+                                 "and replicas are not fed"));
         log_info("started", "version=%s pid=%d instances=%u policies=%s", CHROMUX_VERSION,
                  (int)getpid(), fleet_count, log_quote(cfg->policy_dir));
         tell_systemd("READY=1");

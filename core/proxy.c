@@ -15,13 +15,16 @@
 
 enum { RETRIES_ALWAYS = 3, FREE_MAX = 512 };
 
+/* Seconds until a read that found the retry budget used up asks again. */
+#define BUDGET_WAIT 0.05
+
 struct proxied {
     struct exchange x;
     struct pool_place place;
     struct request *r;
     struct proxied *next; /* in the free list */
     struct node *node;    /* held while a try or a wait is under way */
-    bool slot, retrying, stale_used;
+    bool slot, budgeted, stale_used;
     uint64_t tried; /* bits of node ids */
     unsigned tries;
     double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
@@ -32,7 +35,7 @@ struct proxied {
 
 static const struct config *cfg;
 static struct proxied *free_list;
-static unsigned free_count, retrying_now;
+static unsigned free_count, budgeted_now;
 
 static double now(void)
 {
@@ -93,8 +96,8 @@ static struct request *proxied_free(struct proxied *p)
     struct request *r = p->r;
     pool_quit(&p->place);
     leave_node(p);
-    if (p->retrying)
-        retrying_now--;
+    if (p->budgeted)
+        budgeted_now--;
     r->state = NULL;
     if (free_count < FREE_MAX) {
         p->next = free_list;
@@ -149,29 +152,47 @@ static unsigned candidates(const struct proxied *p, struct node **out)
     return 0;
 }
 
-static bool budget_left(void)
+/* Retries that add work to the servers are bounded by RETRY_BUDGET, in percent of the requests
+ * under way, so that an overload is not multiplied. A try that found no server, or that a dying one
+ * broke off, added none and needs no budget. */
+static bool budget_left(const struct proxied *p)
 {
-    int64_t active = metrics_gauge[GAUGE_ACTIVE];
-    int64_t most = active * cfg->retry_budget / 100;
+    int64_t most = metrics_gauge[GAUGE_ACTIVE] * cfg->retry_budget / 100;
     if (most < RETRIES_ALWAYS)
         most = cfg->retry_budget ? RETRIES_ALWAYS : 0;
-    return (int64_t)retrying_now < most;
+    return p->budgeted || (int64_t)budgeted_now < most;
 }
 
-/* May the request be tried again, after a try that did (sent) or did not reach the server? */
-static bool may_retry(const struct proxied *p, bool sent)
+static bool needs_budget(enum end_reason why)
+{
+    return why == END_TRY_TIMEOUT || why == END_SERVER_5XX || why == END_SERVER_GARBAGE;
+}
+
+/* Could the request be tried again, after a try that did (sent) or did not reach the server? */
+static bool can_retry(const struct proxied *p, bool sent)
 {
     struct node *any[FLEET_MAX];
     if (p->r->answered || p->x.dropped > 0 || now() >= p->total_at)
         return false;
     if (sent && (!p->r->route.reads || p->r->route.fragile))
         return false;
-    if (p->tries >= (unsigned)cfg->max_tries || candidates(p, any) == 0)
+    return p->tries < (unsigned)cfg->max_tries && candidates(p, any) > 0;
+}
+
+/* As can_retry, and takes a part of the budget where `why` needs one. */
+static bool take_retry(struct proxied *p, bool sent, enum end_reason why)
+{
+    if (!can_retry(p, sent))
         return false;
-    if (!p->retrying && !budget_left()) {
+    if (!needs_budget(why))
+        return true;
+    if (!budget_left(p)) {
         metrics_inc(RETRIES_DENIED);
         return false;
     }
+    if (!p->budgeted)
+        budgeted_now++;
+    p->budgeted = true;
     return true;
 }
 
@@ -236,13 +257,8 @@ static void begin_try(struct proxied *p)
     p->connect_at = t + cfg->connect_timeout;
     if (p->try_at == 0 && p->r->route.reads)
         p->try_at = t + cfg->try_timeout;
-    if (p->tries > 1) {
+    if (p->tries > 1)
         metrics_inc(RETRIES);
-        if (!p->retrying) {
-            p->retrying = true;
-            retrying_now++;
-        }
-    }
     arm(p);
     exchange_start(&p->x, cfg, false); /* may end p */
 }
@@ -387,7 +403,7 @@ static bool on_answer(struct exchange *x, int status)
     note_answer(p, status);
     /* A read that one server can't answer, another may: a broken index, an overload. */
     bool other = (status >= 500 && status != 501) || status == 429;
-    if (other && may_retry(p, true))
+    if (other && take_retry(p, true, END_SERVER_5XX))
         return false;
     p->connect_at = p->try_at = 0;
     p->total_at = now() + cfg->body_timeout; /* from here on only progress counts */
@@ -419,7 +435,9 @@ static void on_ended(struct exchange *x, enum end_reason why)
     char name[CONFIG_NAME_MAX + 1], text[256];
     snprintf(name, sizeof name, "%s", p->node->name);
     leave_node(p);
-    if (may_retry(p, sent)) {
+    bool paid =
+        why == END_TRY_TIMEOUT || why == END_SERVER_5XX; /* taken before the try was ended */
+    if (paid ? can_retry(p, sent) : take_retry(p, sent, why)) {
         choose(p);
         return;
     }
@@ -537,6 +555,24 @@ static void late_answer(struct proxied *p)
     exchange_fail(&p->x, END_SERVER_SLOW, "the server stopped in the middle of its answer");
 }
 
+/* TRY_TIMEOUT passed without an answer. */
+static void late_try(struct proxied *p)
+{
+    if (take_retry(p, true, END_TRY_TIMEOUT)) {
+        exchange_fail(&p->x, END_TRY_TIMEOUT, "no answer within TRY_TIMEOUT");
+        return;
+    }
+    if (can_retry(p, true)) {
+        p->try_at = now() + BUDGET_WAIT; /* the budget is used up: wait for a place in it */
+    } else {
+        /* Nobody else can be asked: wait on, up to REQUEST_TIMEOUT. */
+        p->try_at = 0;
+        snprintf(p->x.error, sizeof p->x.error, "no answer within TRY_TIMEOUT");
+        health_note(p->node, NULL, HEALTH_TIMEOUT, p->x.error);
+    }
+    arm(p);
+}
+
 static void late(struct request *r)
 {
     struct proxied *p = r->state;
@@ -555,17 +591,11 @@ static void late(struct request *r)
         give_up(p, END_QUEUE_TIMEOUT, "no slot on the instance came free in time (MAXCONN)");
     } else if (exchange_connecting(&p->x) && t >= p->connect_at) {
         exchange_fail(&p->x, END_CONNECT_TIMEOUT, "no connection within CONNECT_TIMEOUT");
-    } else if (p->try_at != 0 && t >= p->try_at && p->x.conn && may_retry(p, true)) {
-        exchange_fail(&p->x, END_TRY_TIMEOUT, "no answer within TRY_TIMEOUT");
+    } else if (p->try_at != 0 && t >= p->try_at && p->x.conn) {
+        late_try(p);
     } else {
-        if (p->connect_at != 0 && t >= p->connect_at)
+        if (t >= p->connect_at)
             p->connect_at = 0;
-        if (p->try_at != 0 && t >= p->try_at && p->x.conn) {
-            /* Nobody else can be asked: wait on, up to REQUEST_TIMEOUT. */
-            p->try_at = 0;
-            snprintf(p->x.error, sizeof p->x.error, "no answer within TRY_TIMEOUT");
-            health_note(p->node, NULL, HEALTH_TIMEOUT, p->x.error);
-        }
         arm(p);
     }
 }
