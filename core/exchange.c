@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <sys/socket.h>
 
-enum { CHUNK_MAX = 16384 };
+/* SMALL: a body of up to so many bytes goes out behind its head as one piece of memory, which costs
+ * the kernel less than two pieces do. */
+enum { CHUNK_MAX = 16384, SMALL = 4096 };
 
 static const struct config *cfg;
 
@@ -268,8 +270,11 @@ static bool answer_head(struct exchange *x, struct http1_head *h)
     size_t head_len = buf_len(&out), body = 0;
     if (x->framing == HTTP1_LENGTH)
         body = buf_len(in) < x->left ? buf_len(in) : (size_t)x->left;
-    struct iovec v[2] = {{out.mem, head_len}, {(void *)buf_data(in), body}};
-    ssize_t w = request_offer(r, v, body ? 2 : 1);
+    bool joined = body <= SMALL;
+    if (joined)
+        buf_put(&out, buf_data(in), body);
+    struct iovec v[2] = {{out.mem, buf_len(&out)}, {(void *)buf_data(in), body}};
+    ssize_t w = request_offer(r, v, joined ? 1 : 2);
     if (w < 0) {
         client_gone(x);
         return false;
