@@ -40,11 +40,14 @@ sum() { grep -aoE "$2" "$1" | grep -oE '[0-9]+' | awk '{ n += $1 } END { print n
 
 # count KIND LOG: "passed failed skipped", or nothing when the runner printed no count.
 count() {
+    local run ok skip
     case $1 in
-    cmocka)
+    cmocka) # a test whose set-up or teardown fails is in none of cmocka's counts but the first
         grep -aq '\[  PASSED  \] [0-9]* test' "$2" || return 0
-        echo "$(sum "$2" '\[  PASSED  \] [0-9]+ test')" \
-            "$(sum "$2" '\[  FAILED  \] [0-9]+ test')" "$(sum "$2" '\[  SKIPPED \] [0-9]+ test')"
+        run=$(sum "$2" '\[==========\] Running [0-9]+ test')
+        ok=$(sum "$2" '\[  PASSED  \] [0-9]+ test')
+        skip=$(sum "$2" '\[  SKIPPED \] [0-9]+ test')
+        echo "$ok $((run - ok - skip)) $skip"
         ;;
     busted)
         grep -aqE '^[0-9]+ success' "$2" || return 0
@@ -82,7 +85,7 @@ one() {
         else
             printf '%-34s %4d passed, %d FAILED, %d skipped%s\n' "$name" "$p" "$f" "$s" "$note"
             if [ "$kind" = cmocka ]; then
-                grep -aE '\[  FAILED  \] [a-zA-Z_]' "$log" | sort -u | sed 's/^/    /'
+                grep -aoE '\[  (FAILED|ERROR)   ?\] [a-zA-Z_].*' "$log" | sort -u | sed 's/^/    /'
             fi
             tail -n 40 "$log" | sed 's/^/    | /'
             printf '    (all of it: %s)\n' "$log"
