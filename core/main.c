@@ -2,6 +2,7 @@
 #include "access.h"
 #include "admin.h"
 #include "api.h"
+#include "kit.h"
 #include "listener.h"
 #include "log.h"
 #include "policy.h"
@@ -28,8 +29,7 @@ static const char help[] =
     "stop\n"
     "  chromux check --explain                               what every setting means\n"
     "  chromux test [FILE]...                                run specs of policies\n"
-    "  chromux script FILE [ARG]...                          run a Lua program: fetch, pg, sleep, "
-    "json\n"
+    "  chromux script FILE [ARG]...                          run a Lua program\n"
     "  chromux version\n"
     "\n"
     "Settings come from the file (Lua, returns a table), then the environment, then --set.\n"
@@ -419,7 +419,7 @@ static int check(int argc, char **argv)
     return code;
 }
 
-__attribute__((weak)) int policy_test_main(lua_State *L, int argc, char **argv)
+__attribute__((weak)) int kit_main(lua_State *L, int argc, char **argv)
 {
     return usage("test: not there yet", NULL);
 }
@@ -436,7 +436,7 @@ static int with_runtime(int argc, char **argv, bool specs)
     if (!api_start(loop, url ? url : "", &errors)) {
         print_mistakes(&errors);
     } else if (specs) {
-        code = policy_test_main(api_vm(), argc, argv);
+        code = kit_main(api_vm(), argc, argv);
     } else if (!api_run_file(argv[0], argc, argv, &code)) {
         code = code ? code : 1;
     }
