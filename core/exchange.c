@@ -11,7 +11,11 @@
  * the kernel less than two pieces do. */
 enum { CHUNK_MAX = 16384, SMALL = 4096 };
 
-static const struct config *cfg;
+/* Asked at each use: a reload frees the old one while exchanges are under way. */
+static const struct config *cfg(void)
+{
+    return session_shared.cfg;
+}
 
 static void on_conn(struct conn *c, enum stream_event e);
 
@@ -65,9 +69,9 @@ static struct str unsent_body(const struct exchange *x)
 }
 
 /* What was sent goes, unless another try may need it. */
-static void forget_sent(struct exchange *x, const struct config *c)
+static void forget_sent(struct exchange *x)
 {
-    if (x->retain && buf_len(&x->r->body.bytes) > (size_t)c->retry_buffer)
+    if (x->retain && buf_len(&x->r->body.bytes) > (size_t)cfg()->retry_buffer)
         x->retain = false;
     if (x->retain)
         return;
@@ -124,7 +128,7 @@ static bool send_chunk(struct exchange *x)
     if (!send_all(x, v, 3))
         return false;
     x->sent += data.n;
-    forget_sent(x, cfg);
+    forget_sent(x);
     return true;
 }
 
@@ -141,7 +145,7 @@ static bool send_plain(struct exchange *x)
         if (!offer(x, &v, 1, &taken))
             return false;
         x->sent += taken;
-        forget_sent(x, cfg);
+        forget_sent(x);
         if (taken < data.n)
             return false;
     }
@@ -180,7 +184,7 @@ static void send_head(struct exchange *x)
         taken = x->head.n;
     }
     x->sent += taken - x->head.n;
-    forget_sent(x, cfg);
+    forget_sent(x);
     x->body_ended = r->body.done && x->sent == r->body.seen && r->body.framing != HTTP1_CHUNKED;
     if (!x->body_ended)
         upload(x);
@@ -357,8 +361,8 @@ static bool relay_chunked(struct exchange *x)
     struct str data = {NULL, 0};
     const char *rule = NULL;
     if (x->in_trailers) {
-        enum http1_verdict v = http1_parse_trailers(buf_data(in), buf_len(in),
-                                                    (size_t)cfg->max_head, &trailers, &used, &rule);
+        enum http1_verdict v = http1_parse_trailers(
+            buf_data(in), buf_len(in), (size_t)cfg()->max_head, &trailers, &used, &rule);
         if (v == HTTP1_PARTIAL)
             (void)wait_for_server(x);
         else if (v == HTTP1_BAD)
@@ -434,7 +438,7 @@ static void read_head(struct exchange *x)
 {
     static struct http1_head head;
     struct request *r = x->r;
-    struct http1_limits limits = {(size_t)cfg->max_head, 0};
+    struct http1_limits limits = {(size_t)cfg()->max_head, 0};
     for (;;) {
         struct buf *in = upstream_in(x);
         struct http1_fault fault = {END_SERVER_GARBAGE, ""};
@@ -532,9 +536,8 @@ static bool went_stale(const struct conn *c)
     return n >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
 }
 
-void exchange_start(struct exchange *x, const struct config *c, bool fresh)
+void exchange_start(struct exchange *x, bool fresh)
 {
-    cfg = c;
     x->sent = x->dropped;
     x->reused = x->touched = x->upload_dead = x->body_ended = x->heard = false;
     x->relaying = x->early = false;

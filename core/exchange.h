@@ -37,7 +37,7 @@ struct exchange {
 
 /* Starts on a kept connection if there is one (fresh: never), else connects. node has a slot.
  * ended() may be called before this returns. */
-void exchange_start(struct exchange *x, const struct config *cfg, bool fresh);
+void exchange_start(struct exchange *x, bool fresh);
 /* Body bytes came, or its end. */
 void exchange_more(struct exchange *x);
 /* The client can take more of the answer. */

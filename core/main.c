@@ -32,8 +32,8 @@ static const char help[] =
     "  chromux script FILE [ARG]...                          run a Lua program\n"
     "  chromux version\n"
     "\n"
-    "Settings come from the file (Lua, returns a table), then the environment, then --set.\n"
-    "The least that is needed: PRIMARY_URL=http://host:port, and REPLICA_URL for a second server.\n"
+    "Settings: the file (Lua, returns a table), then the environment, then --set.\n"
+    "Needed: PRIMARY_URL=http://host:port, and REPLICA_URL for a second server.\n"
     "\n"
     "  PORT (8000)  LISTEN_ADDRESS (127.0.0.1)  POLICY_DIR (policies)  ACCESS_LOG (-)\n"
     "\n"
@@ -417,11 +417,6 @@ static int check(int argc, char **argv)
     policy_unload();
     buf_fini(&out);
     return code;
-}
-
-__attribute__((weak)) int kit_main(lua_State *L, int argc, char **argv)
-{
-    return usage("test: not there yet", NULL);
 }
 
 /* script and test: our own runtime around a Lua program. */

@@ -260,7 +260,7 @@ static void begin_try(struct proxied *p)
     if (p->tries > 1)
         metrics_inc(RETRIES);
     arm(p);
-    exchange_start(&p->x, cfg, false); /* may end p */
+    exchange_start(&p->x, false); /* may end p */
 }
 
 static void choose(struct proxied *p);
@@ -426,7 +426,7 @@ static void on_ended(struct exchange *x, enum end_reason why)
         metrics_inc(STALE_RETRIES);
         p->connect_at = now() + cfg->connect_timeout;
         arm(p);
-        exchange_start(x, cfg, true);
+        exchange_start(x, true);
         return;
     }
     p->last = why;
