@@ -378,7 +378,7 @@ static void take_setting(struct check *k, const struct config_raw *r)
     unsigned at = (unsigned)(s - settings);
     const struct config_raw *before = k->from[at];
     if (before && strcmp(before->source, r->source) == 0 && strcmp(before->name, r->name) != 0 &&
-        (strcmp(before->text, r->text) != 0 || before->kind != r->kind)) {
+        strcmp(before->text, r->text) != 0) {
         complain_of(k, r, "expected the same value as %s gives", before->name);
         return;
     }
@@ -742,7 +742,7 @@ void config_explain(struct buf *out)
         else
             snprintf(type, sizeof type, "%s, %.10g to %.10g", types[s->type].name, s->least,
                      s->most);
-        buf_printf(out, "%-22s %-32s default %-14s %s\n%22s %s\n", s->name, type,
+        buf_printf(out, "%-22s %-38s default %-14s %s\n%22s %s\n", s->name, type,
                    *s->def ? s->def : "(none)", s->reloadable ? "HUP" : "restart", "", s->doc);
     }
     buf_puts(out, "\nSeconds may carry a unit (5s, 200ms), bytes too (32k, 8m, 1g). HUP: a change "

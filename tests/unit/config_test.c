@@ -475,6 +475,10 @@ static void a_try_fits_into_its_request(void **state)
     with_primary();
     env("REQUEST_TIMEOUT", "2");
     assert_true(good()->try_timeout == 2);
+    config_raws_fini(&raws);
+    with_primary();
+    env("TRY_TIMEOUT", "60");
+    assert_true(good()->try_timeout == 30);
 }
 
 static void an_override_ends_a_conflict(void **state)
@@ -495,6 +499,8 @@ static void instances_must_differ_and_have_one_primary(void **state)
     env("CHROMA_INSTANCES", "a=http://a:1,role=primary;b=http://b:1,role=primary");
     refused("CHROMA_INSTANCES[2] (environment): expected one instance with role primary, not "
             "two\n");
+    env("CHROMA_INSTANCES", "a=http://a:1;b=http://a:2;c=http://b:1");
+    assert_int_equal(good()->instance_count, 3);
     env("CHROMA_INSTANCES", "a=http://a:1,role=replica");
     refused("CHROMA_INSTANCES[1] (environment): expected one instance that is not a replica\n");
     env("CHROMA_INSTANCES", "a=http://a:1,role=replica,priority=9;b=http://b:1,priority=1");

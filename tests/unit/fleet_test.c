@@ -238,6 +238,7 @@ static void slow_start_follows_down_only(void **state)
     assert_true(fleet_weight(n, 45, 10) == 100);
     /* Coming back through suspect counts from up. */
     fleet_set_health(n, NULL, NODE_DOWN, "gone", 50);
+    assert_true(n->slow_start_at == 0);
     fleet_set_health(n, NULL, NODE_SUSPECT, "perhaps", 55);
     fleet_set_health(n, NULL, NODE_UP, "back", 60);
     assert_true(fleet_weight(n, 65, 10) == 100);
