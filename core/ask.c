@@ -13,16 +13,18 @@
     X(ACTION, "action")                                                                            \
     X(METHOD, "method")                                                                            \
     X(ROUTE, "route")                                                                              \
-    X(TENANT, "tenant") X(DATABASE, "database") X(COLLECTION, "collection") X(CLIENT, "client")    \
-        X(SESSION, "session") X(LAST_ERROR, "last_error")
+    X(TENANT, "tenant")                                                                            \
+    X(DATABASE, "database")                                                                        \
+    X(COLLECTION, "collection")                                                                    \
+    X(CLIENT, "client") X(SESSION, "session") X(LAST_ERROR, "last_error")
 #define REQ_NUMBERS(X) X(BYTES, "bytes") X(ATTEMPT, "attempt")
 #define NODE_NUMBERS(X)                                                                            \
     X(PRIORITY, "priority")                                                                        \
     X(WEIGHT, "weight")                                                                            \
     X(INFLIGHT, "inflight")                                                                        \
     X(QUEUED, "queued")                                                                            \
-    X(MAXCONN, "maxconn") X(EWMA, "ewma_ms") X(FAILS, "fails") X(BEHIND, "behind")                 \
-        X(REQUESTS, "requests")
+    X(MAXCONN, "maxconn")                                                                          \
+    X(EWMA, "ewma_ms") X(FAILS, "fails") X(BEHIND, "behind") X(REQUESTS, "requests")
 
 #define REQ_ENUM(id, name)  REQ_##id,
 #define NODE_ENUM(id, name) NODE_##id,

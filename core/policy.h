@@ -47,11 +47,4 @@ const char *
 policy_load_error(void); /* of the last reload that failed since the last good one; "" */
 size_t policy_memory(void);
 
-/* `chromux test FILES`: runs busted on the VM; returns the exit code. */
-struct lua_State;
-int policy_test_main(struct lua_State *L, int argc, char **argv);
-/* What it gives to lb.testkit: pushes onto the (workflow) VM L a table of functions that run a
- * policy file in a real policy VM. */
-void policy_push_testkit(struct lua_State *L);
-
 #endif
