@@ -21,12 +21,12 @@
 
 extern char **environ;
 
+/* clang-format off */
 static const char help[] =
     "chromux " CHROMUX_VERSION " - makes Chroma servers highly available\n"
     "\n"
     "  chromux run [--config FILE] [--set NAME=VALUE]...     run the load balancer\n"
-    "  chromux check [--config FILE] [--set NAME=VALUE]...   check settings and policies, then "
-    "stop\n"
+    "  chromux check [--config FILE] [--set NAME=VALUE]...   try settings and policies\n"
     "  chromux check --explain                               what every setting means\n"
     "  chromux test [FILE]...                                run specs of policies\n"
     "  chromux script FILE [ARG]...                          run a Lua program\n"
@@ -41,6 +41,7 @@ static const char help[] =
     "TERM finishes what is under way and stops; a second TERM stops at once.\n"
     "\n"
     "Pages: /health  /status  /metrics\n";
+/* clang-format on */
 
 /* What `run` and `check` were called with: read again at each HUP. */
 static struct settings_sources sources;
