@@ -78,7 +78,7 @@ const char *log_quote_str(struct str text)
         } else {
             out[o++] = (char)c;
         }
-        if (i >= 300) {
+        if (i >= 299 && i + 1 < text.n) {
             memcpy(out + o, "...", 3);
             o += 3;
             break;

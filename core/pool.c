@@ -13,6 +13,7 @@ struct pool {
     struct pool_place waiting; /* list head: next is the first in line */
     unsigned idle_count, open_count;
     bool waking;
+    struct pool *next_leaving;
     struct dns_query *query;
     ev_timer lookup;
 };
@@ -197,8 +198,7 @@ static void wake(struct node *n)
 }
 
 /* Nodes that left the fleet may still have waiters: they are met through this list. */
-static struct node *leaving[FLEET_MAX];
-static unsigned leaving_count;
+static struct pool *leaving;
 
 static void wake_all(struct ev_loop *loop, ev_prepare *w, int revents)
 {
@@ -212,10 +212,13 @@ static void wake_all(struct ev_loop *loop, ev_prepare *w, int revents)
         memcpy(all, fleet_node, n * sizeof *all);
         for (unsigned i = 0; i < n; i++)
             wake(all[i]);
-        n = leaving_count;
-        memcpy(all, leaving, n * sizeof *all);
-        for (unsigned i = 0; i < n; i++)
-            wake(all[i]);
+        while (leaving) { /* each is met once: all its waiters leave it */
+            struct pool *p = leaving;
+            leaving = p->next_leaving;
+            struct node *node = p->node;
+            wake(node);
+            fleet_release(&node);
+        }
     }
     if (wake_due)
         ev_feed_event(loop, &sweeper, EV_TIMER); /* come round again without sleeping */
@@ -300,9 +303,6 @@ static void on_membership(struct node *n, bool joins)
     ev_timer_stop(stream_loop(), &p->lookup);
     if (p->query)
         dns_cancel(p->query);
-    for (unsigned i = 0; i < leaving_count; i++)
-        if (leaving[i] == n)
-            leaving[i] = leaving[--leaving_count];
     free(p);
     n->pool = NULL;
 }
@@ -332,8 +332,11 @@ void pool_retire(struct node *n)
     fleet_hold(n);
     drop_idle(pool_of(n), 0, true);
     if (n->queued > 0) {
-        leaving[leaving_count++] = n;
-        wake_later(pool_of(n));
+        struct pool *p = pool_of(n);
+        fleet_hold(n); /* the list's */
+        p->next_leaving = leaving;
+        leaving = p;
+        wake_later(p);
     }
     fleet_release(&n);
 }
@@ -357,6 +360,11 @@ void pool_reload(const struct config *c)
 
 void pool_stop(void)
 {
+    while (leaving) {
+        struct node *n = leaving->node;
+        leaving = leaving->next_leaving;
+        fleet_release(&n);
+    }
     for (unsigned i = 0; i < fleet_count; i++)
         drop_idle(pool_of(fleet_node[i]), 0, true);
     ev_timer_stop(stream_loop(), &sweeper);

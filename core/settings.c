@@ -5,6 +5,7 @@
 #include "script.h"
 
 #include <luajit.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -15,6 +16,19 @@ static void over_budget(lua_State *L, lua_Debug *ar)
     lua_getinfo(L, "Sl", ar);
     luaL_error(L, "%s:%d: the file used more than %d instructions", ar->short_src, ar->currentline,
                FILE_BUDGET);
+}
+
+/* One line more, unless there are far too many already. */
+static void PRINTF(2, 3) mistake(struct buf *errors, const char *fmt, ...)
+{
+    char line[1024];
+    va_list args;
+    va_start(args, fmt);
+    int n = vsnprintf(line, sizeof line, fmt, args);
+    va_end(args);
+    size_t len = n < 0 ? 0 : (size_t)n < sizeof line ? (size_t)n : sizeof line - 1;
+    if (buf_room(errors) > len)
+        buf_put(errors, line, len);
 }
 
 static lua_State *bare_vm(void)
@@ -63,23 +77,23 @@ static void add_instances(lua_State *L, const char *source, struct config_raws *
 {
     size_t rows = lua_objlen(L, -1);
     if (rows == 0)
-        buf_printf(errors,
-                   "instances (%s): expected a list of tables, such as {{name=\"a\", url="
-                   "\"http://127.0.0.1:8001\"}}\n",
-                   source);
+        mistake(errors,
+                "instances (%s): expected a list of tables, such as {{name=\"a\", url="
+                "\"http://127.0.0.1:8001\"}}\n",
+                source);
     for (size_t i = 1; i <= rows; i++) {
         lua_rawgeti(L, -1, (int)i);
         if (!lua_istable(L, -1))
-            buf_printf(errors, "instances[%zu] (%s): expected a table, found a %s\n", i, source,
-                       luaL_typename(L, -1));
+            mistake(errors, "instances[%zu] (%s): expected a table, found a %s\n", i, source,
+                    luaL_typename(L, -1));
         else
             for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
                 char name[160];
                 const char *key = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "?";
                 snprintf(name, sizeof name, "instances[%zu].%s", i, key);
                 if (!add_value(L, name, source, raws))
-                    buf_printf(errors, "%s (%s): expected a plain value, found a %s\n", name,
-                               source, luaL_typename(L, -1));
+                    mistake(errors, "%s (%s): expected a plain value, found a %s\n", name, source,
+                            luaL_typename(L, -1));
             }
         lua_pop(L, 1);
     }
@@ -91,24 +105,24 @@ static bool read_file(const char *path, struct config_raws *raws, struct buf *er
     lua_State *L = bare_vm();
     bool ran = false;
     if (luaL_loadfile(L, path) != 0 || lua_pcall(L, 0, 1, 0) != 0) {
-        buf_printf(errors, "%s\n", lua_tostring(L, -1));
+        mistake(errors, "%s\n", lua_tostring(L, -1));
     } else if (!lua_istable(L, -1)) {
-        buf_printf(errors, "%s: expected it to return a table of settings, found a %s\n", path,
-                   luaL_typename(L, -1));
+        mistake(errors, "%s: expected it to return a table of settings, found a %s\n", path,
+                luaL_typename(L, -1));
     } else {
         ran = true;
         for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
             if (lua_type(L, -2) != LUA_TSTRING) {
-                buf_printf(errors, "%s: expected NAME = value, found a %s as a name\n", path,
-                           luaL_typename(L, -2));
+                mistake(errors, "%s: expected NAME = value, found a %s as a name\n", path,
+                        luaL_typename(L, -2));
                 continue;
             }
             const char *name = lua_tostring(L, -2);
             if (strcmp(name, "instances") == 0 && lua_istable(L, -1))
                 add_instances(L, path, raws, errors);
             else if (!add_value(L, name, path, raws))
-                buf_printf(errors, "%s (%s): expected a plain value, found a %s\n", name, path,
-                           luaL_typename(L, -1));
+                mistake(errors, "%s (%s): expected a plain value, found a %s\n", name, path,
+                        luaL_typename(L, -1));
         }
     }
     lua_close(L);
@@ -128,7 +142,7 @@ struct config *settings_load(const struct settings_sources *from, struct buf *er
     for (unsigned i = 0; i < from->set_count; i++) {
         const char *set = from->sets[i], *eq = strchr(set, '=');
         if (!eq || eq == set) {
-            buf_printf(errors, "--set %s: expected NAME=VALUE\n", set);
+            mistake(errors, "--set %s: expected NAME=VALUE\n", set);
             continue;
         }
         char *name = base_strdup(set);

@@ -4,6 +4,7 @@
  * is moved on when the sweep meets it. */
 #define TICK  0.025
 #define SLOTS 2048u
+#define FAR   1e9
 
 static struct ev_loop *loop;
 static ev_timer timer;
@@ -12,10 +13,14 @@ static uint32_t now_tick; /* the last tick that was swept */
 static unsigned entries;
 static struct wheel_entry slot[SLOTS];
 
+/* Ticks wrap after 3.4 years: they are compared by their difference, and no deadline counts as more
+ * than FAR ahead. */
 static uint32_t tick_of(double t)
 {
-    double ticks = (t - origin) / TICK;
-    return ticks <= 0 ? 0 : (uint32_t)ticks + 1;
+    double ticks = (t - origin) / TICK, most = (ev_now(loop) - origin) / TICK + FAR;
+    if (ticks > most)
+        ticks = most;
+    return ticks <= 0 ? 0 : (uint32_t)(uint64_t)ticks + 1;
 }
 
 static void unlink_entry(struct wheel_entry *e)
@@ -84,6 +89,7 @@ void wheel_start(struct ev_loop *l)
     loop = l;
     origin = ev_now(l) - TICK;
     now_tick = 0;
+    entries = 0;
     for (unsigned i = 0; i < SLOTS; i++)
         slot[i].next = slot[i].prev = &slot[i];
     ev_timer_init(&timer, sweep, TICK, TICK);
@@ -105,7 +111,7 @@ void wheel_set(struct wheel_entry *e, double deadline)
 {
     e->deadline = deadline;
     if (e->next) {
-        if (tick_of(deadline) >= e->tick)
+        if ((int32_t)(tick_of(deadline) - e->tick) >= 0)
             return; /* later: found in its old slot and moved on then */
         unlink_entry(e);
     }
