@@ -14,6 +14,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* Reads at once, and how many of them may be retried at once. */
+enum { CLIENTS = 40, BUDGET = CLIENTS * 20 / 100 };
+
 static struct wire *send_read(struct chromux *x, int n)
 {
     struct wire *w = wire_open(x->port);
@@ -97,7 +100,6 @@ static void waiting_too_long_in_the_queue_is_503(void **state)
 
 static void maxconn_is_never_passed(void **state)
 {
-    enum { CLIENTS = 40 };
     struct peer *p = peer_start(gated);
     struct chromux *x =
         in_front_of(p, NULL, "MAXCONN=5", "QUEUE_TIMEOUT=30", "TRY_TIMEOUT=30", NULL);
@@ -117,37 +119,89 @@ static void maxconn_is_never_passed(void **state)
 /* ---- the retry budget --------------------------------------------------------------------------
  */
 
-static void error_on_release(struct conn *c)
+static void answer_500_on_release(struct conn *c)
 {
     if (conn_request(c) && conn_wait(c))
-        (void)conn_send(c, "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
+        conn_send(c, "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}");
 }
 
-static void retries_stay_within_their_budget(void **state)
+static void reset_on_release(struct conn *c)
 {
-    enum { CLIENTS = 40, MOST = CLIENTS * 20 / 100 };
-    struct peer *p = peer_start(error_on_release), *q = peer_start(gated);
-    struct chromux *x = in_front_of(p, q, "LOAD_BALANCE_STRATEGY=priority", "RETRY_BUDGET=20",
-                                    "TRY_TIMEOUT=30", "REQUEST_TIMEOUT=30", NULL);
-    struct wire *w[CLIENTS];
+    if (conn_request(c) && conn_wait(c))
+        conn_reset(c);
+}
+
+static void never_answer(struct conn *c)
+{
+    if (conn_request(c))
+        conn_wait_gone(c);
+}
+
+/* Reads that all went to p, which runs `script`; q is the gated one to retry on. */
+static struct chromux *caught_reads(struct peer **p, struct peer **q, peer_script *script,
+                                    const char *try_timeout, struct wire **w)
+{
+    *p = peer_start(script);
+    *q = peer_start(gated);
+    struct chromux *x =
+        in_front_of(*p, *q, "LOAD_BALANCE_STRATEGY=priority", "RETRY_BUDGET=20", try_timeout, NULL);
     for (int i = 0; i < CLIENTS; i++)
         w[i] = send_read(x, i);
-    check_soon(peer_requests(p) == CLIENTS, 5);
-    peer_release(p); /* all fail at once */
-    check_soon(metric(x, "chromux_retries_denied_total") >= CLIENTS - MOST, 10);
-    check_soon(peer_requests(q) >= 3, 5);
-    check(peer_requests(q) <= MOST);
-    peer_release(q);
-    int good = 0, bad = 0;
+    check_soon(peer_requests(*p) == CLIENTS, 5);
+    return x;
+}
+
+/* Of the answers, all of which are 200 or `status`: how many are `status`. */
+static unsigned with_status(struct wire **w, int status)
+{
+    unsigned n = 0;
     for (int i = 0; i < CLIENTS; i++) {
         struct answer *a = wire_answer(w[i], false);
-        check(a && (a->status == 200 || a->status == 500));
-        good += a->status == 200;
-        bad += a->status == 500;
+        check(a != NULL);
+        check(a->status == 200 || a->status == status);
+        n += a->status == status;
     }
-    check_int(good, peer_requests(q));
-    check_int(good + bad, CLIENTS);
-    check(metric(x, "chromux_retries_total") == good);
+    return n;
+}
+
+static void retries_of_errors_stay_within_their_budget(void **state)
+{
+    struct peer *p, *q;
+    struct wire *w[CLIENTS];
+    struct chromux *x = caught_reads(&p, &q, answer_500_on_release, "TRY_TIMEOUT=30", w);
+    peer_release(p); /* all fail at once */
+    check_soon(metric(x, "chromux_retries_denied_total") >= CLIENTS - BUDGET, 10);
+    check_soon(peer_requests(q) >= 3, 5);
+    check(peer_requests(q) <= BUDGET);
+    peer_release(q);
+    unsigned errors = with_status(w, 500);
+    check_int(CLIENTS - errors, peer_requests(q));
+    check_int(metric(x, "chromux_retries_total"), peer_requests(q));
+}
+
+static void reads_on_a_dying_server_all_move_on(void **state)
+{
+    struct peer *p, *q;
+    struct wire *w[CLIENTS];
+    caught_reads(&p, &q, reset_on_release, "TRY_TIMEOUT=30", w);
+    peer_release(p);
+    peer_release(q);
+    check_int(with_status(w, 200), CLIENTS);
+    check_int(peer_requests(q), CLIENTS);
+}
+
+static void reads_on_a_hung_server_move_on_in_turn(void **state)
+{
+    struct peer *p, *q;
+    struct wire *w[CLIENTS];
+    struct chromux *x = caught_reads(&p, &q, never_answer, "TRY_TIMEOUT=0.5", w);
+    /* As many at once as the budget has places, and none is refused meanwhile. */
+    check_soon(peer_requests(q) >= 3, 5);
+    check_soon(metric(x, "chromux_retries_denied_total") >= CLIENTS, 5);
+    check(peer_requests(q) <= BUDGET);
+    peer_release(q);
+    check_int(with_status(w, 200), CLIENTS);
+    check_int(peer_requests(q), CLIENTS);
 }
 
 /* ---- ten thousand idle clients -----------------------------------------------------------------
@@ -240,16 +294,16 @@ static double cpu_seconds(pid_t pid)
 
 static void out_of_descriptors_and_back(void **state)
 {
-    enum { LIMIT = 64, CLIENTS = 150 };
+    enum { LIMIT = 64, EXTRA = 150 };
     struct peer *p = peer_start(serve_ok);
     struct chromux *x = in_front_of(p, NULL, NULL);
-    struct wire *kept = wire_open(x->port), *w[CLIENTS];
+    struct wire *kept = wire_open(x->port), *w[EXTRA];
     wire_sendf(kept, "GET " HEARTBEAT " HTTP/1.1\r\nHost: h\r\n\r\n");
     struct answer *a = wire_answer(kept, false);
     check(a && a->status == 200);
     const struct rlimit low = {LIMIT, LIMIT};
     check(prlimit(x->pid, RLIMIT_NOFILE, &low, NULL) == 0);
-    for (int i = 0; i < CLIENTS; i++)
+    for (int i = 0; i < EXTRA; i++)
         w[i] = wire_open(x->port);
     check_soon(strstr(chromux_log(x), "accept") != NULL, 5);
     /* Who is in is served on the connections there are, and waiting costs no processor time. */
@@ -264,7 +318,7 @@ static void out_of_descriptors_and_back(void **state)
     double share = (cpu_seconds(x->pid) - cpu) / (now_seconds() - began);
     if (share > 0.5)
         harness_fail(__FILE__, __LINE__, "%.0f %% of a core while out of descriptors", share * 100);
-    for (int i = 0; i < CLIENTS; i++)
+    for (int i = 0; i < EXTRA; i++)
         wire_close(w[i]);
     check_soon((a = http_get(x->port, HEARTBEAT)) != NULL && a->status == 200, 10);
     check_soon((a = http_get(x->port, "/health")) != NULL && a->status == 200, 10);
@@ -276,7 +330,9 @@ int main(void)
         TEST(full_queue_is_503),
         TEST(waiting_too_long_in_the_queue_is_503),
         TEST(maxconn_is_never_passed),
-        TEST(retries_stay_within_their_budget),
+        TEST(retries_of_errors_stay_within_their_budget),
+        TEST(reads_on_a_dying_server_all_move_on),
+        TEST(reads_on_a_hung_server_move_on_in_turn),
         TEST(ten_thousand_idle_clients_do_not_matter),
         TEST(out_of_descriptors_and_back),
     };

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RECORDS = 300, CLIENTS = 8 };
+enum { RECORDS = 300, CLIENTS = 24 };
 
 static char *collection;
 
@@ -82,7 +82,7 @@ static void reads_never_notice_a_server_dying(void **state)
     char **vectors = keep(sizeof *vectors * RECORDS);
     for (unsigned n = 0; n < RECORDS; n++)
         vectors[n] = chroma_vector(n);
-    struct load_plan plan = {request, right, vectors, 0.02};
+    struct load_plan plan = {request, right, vectors, 0.005};
     struct load *l = load_start(x->port, CLIENTS, &plan);
     for (int round = 0; round < rounds; round++) {
         struct chroma *victim = pair[round % 2];

@@ -283,7 +283,7 @@ struct chromux *chromux_spawn(const char *const *settings)
     x->access = keepf("%s/access%u.log", folder, serial);
     env[vars++] = "PATH=/usr/bin:/bin";
     env[vars++] = "ASAN_OPTIONS=quarantine_size_mb=4:detect_leaks=1";
-    env[vars++] = "UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1";
+    env[vars++] = "UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=0";
     if (!names(settings, "PORT"))
         env[vars++] = "PORT=0";
     if (!names(settings, "ACCESS_LOG"))
