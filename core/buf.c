@@ -25,10 +25,8 @@ void buf_rest(struct buf *b)
         buf_fini(b);
 }
 
-char *buf_reserve(struct buf *b, size_t n)
+char *buf_grow(struct buf *b, size_t n)
 {
-    if (b->size - b->tail >= n && b->mem)
-        return b->mem + b->tail;
     size_t len = buf_len(b);
     if (n > b->cap - len)
         return NULL;
@@ -47,18 +45,6 @@ char *buf_reserve(struct buf *b, size_t n)
         b->size = (uint32_t)size;
     }
     return b->mem + b->tail;
-}
-
-bool buf_add(struct buf *b, const void *p, size_t n)
-{
-    if (n == 0)
-        return true;
-    char *at = buf_reserve(b, n);
-    if (!at)
-        return false;
-    memcpy(at, p, n);
-    buf_added(b, n);
-    return true;
 }
 
 static bool add_va(struct buf *b, const char *fmt, va_list args)
@@ -86,22 +72,6 @@ bool buf_addf(struct buf *b, const char *fmt, ...)
     bool ok = add_va(b, fmt, args);
     va_end(args);
     return ok;
-}
-
-void buf_put(struct buf *b, const void *p, size_t n)
-{
-    bool ok = buf_add(b, p, n);
-    must(ok);
-}
-
-void buf_puts(struct buf *b, const char *s)
-{
-    buf_put(b, s, strlen(s));
-}
-
-void buf_put_str(struct buf *b, struct str s)
-{
-    buf_put(b, s.p, s.n);
 }
 
 void buf_put_uint(struct buf *b, uint64_t v)

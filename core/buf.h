@@ -37,7 +37,11 @@ static inline size_t buf_room(const struct buf *b)
 
 /* Makes room for n more bytes behind the tail and returns where they go; NULL when the cap would be
  * passed. Follow with buf_added(). */
-char *buf_reserve(struct buf *b, size_t n) MUST_CHECK;
+char *buf_grow(struct buf *b, size_t n) MUST_CHECK; /* the slow part of buf_reserve() */
+MUST_CHECK static inline char *buf_reserve(struct buf *b, size_t n)
+{
+    return LIKELY(b->mem && b->size - b->tail >= n) ? b->mem + b->tail : buf_grow(b, n);
+}
 static inline void buf_added(struct buf *b, size_t n)
 {
     b->tail += (uint32_t)n;
@@ -57,13 +61,33 @@ static inline void buf_clear(struct buf *b)
 }
 
 /* Append; false when the cap would be passed (then nothing was appended). */
-bool buf_add(struct buf *b, const void *p, size_t n) MUST_CHECK;
+MUST_CHECK static inline bool buf_add(struct buf *b, const void *p, size_t n)
+{
+    if (n == 0)
+        return true;
+    char *at = buf_reserve(b, n);
+    if (!at)
+        return false;
+    memcpy(at, p, n);
+    buf_added(b, n);
+    return true;
+}
 bool buf_addf(struct buf *b, const char *fmt, ...) PRINTF(2, 3) MUST_CHECK;
 
 /* Appends for text whose size is bounded by what was parsed before: passing the cap is a bug. */
-void buf_put(struct buf *b, const void *p, size_t n);
-void buf_puts(struct buf *b, const char *s);
-void buf_put_str(struct buf *b, struct str s);
+static inline void buf_put(struct buf *b, const void *p, size_t n)
+{
+    bool ok = buf_add(b, p, n);
+    must(ok);
+}
+static inline void buf_puts(struct buf *b, const char *s)
+{
+    buf_put(b, s, strlen(s));
+}
+static inline void buf_put_str(struct buf *b, struct str s)
+{
+    buf_put(b, s.p, s.n);
+}
 void buf_put_uint(struct buf *b, uint64_t v);
 void buf_printf(struct buf *b, const char *fmt, ...) PRINTF(2, 3);
 /* Appends s as a JSON string with its quotes (RFC 8259 7); bytes that are not UTF-8 become U+FFFD.

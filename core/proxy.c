@@ -306,7 +306,8 @@ static void choose(struct proxied *p)
     };
     struct policy_verdict v;
     policy_route(&q, nodes, n, now(), &v);
-    snprintf(r->detail, sizeof r->detail, "%s", v.reason);
+    _Static_assert(sizeof r->detail == sizeof v.reason, "one is copied to the other");
+    memcpy(r->detail, v.reason, strlen(v.reason) + 1);
     if (!v.node) {
         char text[200];
         snprintf(text, sizeof text, "the route policy chose no instance: %s", v.reason);
