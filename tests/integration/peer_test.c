@@ -351,6 +351,32 @@ static void connect_time_out_moves_a_read_on(void **state)
     check(now_seconds() - began < slow(2));
 }
 
+/* An origin that never comes to its answer, to a client that never reads. */
+static void flood_interim(struct conn *c)
+{
+    conn_request(c);
+    while (conn_send(c, "HTTP/1.1 103 Early Hints\r\nLink: </%0500d>\r\n\r\n", 0))
+        ;
+    conn_mark(c);
+}
+
+static void endless_interim_answers_use_bounded_memory(void **state)
+{
+    struct peer *p = peer_start(flood_interim);
+    struct chromux *x = in_front_of(p, NULL, "REQUEST_TIMEOUT=2", "TRY_TIMEOUT=2", NULL);
+    long before = process_rss_kb(x->pid), most = 0;
+    struct wire *w = wire_open(x->port);
+    wire_sendf(w, "POST " COLL "/add HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}");
+    while (peer_marks(p) == 0 && most < 1024 * 1024) {
+        long grown = process_rss_kb(x->pid) - before;
+        most = grown > most ? grown : most;
+        harness_nap();
+    }
+    if (most > (slow(1) > 1 ? 64 : 16) * 1024)
+        harness_fail(__FILE__, __LINE__, "memory grew by %ld kB", most);
+    check_soon(count_lines(chromux_access(x), "/add") == 1, 5);
+}
+
 /* ---- kept connections -------------------------------------------------------------------------
  */
 
@@ -530,6 +556,7 @@ int main(void)
         TEST(answer_that_stalls_is_cut_off),
         TEST(answer_byte_by_byte_is_whole),
         TEST(connect_time_out_moves_a_read_on),
+        TEST(endless_interim_answers_use_bounded_memory),
         TEST(stale_connection_is_not_seen_by_a_read),
         TEST(write_on_a_stale_connection_is_sent_once),
         TEST(connections_closed_while_idle_cost_nothing),

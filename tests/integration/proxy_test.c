@@ -509,6 +509,67 @@ static void access_log_tells_the_whole_story(void **state)
     check(atol(kv(line, "bytes_out")) >= 26);
 }
 
+/* One JSON object a line, whatever a client puts into its request. */
+static void json_access_log_is_json(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, "LOG_FORMAT=json", NULL);
+    struct answer *a = http_send(x->port, "GET", HEARTBEAT "?q=\"x\\y\"&end=fake",
+                                 "X-Request-Id: a\"b\\c end=fake\r\n", NULL);
+    check(a && a->status == 200);
+    check_lacks(head_field(a->head, "X-Request-Id"), "\"");
+    chromux_access_line(x, HEARTBEAT, 1);
+    const char *const argv[] = {
+        "node", "-e",
+        "const fs = require('fs');"
+        "const lines = fs.readFileSync(process.argv[1], "
+        "'utf8').trim().split('\\n').map(JSON.parse);"
+        "const l = lines.find((o) => o.path.startsWith('" HEARTBEAT "'));"
+        "process.exit(l && l.end === 'done' && l.status === 200 && l.instance === 'primary' &&"
+        "  l.path.includes('q=\"x\\\\y\"') ? 0 : 1);",
+        x->access, NULL};
+    struct run r = run_program(argv, NULL, 20);
+    if (r.status != 0)
+        harness_fail(__FILE__, __LINE__, "%s\n%s", r.output, chromux_access(x));
+}
+
+static void client_cannot_forge_log_fields(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, NULL);
+    struct answer *a = http_send(x->port, "GET", HEARTBEAT "?x=\"",
+                                 "X-Request-Id: me status=999 end=fake\r\n", NULL);
+    check(a && a->status == 200);
+    const char *line = chromux_access_line(x, HEARTBEAT, 1);
+    check_str(kv(line, "status"), "200");
+    check_str(kv(line, "end"), "done");
+    check_lacks(line, " end=fake");
+}
+
+/* What follows a request that closes is nobody's. */
+static void request_after_connection_close_is_ignored(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, NULL);
+    struct wire *w = wire_open(x->port);
+    wire_sendf(w, "GET " HEARTBEAT " HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+                  "GET /api/v2/version HTTP/1.1\r\nHost: h\r\n\r\n");
+    struct answer *a = wire_answer(w, false);
+    check(a && a->status == 200);
+    check(wire_closed(w));
+    check_int(peer_requests(p), 1);
+}
+
+static void full_disk_under_the_access_log_stops_nothing(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, "ACCESS_LOG=/dev/full", NULL);
+    for (int i = 0; i < 50; i++) {
+        struct answer *a = http_get(x->port, HEARTBEAT);
+        check(a && a->status == 200);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -536,6 +597,10 @@ int main(void)
         TEST(options_and_cors_pass_through),
         TEST(statuses_and_bodies_of_the_origin_pass),
         TEST(access_log_tells_the_whole_story),
+        TEST(json_access_log_is_json),
+        TEST(client_cannot_forge_log_fields),
+        TEST(request_after_connection_close_is_ignored),
+        TEST(full_disk_under_the_access_log_stops_nothing),
     };
     return RUN(tests);
 }
