@@ -425,14 +425,6 @@ static void relay(struct exchange *x)
     }
 }
 
-void exchange_drained(struct exchange *x)
-{
-    if (x->conn && x->relaying) {
-        x->progress = now(); /* the server was waiting for us */
-        relay(x);
-    }
-}
-
 /* Heads, interim ones first. */
 static void read_head(struct exchange *x)
 {
@@ -443,8 +435,8 @@ static void read_head(struct exchange *x)
         struct buf *in = upstream_in(x);
         struct http1_fault fault = {END_SERVER_GARBAGE, ""};
         size_t used = 0;
-        if (buf_len(in) == 0)
-            return;
+        if (buf_len(in) == 0 || request_blocked(r))
+            return; /* a client that takes no interim answers gets no further ones: see drained */
         if (!x->heard) {
             x->heard = true;
             r->log.first = now();
@@ -481,6 +473,19 @@ static void read_head(struct exchange *x)
         http1_chunks_init(&x->chunks);
     if (answer_head(x, &head))
         relay(x);
+}
+
+void exchange_drained(struct exchange *x)
+{
+    if (!x->conn)
+        return;
+    x->progress = now(); /* the server was waiting for us */
+    if (x->relaying)
+        relay(x);
+    else if (x->heard) {
+        stream_read_on(&x->conn->stream);
+        read_head(x);
+    }
 }
 
 /* ---- events ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ static const char help[] =
     "chromux " CHROMUX_VERSION " - makes Chroma servers highly available\n"
     "\n"
     "  chromux run [--config FILE] [--set NAME=VALUE]...     run the load balancer\n"
-    "  chromux check [--config FILE] [--set NAME=VALUE]...   try settings and policies\n"
+    "  chromux check [--config FILE] [--set NAME=VALUE]...   try settings, policies\n"
     "  chromux check --explain                               what every setting means\n"
     "  chromux test [FILE]...                                run specs of policies\n"
     "  chromux script FILE [ARG]...                          run a Lua program\n"
