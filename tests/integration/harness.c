@@ -487,7 +487,7 @@ int harness_setup(void **state)
 static bool ended_well(struct chromux *x, bool was_running)
 {
     static const char *const reports[] = {"ERROR: AddressSanitizer",
-                                          "runtime error:", "LeakSanitizer", "must("};
+                                          "runtime error:", "LeakSanitizer", "chromux: bug:"};
     const char *log = chromux_log(x);
     for (unsigned i = 0; i < COUNT_OF(reports); i++)
         if (strstr(log, reports[i])) {

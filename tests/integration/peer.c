@@ -3,6 +3,7 @@
 #include "peer.h"
 #include "wire.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -404,11 +405,11 @@ static void *listener_main(void *arg)
     }
 }
 
-struct peer *peer_start_on(peer_script *script, unsigned port)
+struct peer *peer_start_at(peer_script *script, const char *address, unsigned port)
 {
     struct sockaddr_in a = {.sin_family = AF_INET,
                             .sin_port = htons((uint16_t)port),
-                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+                            .sin_addr.s_addr = inet_addr(address)};
     socklen_t len = sizeof a;
     int on = 1;
     struct peer *p = keep(sizeof *p);
@@ -435,7 +436,7 @@ struct peer *peer_start_on(peer_script *script, unsigned port)
 
 struct peer *peer_start(peer_script *script)
 {
-    return peer_start_on(script, 0);
+    return peer_start_at(script, "127.0.0.1", 0);
 }
 
 void peer_stop(struct peer *p)

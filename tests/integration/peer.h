@@ -26,8 +26,8 @@ struct request {
 typedef void peer_script(struct conn *c);
 
 struct peer *peer_start(peer_script *script);
-/* As above on a given port, to play an instance that comes back. */
-struct peer *peer_start_on(peer_script *script, unsigned port);
+/* As above on a given loopback address and port: an instance that comes back, or moves. */
+struct peer *peer_start_at(peer_script *script, const char *address, unsigned port);
 void peer_stop(struct peer *p); /* closes its listener and all connections */
 void peer_stop_all(void);
 unsigned peer_port(const struct peer *p);
