@@ -205,6 +205,36 @@ static void client_that_never_reads_is_cut_off(void **state)
     check(!a->complete);
 }
 
+/* Requests upon requests from a client that reads none of the answers. */
+static void unread_answers(const char *target)
+{
+    enum { MANY = 400000 };
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, NULL);
+    struct wire *w = wire_open(x->port);
+    char *one = keepf("GET %s HTTP/1.1\r\nHost: h\r\n\r\n", target);
+    size_t n = strlen(one);
+    char *all = keep(n * MANY);
+    for (size_t i = 0; i < MANY; i++)
+        memcpy(all + i * n, one, n);
+    long before = process_rss_kb(x->pid);
+    check(send_until_stuck(w, all, n * MANY) < n * MANY);
+    check_growth(x, before);
+    /* Everybody else is served meanwhile. */
+    struct answer *a = http_get(x->port, HEARTBEAT);
+    check(a && a->status == 200);
+}
+
+static void pipelining_without_reading_uses_bounded_memory(void **state)
+{
+    unread_answers(HEARTBEAT);
+}
+
+static void pages_nobody_reads_use_bounded_memory(void **state)
+{
+    unread_answers("/metrics");
+}
+
 /* ---- early answers --------------------------------------------------------------------------- */
 
 static void refuse_and_close(struct conn *c)
@@ -343,6 +373,8 @@ int main(void)
         TEST(slow_reader_holds_the_origin_back),
         TEST(big_chunked_answer_is_whole),
         TEST(client_that_never_reads_is_cut_off),
+        TEST(pipelining_without_reading_uses_bounded_memory),
+        TEST(pages_nobody_reads_use_bounded_memory),
         TEST(early_413_then_close_reaches_the_client),
         TEST(early_413_then_reset_reaches_the_client),
         TEST(early_413_from_a_reading_origin_reaches_the_client),

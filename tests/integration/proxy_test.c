@@ -290,6 +290,27 @@ static void upstream_connections_are_kept_unless_closed(void **state)
     check_int(peer_connections(closes), 10);
 }
 
+static void wait_for_the_end(struct conn *c)
+{
+    if (conn_request(c) && conn_answer(c, "{}"))
+        conn_wait_gone(c);
+}
+
+static void upstream_connections_are_retired(void **state)
+{
+    struct peer *p = peer_start(serve_ok), *q = peer_start(wait_for_the_end);
+    struct chromux *x = in_front_of(p, NULL, "UPSTREAM_MAX_REQUESTS=2", NULL);
+    for (int i = 0; i < 6; i++) {
+        struct answer *a = http_get(x->port, HEARTBEAT);
+        check(a && a->status == 200);
+    }
+    check_int(peer_connections(p), 3);
+    x = in_front_of(q, NULL, "UPSTREAM_IDLE_TIMEOUT=0.3", NULL);
+    struct answer *a = http_get(x->port, HEARTBEAT);
+    check(a && a->status == 200);
+    check_soon(peer_gone(q) == 1, 5);
+}
+
 static void pipelined_requests_are_answered_in_order(void **state)
 {
     enum { N = 1000 };
@@ -586,6 +607,7 @@ int main(void)
         TEST(http_1_0_never_gets_chunks),
         TEST(connection_close_is_honoured),
         TEST(upstream_connections_are_kept_unless_closed),
+        TEST(upstream_connections_are_retired),
         TEST(pipelined_requests_are_answered_in_order),
         TEST(request_in_pieces_is_one_request),
         TEST(hop_by_hop_request_fields_stay_behind),

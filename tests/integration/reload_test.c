@@ -205,6 +205,29 @@ static void instances_come_and_go_with_requests_in_flight(void **state)
     check(peer_probes(peers[1]) <= probes + 1);
 }
 
+/* Same name, another server behind it: a new instance. */
+static void instance_moves_to_another_port(void **state)
+{
+    struct peer *p = peer_start(serve_ok), *q = peer_start(serve_ok);
+    char *file = keepf("%s/chromux.lua", temp_folder());
+    write_file(file, instance_list(&p, 1));
+    struct chromux *x = chromux_start("--config", file, NULL);
+    chromux_wait_healthy(x, 1);
+    check(http_get(x->port, HEARTBEAT)->status == 200);
+    write_file(file, instance_list(&q, 1));
+    struct wire *w = wire_open(x->port);
+    chromux_reload(x);
+    /* Served from the first moment on, though no probe has come back yet. */
+    for (int i = 0; i < 10; i++) {
+        wire_sendf(w, "GET " HEARTBEAT " HTTP/1.1\r\nHost: h\r\n\r\n");
+        struct answer *a = wire_answer(w, false);
+        check(a != NULL);
+        check_int(a->status, 200);
+    }
+    check_int(peer_requests(p), 1);
+    check_int(peer_requests(q), 10);
+}
+
 static void bad_configuration_leaves_the_old_one_serving(void **state)
 {
     struct peer *p = peer_start(serve_ok);
@@ -387,6 +410,7 @@ int main(void)
         TEST(bad_edit_leaves_the_old_one_serving),
         TEST(policy_that_fails_at_run_time_costs_nothing),
         TEST(instances_come_and_go_with_requests_in_flight),
+        TEST(instance_moves_to_another_port),
         TEST(bad_configuration_leaves_the_old_one_serving),
         TEST(hup_at_each_stage_drops_nothing),
         TEST(thousand_hups_under_load_lose_nothing),
