@@ -35,8 +35,8 @@ struct exchange {
     char error[96]; /* what the failure was, one line */
 };
 
-/* Starts on a kept connection if there is one (fresh: never), else connects. node has a slot.
- * ended() may be called before this returns. */
+/* Starts on a kept connection if there is one (for writes, and with fresh: never), else connects.
+ * node has a slot. ended() may be called before this returns. */
 void exchange_start(struct exchange *x, bool fresh);
 /* Body bytes came, or its end. */
 void exchange_more(struct exchange *x);
