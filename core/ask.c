@@ -128,7 +128,7 @@ static inline void word(lua_State *L, int upvalue)
 static inline void put_text(lua_State *L, struct ask *a, enum req_text id, struct str s)
 {
     struct ask_text *was = &a->text[id];
-    if (was->n == s.n && memcmp(was->p, s.p, s.n) == 0)
+    if (was->n == s.n && (s.n == 0 || memcmp(was->p, s.p, s.n) == 0))
         return;
     was->n = SIZE_MAX;
     word(L, UP_WORDS + (int)id);
