@@ -10,7 +10,7 @@ JOBS     ?= $(shell nproc)
 # The modules of core/ in their one total order: a file includes only headers to its left
 # (scripts/order.sh checks it), and a unit test links its module and those left of it.
 ORDER := base end log buf metrics config http1_bytes http1_chunks http1 body reply route wheel dns stream fetch pg fleet pool \
-         script sandbox ask verdict settings policy kit api access health session exchange proxy probe admin listener main
+         script sandbox cage ask verdict settings policy kit api access health session exchange proxy probe admin listener main
 
 PKGS   := luajit libcurl libpq libcares
 CFLAGS ?= -O2 -g
@@ -88,7 +88,7 @@ $(BUILD)/unit/%_test: tests/unit/%_test.c $$(addprefix $(BUILD)/core/,$$(addsuff
 unit-build: $(UNIT_BINS)
 unit: unit-build
 	@BUILD=$(BUILD) scripts/test.sh unit
-spec:
+spec: $(BUILD)/chromux
 	@BUILD=$(BUILD) scripts/test.sh spec
 
 # ---- integration tests: tests/integration/*_test.c against the real program ----------------------

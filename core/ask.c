@@ -1,7 +1,7 @@
 /* ask.c: owns the shadows of the tables that route() is given. */
 #include "ask.h"
 
-#include "sandbox.h"
+#include "cage.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -79,7 +79,7 @@ static void push_views_of_nodes(lua_State *L, struct ask *a)
         lua_createtable(L, 0, NODE_NUMBER_COUNT + 3);
         lua_pushvalue(L, -1);
         lua_rawseti(L, -3, id + 1);
-        sandbox_freeze(L);
+        cage_freeze(L);
         a->node[id].view = lua_topointer(L, -1);
         lua_rawseti(L, -3, id + 1);
     }
@@ -93,10 +93,10 @@ void ask_push_upvalues(lua_State *L, struct ask *a)
     lua_createtable(L, 0, REQ_TEXT_COUNT + REQ_NUMBER_COUNT + 2);
     lua_newtable(L);
     lua_pushvalue(L, -1);
-    sandbox_freeze(L);
+    cage_freeze(L);
     lua_setfield(L, first + 1, "tried");
     lua_pushvalue(L, first + 1);
-    sandbox_freeze(L);
+    cage_freeze(L);
     lua_replace(L, first);
     lua_newtable(L);
     push_views_of_nodes(L, a);

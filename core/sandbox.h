@@ -1,5 +1,5 @@
-/* sandbox.h: a VM for code that only judges: capped memory, counted instructions, wall time, and an
- * environment without I/O. It guards against mistakes and is no security boundary. */
+/* sandbox.h: a VM with limits: capped memory, counted instructions, wall time. It guards against
+ * mistakes and is no security boundary. */
 #ifndef SANDBOX_H
 #define SANDBOX_H
 
@@ -21,8 +21,9 @@ struct sandbox_limits {
 
 enum { SANDBOX_ERROR_MAX = 512 };
 
-/* JIT off: compiled code runs no hooks. NULL: the memory cap does not even hold the libraries. */
-struct sandbox *sandbox_new(const struct sandbox_limits *limits) MUST_CHECK;
+/* open runs protected and makes what the code may use. JIT off: compiled code runs no hooks. NULL:
+ * the memory cap does not even hold that. */
+struct sandbox *sandbox_new(const struct sandbox_limits *limits, lua_CFunction open) MUST_CHECK;
 void sandbox_free(struct sandbox *s);
 lua_State *sandbox_lua(const struct sandbox *s);
 size_t sandbox_memory(const struct sandbox *s);
@@ -33,14 +34,7 @@ size_t sandbox_memory(const struct sandbox *s);
 enum sandbox_stop sandbox_call(struct sandbox *s, int nargs, int nresults,
                                char error[SANDBOX_ERROR_MAX]) MUST_CHECK;
 
-/* Compiles a file (text, at most 1 MiB) and pushes the chunk, with an environment of its own. */
-enum sandbox_stop sandbox_load(struct sandbox *s, const char *path,
-                               char error[SANDBOX_ERROR_MAX]) MUST_CHECK;
-
-/* For C functions that run inside a call (they may throw). */
-/* Pops a value and makes it a global of every environment made later. */
-void sandbox_share(lua_State *L, const char *name);
-/* Pops a table and pushes a read-only view of it: reading and pairs() work, changing it throws. */
-void sandbox_freeze(lua_State *L);
+/* For C functions that run inside a call and may have taken long: ends the call if time is up. */
+void sandbox_look(lua_State *L);
 
 #endif

@@ -2,7 +2,7 @@
  * answer. An answer is untrusted: nonsense is a fault with file and line, never a choice. */
 #include "verdict.h"
 
-#include "sandbox.h"
+#include "cage.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -184,12 +184,12 @@ static int make_lb(lua_State *L)
     lua_setfield(L, -2, "now");
     lua_newtable(L);
     config_each(vm->config, put_setting, L);
-    sandbox_freeze(L);
+    cage_freeze(L);
     lua_setfield(L, -2, "settings");
     lua_pushvalue(L, -1);
     lua_setfield(L, LUA_REGISTRYINDEX, "lb");
-    sandbox_freeze(L);
-    sandbox_share(L, "lb");
+    cage_freeze(L);
+    cage_share(L, "lb");
     return 0;
 }
 
@@ -219,7 +219,7 @@ static int make_judge(lua_State *L)
     for (int i = 0; i < 2; i++) {
         lua_newtable(L);
         lua_pushvalue(L, -1);
-        sandbox_freeze(L);
+        cage_freeze(L);
     }
     lua_pushcclosure(L, judge_entry, JUDGE_UPVALUES);
     return 1;
@@ -549,7 +549,7 @@ static bool open_file(struct verdict_vm *vm, const struct finding *f)
 {
     char error[SANDBOX_ERROR_MAX];
     lua_State *L = vm->L;
-    if (sandbox_load(vm->box, f->path, error) != SANDBOX_OK ||
+    if (cage_load(vm->box, f->path, error) != SANDBOX_OK ||
         sandbox_call(vm->box, 0, 1, error) != SANDBOX_OK) {
         bool placed = strncmp(error, f->path, strlen(f->path)) == 0 || strstr(error, ".lua:");
         mistake(f->errors, "%s%s%s", placed ? "" : f->path, placed ? "" : ": ", error);
@@ -588,7 +588,7 @@ struct verdict_vm *verdict_vm_new(const struct config *c, const char *const path
     struct verdict_vm *vm = base_zalloc(sizeof *vm);
     const struct sandbox_limits limits = {(size_t)c->policy_memory, c->policy_budget,
                                           c->policy_time};
-    vm->box = sandbox_new(&limits);
+    vm->box = sandbox_new(&limits, cage_open);
     vm->config = c;
     vm->ask.slow_start = c->slow_start;
     vm->now = -1;

@@ -99,6 +99,7 @@ static void load_route(const char *body)
 
 static void contains(const char *text, const char *part)
 {
+    assert_non_null(text);
     if (!strstr(text, part))
         fail_msg("\"%s\" does not contain \"%s\"", text, part);
 }
@@ -190,108 +191,28 @@ static void falls_back(const char *body, enum policy_failure kind, const char *e
     assert_false(v.by_fallback);
 }
 
-static void an_endless_loop_ends(void **state)
-{
-    (void)state;
-    falls_back("while true do end", POLICY_FAIL_BUDGET,
-               "route.lua:3: used more than 200000 instructions");
-    falls_back("local x = 0 repeat x = x + 1 until false", POLICY_FAIL_BUDGET, "route.lua:3:");
-}
-
-static void pcall_cannot_swallow_the_end(void **state)
+static void each_limit_ends_in_the_fallback(void **state)
 {
     (void)state;
     falls_back("while true do pcall(function() while true do end end) end", POLICY_FAIL_BUDGET,
-               "used more than");
-    falls_back("local function f() while true do end end\n"
-               "while true do xpcall(f, function() return f() end) end",
-               POLICY_FAIL_BUDGET, "used more than");
-    falls_back("pcall(function() while true do end end) return nodes[1].name", POLICY_FAIL_BUDGET,
-               "used more than");
-}
-
-static void coroutines_are_covered(void **state)
-{
-    (void)state;
-    falls_back("local co = coroutine.wrap(function() while true do end end) co()",
-               POLICY_FAIL_BUDGET, "used more than");
-    falls_back("while true do\n"
-               "  local co = coroutine.create(function() while true do end end)\n"
-               "  coroutine.resume(co)\n"
-               "end",
-               POLICY_FAIL_BUDGET, "used more than");
-    falls_back("local co = coroutine.wrap(function() while true do coroutine.yield() end end)\n"
-               "while true do co() end",
-               POLICY_FAIL_BUDGET, "used more than");
-    falls_back("local function nest() return coroutine.wrap(nest)() end return nest()",
+               "used more than 200000 instructions");
+    falls_back("local t = {} while true do t[#t + 1] = ('x'):rep(6e4) .. #t end",
                POLICY_FAIL_MEMORY, "not enough memory");
-    falls_back("coroutine.yield()", POLICY_FAIL_ERROR, "yield");
+    falls_back("return req.x.y", POLICY_FAIL_ERROR, "attempt to index");
+    falls_back("return string.rep('x', 1e9)", POLICY_FAIL_ERROR, "string.rep may make at most");
 }
 
-static void wall_time_is_bounded(void **state)
+static void time_is_a_limit(void **state)
 {
     (void)state;
     write_route("if req.bytes ~= 44 then return nodes[1].name end\n"
-                "local s = ('x'):rep(60000)\n"
-                "while true do local t = s:upper() .. s end");
+                "while true do end");
     assert_string_equal(
         load_with(settings("POLICY_BUDGET", "100000000", "POLICY_TIME", "0.05", NULL)), "");
     uint64_t before = failures(POLICY_FAIL_TIME);
-    struct timespec from, to;
-    clock_gettime(CLOCK_MONOTONIC, &from);
-    struct policy_verdict v = ask_query();
-    clock_gettime(CLOCK_MONOTONIC, &to);
-    double took = (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) / 1e9;
-    assert_true(v.by_fallback);
+    assert_true(ask_query().by_fallback);
     assert_int_equal(failures(POLICY_FAIL_TIME), before + 1);
-    contains(policy_stats(POLICY_ROUTE)->last_error, "route.lua:4: used more than 0.05 seconds");
-    assert_true(took < 1);
-}
-
-static void slow_library_calls_are_refused(void **state)
-{
-    (void)state;
-    falls_back("return ('x'):rep(1e9)", POLICY_FAIL_ERROR, "string.rep may make at most");
-    falls_back("return string.rep('', 1e300)", POLICY_FAIL_UNKNOWN_NODE, "answered ''");
-    falls_back("return (('a'):rep(26)):match(('a?'):rep(26) .. ('a'):rep(26))", POLICY_FAIL_ERROR,
-               "could take too long");
-    falls_back("return (('a'):rep(5000)):find('.-.-.-.-b')", POLICY_FAIL_ERROR,
-               "could take too long");
-    falls_back("return (('a'):rep(5000)):gsub('(.*)(.*)(.*)b', '')", POLICY_FAIL_ERROR,
-               "could take too long");
-    falls_back("for x in (('a'):rep(5000)):gmatch('(.*)(.*)(.*)b') do end", POLICY_FAIL_ERROR,
-               "could take too long");
-    falls_back("table.insert({}, -2e9, 1)", POLICY_FAIL_ERROR, "out of bounds");
-    falls_back("local s = 'x' for i = 1, 40 do s = s .. s end", POLICY_FAIL_MEMORY,
-               "not enough memory");
-}
-
-static void useful_patterns_are_not_refused(void **state)
-{
-    (void)state;
-    load_route(
-        "if req.bytes ~= 44 then return nodes[1].name end\n"
-        "assert(req.collection:match('^(%x+)%-(%x+)%-(%x+)%-(%x+)%-(%x+)$') == '11111111')\n"
-        "assert(('/api/v2/tenants/t/databases/d'):match('^/api/v2/tenants/([^/]+)/data[a-z]+'))\n"
-        "assert(('a,b,c'):gsub(',', ';') == 'a;b;c')\n"
-        "assert(('[x]'):find('[', 1, true) == 1)\n"
-        "assert(('%d ms'):format(3) == '3 ms')\n"
-        "return nodes[2].name");
-    assert_ptr_equal(ask_query().node, &b);
-}
-
-static void memory_is_capped(void **state)
-{
-    (void)state;
-    falls_back("local t = {} while true do t[#t + 1] = ('x'):rep(6e4) .. #t end",
-               POLICY_FAIL_MEMORY, "not enough memory");
-    falls_back("local t = {}\n"
-               "while true do pcall(function() while true do t[#t + 1] = ('x'):rep(6e4) .. #t end "
-               "end) end",
-               POLICY_FAIL_MEMORY, "not enough memory");
-    falls_back("return (function(...) return select('#', ...) end)(unpack({}, 1, 1e7))",
-               POLICY_FAIL_ERROR, "too many");
-    assert_true(policy_memory() < 16u << 20);
+    contains(policy_stats(POLICY_ROUTE)->last_error, "route.lua:3: used more than 0.05 seconds");
 }
 
 static void a_leak_ends_in_the_fallback(void **state)
@@ -309,43 +230,8 @@ static void a_leak_ends_in_the_fallback(void **state)
     assert_true(failures(POLICY_FAIL_MEMORY) > 0);
 }
 
-static void deep_recursion_is_an_error(void **state)
-{
-    (void)state;
-    falls_back("local function f() return 1 + f() end return f()", POLICY_FAIL_ERROR,
-               "stack overflow");
-    falls_back(
-        "local t = setmetatable({}, {__index = function(t, k) local v = t[k] return v end})\n"
-        "return t.x",
-        POLICY_FAIL_ERROR, "route.lua:");
-    falls_back("local function f() return (('x'):gsub('x', f)) end return f()", POLICY_FAIL_ERROR,
-               "route.lua:");
-}
-
-/* ---- the environment ---------------------------------------------------------------------------
+/* ---- what is shared ---------------------------------------------------------------------------
  */
-
-static void the_environment_is_restricted(void **state)
-{
-    (void)state;
-    static const char *const absent[] = {
-        "debug",      "jit",      "ffi",    "io",      "package",        "load",
-        "loadstring", "loadfile", "dofile", "require", "collectgarbage", "newproxy",
-        "setfenv",    "getfenv",  "_G",     "module",  "undefined_name"};
-    for (unsigned i = 0; i < COUNT_OF(absent); i++) {
-        char body[64], error[96];
-        snprintf(body, sizeof body, "return %s", absent[i]);
-        snprintf(error, sizeof error, "route.lua:3: uses the global '%s'", absent[i]);
-        falls_back(body, POLICY_FAIL_ERROR, error);
-    }
-    falls_back("counter = 1", POLICY_FAIL_ERROR, "route.lua:3: sets the global 'counter'");
-    falls_back("math.random()", POLICY_FAIL_ERROR, "lb.random()");
-    load_route("assert(not os.execute and not os.exit and not os.getenv and not os.remove)\n"
-               "assert(not string.dump and os.time() > 0 and os.clock() and os.date())\n"
-               "assert(bit.band(6, 3) == 2 and math.max(1, 2) == 2)\n"
-               "return nodes[1].name");
-    assert_false(ask_query().by_fallback);
-}
 
 static void shared_things_cannot_be_changed(void **state)
 {
@@ -819,16 +705,9 @@ static void shipped_policies_load(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(an_endless_loop_ends),
-        TEST(pcall_cannot_swallow_the_end),
-        TEST(coroutines_are_covered),
-        TEST(wall_time_is_bounded),
-        TEST(slow_library_calls_are_refused),
-        TEST(useful_patterns_are_not_refused),
-        TEST(memory_is_capped),
+        TEST(each_limit_ends_in_the_fallback),
+        TEST(time_is_a_limit),
         TEST(a_leak_ends_in_the_fallback),
-        TEST(deep_recursion_is_an_error),
-        TEST(the_environment_is_restricted),
         TEST(shared_things_cannot_be_changed),
         TEST(a_changed_list_does_not_outlive_the_call),
         TEST(fields_follow_what_they_tell),
