@@ -20,8 +20,8 @@ struct policy_stats {
 };
 
 /* Loads every policy of the folder into a new VM, validates them and tries each on samples; only
- * then swaps it in. false: the old VM serves on and *error says file:line and what is wrong. now: a
- * clock for lb.now (loop time is given at each call; this is for the samples). */
+ * then swaps it in. false: the old VM serves on and *error says file:line and what is wrong, one
+ * line a mistake. */
 bool policy_load(const struct config *c, struct buf *error) MUST_CHECK;
 /* As policy_load without the swap: what `chromux check` does. */
 bool policy_check(const struct config *c, struct buf *error) MUST_CHECK;
