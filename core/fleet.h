@@ -41,7 +41,8 @@ struct node {
     unsigned id; /* 0..63, unique among the living: bit in a request's set of tried nodes */
 
     struct sockaddr_storage addr;
-    socklen_t addr_len; /* 0: not resolved yet */
+    socklen_t addr_len;    /* 0: not resolved yet */
+    unsigned addr_changes; /* how often its address became another one */
 
     enum node_health health;
     enum node_admin admin;

@@ -71,6 +71,10 @@ static int read_options(int argc, char **argv, bool *explain)
         bool last = i + 1 >= argc;
         if (explain && strcmp(a, "--explain") == 0)
             *explain = true;
+        else if (strcmp(a, "--role") == 0 && !last && strcmp(argv[i + 1], "balancer") == 0)
+            i++; /* the one role there is */
+        else if (strcmp(a, "--role") == 0)
+            return usage("--role: expected balancer, not", last ? "nothing" : argv[i + 1]);
         else if (strcmp(a, "--config") == 0 && !last)
             sources.file = argv[++i];
         else if (strncmp(a, "--config=", 9) == 0)

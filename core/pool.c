@@ -97,6 +97,7 @@ struct conn *pool_connect(struct node *n, void (*event)(struct conn *, enum stre
     c->owner = owner;
     c->opened = ev_now(stream_loop());
     c->requests = 1;
+    c->addr_changes = n->addr_changes;
     return c;
 }
 
@@ -105,6 +106,7 @@ static bool keepable(const struct conn *c, double now)
     const struct pool *p = pool_of(c->node);
     return !c->stream.eof && !c->stream.connecting && buf_len(&c->stream.in) == 0 &&
            stream_unsent(&c->stream) == 0 && !c->node->removed &&
+           c->addr_changes == c->node->addr_changes &&
            p->idle_count < (unsigned)cfg->upstream_max_idle &&
            (cfg->upstream_max_age == 0 || now - c->opened < cfg->upstream_max_age) &&
            (cfg->upstream_max_requests == 0 || c->requests < (unsigned)cfg->upstream_max_requests);
@@ -253,6 +255,7 @@ static void on_address(void *arg, const struct dns_answer *a)
             log_info("dns_changed", "instance=%s host=%s", n->name, n->host);
         n->addr = a->v[0].addr;
         n->addr_len = a->v[0].len;
+        n->addr_changes++;
         while (p->idle.next != &p->idle) {
             struct conn *c = p->idle.next;
             pool_drop(&c);

@@ -19,6 +19,7 @@ struct conn {
     void *owner;
     double opened, idle_until; /* loop time */
     unsigned requests;         /* sent on it, the present one included */
+    unsigned addr_changes;     /* of the node when it was opened: to an old address it isn't kept */
 };
 
 /* A request's place in a node's queue. */

@@ -27,6 +27,7 @@ struct session {
     struct request *request;     /* in BUSY */
     double deadline;             /* of IDLE, HEAD, LINGER */
     double head_start;
+    size_t lingering; /* in LINGER: stream_pending() when the deadline was set */
     enum session_state state;
     bool local_only, running, feeding;
     char peer[INET6_ADDRSTRLEN];
@@ -160,6 +161,7 @@ static void reap(struct ev_loop *loop, ev_prepare *w, int revents)
 static void linger(struct session *s)
 {
     s->state = LINGER;
+    s->lingering = stream_pending(&s->stream);
     s->deadline = now() + LINGER_SECONDS;
     if (stream_unsent(&s->stream) == 0)
         stream_finish(&s->stream);
@@ -275,6 +277,8 @@ static void note_sent(struct request *r, bool blocked)
 {
     double was = r->send_deadline;
     r->send_deadline = blocked ? now() + cfg()->body_timeout : 0;
+    if (blocked)
+        r->send_pending = stream_pending(&r->s->stream);
     if (was != 0 || blocked)
         rearm(r->s);
 }
@@ -587,6 +591,8 @@ static void on_event(struct stream *st, enum stream_event e)
     case STREAM_ERROR:
         if (s->state == BUSY)
             drop_request(s, END_CLIENT_GONE);
+        else if (e == STREAM_EOF && stream_unsent(st) > 0)
+            linger(s); /* it may still read the end of its answer */
         else
             session_free(s);
         break;
@@ -603,13 +609,21 @@ static void on_deadline(struct wheel_entry *w)
     if (!r) {
         if (s->state == HEAD) {
             refuse(s, END_CLIENT_SLOW_HEAD, "the request head did not arrive within HEAD_TIMEOUT");
+        } else if (s->state == LINGER && stream_pending(&s->stream) < s->lingering) {
+            s->lingering = stream_pending(&s->stream);
+            s->deadline = t + cfg()->body_timeout; /* slow, but it reads its answer */
+            rearm(s);
         } else {
             if (s->state == LINGER)
                 stream_abort(&s->stream);
             session_free(s);
         }
     } else if (r->send_deadline != 0 && t >= r->send_deadline) {
-        drop_request(s, END_CLIENT_SLOW_READ);
+        /* Writable again means a third of the socket's buffer: a slow client reads long before. */
+        if (stream_pending(&s->stream) < r->send_pending)
+            note_sent(r, true);
+        else
+            drop_request(s, END_CLIENT_SLOW_READ);
     } else if (r->body_deadline != 0 && t >= r->body_deadline) {
         bad_body(s, END_CLIENT_SLOW_BODY, "the request body did not arrive within BODY_TIMEOUT");
     } else if (r->deadline != 0 && t >= r->deadline) {

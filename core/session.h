@@ -49,6 +49,7 @@ struct request {
 
     double deadline;                     /* loop time for handler->late; 0: none */
     double body_deadline, send_deadline; /* the session's own */
+    size_t send_pending;                 /* stream_pending() when send_deadline was set */
     bool answered;                       /* a byte of the final answer has gone out */
     bool must_close;                     /* the connection ends after this request */
 

@@ -4,9 +4,11 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 static struct ev_loop *loop;
@@ -265,6 +267,14 @@ ssize_t stream_offer(struct stream *s, const struct iovec *iov, int n)
         arm(s);
     }
     return w;
+}
+
+size_t stream_pending(const struct stream *s)
+{
+    int queued = 0; /* SIOCOUTQ, tcp(7) */
+    if (ioctl(s->fd, SIOCOUTQ, &queued) != 0)
+        queued = 0;
+    return buf_len(&s->out) + (size_t)queued;
 }
 
 void stream_close(struct stream *s)

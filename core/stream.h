@@ -71,6 +71,10 @@ static inline size_t stream_unsent(const struct stream *s)
     return buf_len(&s->out);
 }
 
+/* Bytes on their way to the peer that it has not acknowledged yet, kept ones included: while it
+ * falls, the peer reads. */
+size_t stream_pending(const struct stream *s);
+
 void stream_close(struct stream *s);
 /* As stream_close, but with a reset (RST) instead of an orderly end. */
 void stream_abort(struct stream *s);

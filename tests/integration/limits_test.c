@@ -373,7 +373,7 @@ static void classes_go_by_segment_never_by_substring(void **state)
         struct answer *a = http_send(x->port, cases[i].method, keepf("%s?c=%u", cases[i].target, i),
                                      "", strcmp(cases[i].method, "POST") == 0 ? "{}" : NULL);
         check(a && a->status == 200);
-        check_str(kv(chromux_access_line(x, keepf("c=%u", i), 1), "class"), cases[i].class);
+        check_str(kv(chromux_access_line(x, keepf("?c=%u", i), 1), "class"), cases[i].class);
     }
 }
 
