@@ -20,6 +20,8 @@
 
 enum { ANSWER_MAX = 16384 };
 
+#define PAUSE_LEAST 0.02 /* seconds */
+
 #define DATA_PATH "/api/v2/tenants/default_tenant/databases/default_database/collections_count"
 
 struct shot {
@@ -57,8 +59,9 @@ static double jitter(double seconds)
     return seconds * (0.9 + 0.2 * drand48());
 }
 
-/* Faster while something is about to change. */
-static double pause_of(const struct node *n)
+/* Seconds from the start of one round to the start of the next: fewer while something is about to
+ * change. */
+static double period_of(const struct node *n)
 {
     const struct history *h = &n->history;
     double base = cfg->check_interval, quick = base / 4;
@@ -264,7 +267,8 @@ static void round_over(struct prober *p)
     if (!n->removed) {
         if (!p->hampered)
             judge(p);
-        plan(p, jitter(pause_of(n)));
+        double pause = jitter(period_of(n)) - (now() - p->started);
+        plan(p, pause > PAUSE_LEAST ? pause : PAUSE_LEAST);
     }
     fleet_release(&n); /* may free the node, and with it p */
 }
