@@ -64,7 +64,7 @@ static struct str unsent_body(const struct exchange *x)
 {
     const struct buf *b = &x->r->body.bytes;
     size_t skip = (size_t)(x->sent - x->dropped);
-    return (struct str){buf_data(b) + skip, buf_len(b) - skip};
+    return (struct str){skip ? buf_data(b) + skip : buf_data(b), buf_len(b) - skip}; /* NULL + 0 */
 }
 
 /* What was sent goes, unless another try may need it. */
@@ -219,7 +219,7 @@ static bool relay_interim(struct exchange *x, const struct http1_head *h)
         return true;
     struct buf out;
     buf_init(&out, 1u << 20);
-    buf_printf(&out, "HTTP/1.1 %d %s\r\n", h->status, http1_reason(h->status));
+    buf_printf(&out, "HTTP/1.1 %d %.*s\r\n", h->status, (int)h->reason.n, h->reason.p);
     http1_put_fields(&out, h);
     buf_put(&out, "\r\n", 2);
     struct iovec v = {out.mem, buf_len(&out)};
