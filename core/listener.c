@@ -23,16 +23,24 @@ static struct listener {
     bool local_only, used;
 } listeners[LISTENERS];
 
+#define NO_ROOM                                                                                    \
+    "{\"error\":\"ChromaError\",\"message\":\"chromux has no room for another client "             \
+    "(MAX_CLIENTS)\"}"
+_Static_assert(sizeof NO_ROOM - 1 == 88, "the Content-Length below");
+
 static void refuse(int fd)
 {
     static const char text[] =
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-        "Content-Length: 88\r\nConnection: close\r\n\r\n"
-        "{\"error\":\"ChromaError\",\"message\":\"chromux has no room: MAX_CLIENTS are "
-        "connected\"}";
+        "Content-Length: 88\r\nConnection: close\r\n\r\n" NO_ROOM;
+    char unread[4096];
     metrics_inc(CONNECTIONS_REFUSED);
     if (send(fd, text, sizeof text - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
         log_debug("refuse_failed", "error=%s", log_quote(strerror(errno)));
+    /* Closing with unread input resets the connection, and the answer with it. */
+    shutdown(fd, SHUT_WR);
+    while (recv(fd, unread, sizeof unread, MSG_DONTWAIT) > 0)
+        ;
     close(fd);
 }
 

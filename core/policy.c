@@ -147,6 +147,7 @@ struct samples {
     double now;
     struct verdict_vm *vm;
     struct buf *errors;
+    unsigned chosen; /* answers of route() that were not `nil, reason` */
 };
 
 /* The sample nodes have the names, roles and weights of the instances that are configured, filled
@@ -205,8 +206,11 @@ static bool try_route(struct samples *s, const struct policy_request *r, struct 
 {
     struct policy_verdict v;
     struct policy_fault fault;
-    if (verdict_route(s->vm, r, nodes, count, s->now, &v, &fault))
+    if (verdict_route(s->vm, r, nodes, count, s->now, &v, &fault)) {
+        s->chosen += v.node != NULL;
         return true;
+    }
+    s->chosen++;
     if (fault.kind == POLICY_FAIL_UNKNOWN_NODE && names_configured(s, fault.error))
         return true;
     char what[160];
@@ -310,6 +314,13 @@ static bool try_samples(struct verdict_vm *vm, const struct config *c, struct bu
     s->errors = errors;
     fill_nodes(s, c);
     bool good = try_requests(s);
+    if (good && s->chosen == 0) {
+        struct policy_fault none = {.kind = POLICY_FAIL_ANSWER};
+        snprintf(none.error, sizeof none.error,
+                 "%s/route.lua: chose no node for any request: all would be refused",
+                 c->policy_dir);
+        good = complain(s, "all of them", &none);
+    }
     good = try_histories(s) && good;
     verdict_forget(vm); /* the sample nodes are gone */
     free(s);

@@ -300,7 +300,12 @@ static void take_verdict(lua_State *L, struct verdict_vm *vm, int at)
 {
     struct policy_verdict *v = vm->verdict;
     if (lua_isnil(L, at)) {
-        (void)take_reason(L, vm, at + 1, v->reason);
+        /* A forgotten `return` must not look like a decision. */
+        if (lua_isnil(L, at + 1))
+            wrong(vm, POLICY_FAIL_ANSWER,
+                  "answered nil without a reason: expected a node's name, or nil and a reason");
+        else
+            (void)take_reason(L, vm, at + 1, v->reason);
         return;
     }
     if (lua_type(L, at) != LUA_TSTRING) {
