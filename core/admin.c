@@ -42,9 +42,14 @@ static void set_number(lua_State *L, const char *key, double v)
     lua_setfield(L, -2, key);
 }
 
+/* Messages may quote a policy or a file in any encoding; JSON is UTF-8. */
 static void set_text(lua_State *L, const char *key, const char *v)
 {
-    lua_pushstring(L, v);
+    struct buf clean;
+    buf_init(&clean, 4u << 20);
+    buf_put_utf8(&clean, str_from(v));
+    lua_pushlstring(L, buf_len(&clean) ? buf_data(&clean) : "", buf_len(&clean));
+    buf_fini(&clean);
     lua_setfield(L, -2, key);
 }
 

@@ -138,3 +138,16 @@ void buf_put_json(struct buf *b, struct str s)
     }
     buf_put(b, "\"", 1);
 }
+
+void buf_put_utf8(struct buf *b, struct str s)
+{
+    for (size_t i = 0; i < s.n;) {
+        size_t n =
+            (unsigned char)s.p[i] < 0x80 ? 1 : utf8_len((const unsigned char *)s.p + i, s.n - i);
+        if (n)
+            buf_put(b, s.p + i, n);
+        else
+            buf_puts(b, "\xef\xbf\xbd");
+        i += n ? n : 1;
+    }
+}

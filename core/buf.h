@@ -94,4 +94,7 @@ void buf_printf(struct buf *b, const char *fmt, ...) PRINTF(2, 3);
  */
 void buf_put_json(struct buf *b, struct str s);
 
+/* Appends s as UTF-8: bytes that are not become U+FFFD. */
+void buf_put_utf8(struct buf *b, struct str s);
+
 #endif

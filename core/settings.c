@@ -4,10 +4,12 @@
 
 #include "script.h"
 
+#include <limits.h>
 #include <luajit.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { FILE_BUDGET = 10000000 };
 
@@ -129,6 +131,32 @@ static bool read_file(const char *path, struct config_raws *raws, struct buf *er
     return ran;
 }
 
+/* An installed program that is not told POLICY_DIR, and finds no such folder where it was started,
+ * uses the policies that were installed with it: PREFIX/share/chromux/policies. */
+static void find_policies(struct config *c)
+{
+    char program[PATH_MAX];
+    if (strcmp(c->policy_dir, "policies") != 0 || access("policies", F_OK) == 0)
+        return;
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (n <= 0)
+        return;
+    program[n] = 0;
+    for (int up = 0; up < 2; up++) { /* PREFIX/bin/chromux */
+        char *slash = strrchr(program, '/');
+        if (!slash)
+            return;
+        *slash = 0;
+    }
+    char *installed = base_printf("%s/share/chromux/policies", program);
+    if (access(installed, F_OK) == 0) {
+        free(c->policy_dir);
+        c->policy_dir = installed;
+    } else {
+        free(installed);
+    }
+}
+
 struct config *settings_load(const struct settings_sources *from, struct buf *errors)
 {
     struct config_raws raws = {0};
@@ -157,5 +185,7 @@ struct config *settings_load(const struct settings_sources *from, struct buf *er
         config_free(c);
         c = NULL;
     }
+    if (c)
+        find_policies(c);
     return c;
 }
