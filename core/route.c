@@ -308,7 +308,9 @@ void route_match(enum http1_method method, struct str path, struct route *out)
     bool v1 = api && p.clean && p.count > 2 && str_eq(p.segment[1], STR("v1"));
     bool docs = p.count > 1 && str_eq(p.segment[0], STR("docs"));
 
-    /* What Chroma answers below /api/v1 (410, or 405 for POST) is its own affair. */
+    /* What Chroma answers below /api/v1 (410, or 405 for POST) is its own affair; but a method that
+     * we do not know may change what its answer means (CONNECT, RFC 9112 6.3). */
+    v1 = v1 && method != HTTP1_METHOD_OTHER;
     if (v1 && method != HTTP1_GET && method != HTTP1_OPTIONS)
         pass(out, "/api/v1/…", "v1");
     else if (match_rows(method, &p, out))
