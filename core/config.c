@@ -1,28 +1,25 @@
 /* config.c: owns the meaning of every setting: what may be said, what it becomes, what is wrong
  * with it. The SETTINGS list is the one table; instances are drafted here too, whichever of their
- * three sources names them. */
+ * three sources names them. How text is read is value's. */
 #include "config.h"
 
-#include <arpa/inet.h>
-#include <ctype.h>
-#include <regex.h>
+#include "value.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
 
-enum type { INT, SECONDS, BYTES, BOOL, TEXT, SECRET };
-
 static const struct setting {
     const char *name, *def;
-    enum type type;
+    enum value_type type;
     size_t offset;
     double least, most;
     bool reloadable;
     const char *doc;
 } settings[] = {
 #define ROW(f, NAME, type, def, lo, hi, reload, doc)                                               \
-    {#NAME, def, type, offsetof(struct config, f), lo, hi, reload, doc},
+    {#NAME, def, VALUE_##type, offsetof(struct config, f), lo, hi, reload, doc},
     SETTINGS(ROW)
 #undef ROW
 };
@@ -34,55 +31,34 @@ enum {
         SETTING_COUNT
 };
 
-/* What an error line and the page of --explain call a type, and what the strict config file may say
- * for it: text carries a unit for some. */
-static const struct {
-    const char *name, *expected;
-    bool numbers, texts, booleans;
-} types[] = {
-    [INT] = {"number", "a whole number", .numbers = true},
-    [SECONDS] = {"seconds", "seconds", .numbers = true, .texts = true},
-    [BYTES] = {"bytes", "bytes", .numbers = true, .texts = true},
-    [BOOL] = {"true|false", "true or false", .booleans = true},
-    [TEXT] = {"text", "text", .texts = true},
-    [SECRET] = {"text, secret", "text", .texts = true},
-};
-
 #define ENVIRONMENT  "environment"
 #define PREFIX       "CHROMUX_"
 #define ERROR_MAX    600
 #define EXPECTED_MAX 120
-#define SHOWN_MAX    160 /* bytes of a value that an error line repeats */
-/* Shapes of text, as POSIX extended expressions. */
-#define NAME_SHAPE "^[A-Za-z0-9._-]{1,63}$"
-#define URL_SHAPE  "^http://(\\[([0-9A-Fa-f:.]{2,45})]|([A-Za-z0-9._-]{1,253}))(:([0-9]{1,5}))?/?$"
-enum { URL_V6 = 2, URL_HOST = 3, URL_PORT = 5, URL_GROUPS }; /* its parts */
+#define NAME_SHAPE   "^[A-Za-z0-9._-]{1,63}$"
 
-/* Text settings that take only a certain shape. */
+static bool is_server_list(const char *text)
+{
+    return !*text || value_is_address_list(text);
+}
+
+/* Text settings that take only a certain shape, or what a function knows. */
 static const struct {
     unsigned at;
-    const char *shape, *expected;
+    const char *shape;
+    bool (*fits)(const char *text);
+    const char *expected;
 } closed[] = {
-    {AT_unreplicated_reads, "^(primary|any)$", "primary or any"},
-    {AT_log_format, "^(kv|json)$", "kv or json"},
-    {AT_log_level, "^(debug|info|warn|error)$", "debug, info, warn or error"},
+    {AT_unreplicated_reads, "^(primary|any)$", NULL, "primary or any"},
+    {AT_log_format, "^(kv|json)$", NULL, "kv or json"},
+    {AT_log_level, "^(debug|info|warn|error)$", NULL, "debug, info, warn or error"},
     {AT_admin_port,
-     "^([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])?$",
+     "^([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])?$", NULL,
      "a port between 0 and 65535, or nothing"},
     {AT_slack_webhook_url, "^(https://.+|http://(127[.]0[.]0[.]1|localhost|\\[::1])([:/].*)?)?$",
-     "https://..., or http:// to this machine"},
-};
-
-/* What is wrong with an instance's URL: the first of these that it looks like. */
-static const struct {
-    const char *shape, *wrong;
-} bad_urls[] = {
-    {"^[Hh][Tt][Tt][Pp][Ss]:", "TLS to instances is not supported yet: expected http://host:port"},
-    {"@", "expected http://host:port without a user or password"},
-    {"^http://[^/?#]*([?#]|/.)", "expected http://host:port without a path or query"},
-    {"^http://[^/[]*:.*:", "expected http://host:port, an IPv6 address in [brackets]"},
-    {"^http://(\\[[0-9A-Fa-f:.]+]|[A-Za-z0-9._-]+):[0-9]+/?$",
-     "expected a port between 1 and 65535"},
+     NULL, "https://..., or http:// to this machine"},
+    {AT_listen_address, NULL, value_is_address, "an IPv4 or IPv6 address"},
+    {AT_dns_servers, NULL, is_server_list, "address[:port],... ([IPv6]:port), or nothing"},
 };
 
 /* One check: the config that grows, what was wrong so far, and who set what. */
@@ -91,6 +67,7 @@ struct check {
     struct buf *errors;
     unsigned mistakes;
     const struct config_raw *from[SETTING_COUNT]; /* the last to set it; NULL: the default */
+    bool refused[SETTING_COUNT];                  /* its value says nothing of what goes with it */
     /* Beside c->instance[]: the raw that named it first ("instances[2].url"), and how much of that
      * name is the row's ("instances[2]"). */
     struct origin {
@@ -157,15 +134,6 @@ static bool from_file(const struct config_raw *r)
     return !from_environment(r) && strcmp(r->source, "--set") != 0;
 }
 
-static bool fits(const char *shape, const char *text)
-{
-    regex_t re;
-    must(regcomp(&re, shape, REG_EXTENDED | REG_NOSUB) == 0);
-    bool ok = regexec(&re, text, 0, NULL, 0) == 0;
-    regfree(&re);
-    return ok;
-}
-
 /* Names: exact; in the environment also with the prefix; in the file also in lower case. */
 static const struct setting *setting_of(const struct config_raw *r)
 {
@@ -173,7 +141,7 @@ static const struct setting *setting_of(const struct config_raw *r)
     if (!s && from_environment(r) && strncmp(r->name, PREFIX, strlen(PREFIX)) == 0)
         s = find_setting(r->name + strlen(PREFIX));
     for (unsigned i = 0; !s && i < SETTING_COUNT && from_file(r); i++)
-        if (strcasecmp(r->name, settings[i].name) == 0 && !fits("[A-Z]", r->name))
+        if (strcasecmp(r->name, settings[i].name) == 0 && !value_fits("[A-Z]", r->name))
             s = &settings[i];
     return s;
 }
@@ -192,60 +160,24 @@ static void PRINTF(2, 3) complain(struct check *k, const char *fmt, ...)
     (void)!buf_addf(k->errors, "%s\n", line);
 }
 
-/* The value as an error line repeats it: text quoted, control bytes as ?, cut, secrets blanked. A
- * user and password in a URL (RFC 3986 3.2.1) are a secret too. */
-static const char *show(const struct config_raw *r, char out[SHOWN_MAX])
+/* The value as an error line repeats it. */
+static const char *show(const struct config_raw *r, char out[VALUE_SHOWN_MAX])
 {
     const struct setting *s = setting_of(r);
-    if (s && s->type == SECRET)
+    if (s && s->type == VALUE_SECRET)
         return "***";
-    const char *quote = r->kind == CONFIG_TEXT ? "\"" : "", *slashes = strstr(r->text, "://");
-    size_t n = slashes && strchr(slashes, '@') ? (size_t)(slashes - r->text) + 3 : strlen(r->text);
-    const char *rest = r->text[n] ? "***" : "";
-    if (n > SHOWN_MAX - 10) {
-        n = SHOWN_MAX - 10;
-        rest = "...";
-    }
-    snprintf(out, SHOWN_MAX, "%s%.*s%s%s", quote, (int)n, r->text, rest, quote);
-    for (char *p = out; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            *p = '?';
-    return out;
+    return value_show(r->text, r->kind == CONFIG_TEXT, out);
 }
 
 static void PRINTF(3, 4)
     complain_of(struct check *k, const struct config_raw *r, const char *fmt, ...)
 {
-    char text[ERROR_MAX / 2], shown[SHOWN_MAX];
+    char text[ERROR_MAX / 2], shown[VALUE_SHOWN_MAX];
     va_list args;
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
     complain(k, "%.80s = %s (%.120s): %s", r->name, show(r, shown), r->source, text);
-}
-
-/* How many letters to insert, drop or change (Levenshtein), whatever their case. */
-static unsigned distance(const char *a, const char *b)
-{
-    enum { LONGEST = 48 };
-    size_t n = strlen(a), m = strlen(b);
-    if (n > LONGEST || m > LONGEST)
-        return LONGEST;
-    unsigned row[LONGEST + 1];
-    for (unsigned j = 0; j <= m; j++)
-        row[j] = j;
-    for (unsigned i = 1; i <= n; i++) {
-        unsigned diagonal = row[0];
-        row[0] = i;
-        for (unsigned j = 1; j <= m; j++) {
-            bool same = toupper((unsigned char)a[i - 1]) == toupper((unsigned char)b[j - 1]);
-            unsigned change = diagonal + !same;
-            diagonal = row[j];
-            unsigned less = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
-            row[j] = change < less ? change : less;
-        }
-    }
-    return row[m];
 }
 
 static void complain_unknown(struct check *k, const struct config_raw *r)
@@ -254,7 +186,7 @@ static void complain_unknown(struct check *k, const struct config_raw *r)
     const char *bare = prefixed ? r->name + strlen(PREFIX) : r->name, *nearest = NULL;
     unsigned least = 3;
     for (unsigned i = 0; i < SETTING_COUNT; i++) {
-        unsigned d = distance(bare, settings[i].name);
+        unsigned d = value_distance(bare, settings[i].name);
         if (d < least) {
             least = d;
             nearest = settings[i].name;
@@ -268,41 +200,6 @@ static void complain_unknown(struct check *k, const struct config_raw *r)
                  r->source);
 }
 
-/* ---- reading values -------------------------------------------------------------------------- */
-
-/* Digits and perhaps a unit: "8000"; "0.5", "5s", "200ms"; "1024", "32k". */
-static bool read_number(const char *text, enum type type, double *out)
-{
-    static const struct {
-        enum type type;
-        const char *unit;
-        double factor;
-    } units[] = {{SECONDS, "s", 1},
-                 {SECONDS, "ms", 0.001},
-                 {BYTES, "k", 1024},
-                 {BYTES, "m", 1 << 20},
-                 {BYTES, "g", 1 << 30}};
-    size_t n = strspn(text, type == SECONDS ? "0123456789." : "0123456789");
-    char *end;
-    if (n == 0 || n > 15 || *text == '.')
-        return false;
-    *out = strtod(text, &end);
-    if (end != text + n || !*end) /* "0x5" and "1e5" end elsewhere */
-        return end == text + n;
-    for (unsigned i = 0; i < COUNT_OF(units); i++)
-        if (units[i].type == type && strcasecmp(end, units[i].unit) == 0) {
-            *out *= units[i].factor;
-            return true;
-        }
-    return false;
-}
-
-static bool read_bool(const char *text, bool *out)
-{
-    *out = fits("^(true|True|TRUE|1|yes|on)$", text);
-    return *out || fits("^(false|False|FALSE|0|no|off)$", text);
-}
-
 /* ---- settings -------------------------------------------------------------------------------- */
 
 static void *field_of(const struct config *c, const struct setting *s)
@@ -312,7 +209,7 @@ static void *field_of(const struct config *c, const struct setting *s)
 
 static bool is_text(const struct setting *s)
 {
-    return s->type == TEXT || s->type == SECRET;
+    return s->type == VALUE_TEXT || s->type == VALUE_SECRET;
 }
 
 /* The shape and expectation of a text setting that has one, or -1. */
@@ -326,46 +223,37 @@ static int closed_as(const struct setting *s)
 
 static const char *expectation(const struct setting *s, char out[EXPECTED_MAX])
 {
-    const char *kind = types[s->type].expected;
+    const char *kind = value_types[s->type].expected;
     if (closed_as(s) >= 0)
         return closed[closed_as(s)].expected;
-    if (s->type == BOOL || is_text(s))
+    if (s->type == VALUE_BOOL || is_text(s))
         return *s->def && is_text(s) ? "text that is not empty" : kind;
     snprintf(out, EXPECTED_MAX, "%s between %.10g and %.10g", kind, s->least, s->most);
     return out;
 }
 
+static bool takes_text(const struct setting *s, const char *text)
+{
+    int at = closed_as(s);
+    if (at < 0)
+        return (*text || !*s->def) && !value_fits("[[:cntrl:]]", text);
+    return closed[at].fits ? closed[at].fits(text) : value_fits(closed[at].shape, text);
+}
+
 /* Reads text into the setting's field; false when it is not what the setting takes. */
 static bool store(struct config *c, const struct setting *s, const char *text)
 {
-    void *field = field_of(c, s);
-    double d;
-    if (s->type == BOOL)
-        return read_bool(text, field);
-    if (is_text(s)) {
-        if (closed_as(s) >= 0 ? !fits(closed[closed_as(s)].shape, text)
-                              : (*s->def && !*text) || fits("[[:cntrl:]]", text))
-            return false;
-        free(*(char **)field);
-        *(char **)field = base_strdup(text);
-        return true;
-    }
-    if (!read_number(text, s->type, &d) || d < s->least || d > s->most)
-        return false;
-    if (s->type == SECONDS)
-        *(double *)field = d;
-    else
-        *(long *)field = (long)d;
-    return true;
+    return (!is_text(s) || takes_text(s, text)) &&
+           value_store(s->type, field_of(c, s), text, s->least, s->most);
 }
 
 static bool kind_fits(const struct config_raw *r, const struct setting *s)
 {
     if (!from_file(r) || (s == &settings[AT_admin_port] && r->kind == CONFIG_NUMBER))
         return true;
-    return r->kind == CONFIG_NUMBER ? types[s->type].numbers
-           : r->kind == CONFIG_TEXT ? types[s->type].texts
-                                    : types[s->type].booleans;
+    return r->kind == CONFIG_NUMBER ? value_types[s->type].numbers
+           : r->kind == CONFIG_TEXT ? value_types[s->type].texts
+                                    : value_types[s->type].booleans;
 }
 
 static void take_setting(struct check *k, const struct config_raw *r)
@@ -384,45 +272,16 @@ static void take_setting(struct check *k, const struct config_raw *r)
     }
     bool kind = kind_fits(r, s);
     char expected[EXPECTED_MAX];
-    if (kind && store(k->c, s, r->text))
+    if (kind && store(k->c, s, r->text)) {
         k->from[at] = r;
-    else
-        complain_of(k, r, "expected %s%s", expectation(s, expected),
-                    !kind && s->type == INT && r->kind == CONFIG_TEXT ? ", without quotes" : "");
+        return;
+    }
+    k->refused[at] = true;
+    complain_of(k, r, "expected %s%s", expectation(s, expected),
+                !kind && s->type == VALUE_INT && r->kind == CONFIG_TEXT ? ", without quotes" : "");
 }
 
 /* ---- instances ------------------------------------------------------------------------------- */
-
-/* Takes url apart; answers what is wrong with it, or NULL. */
-static const char *read_url(const char *url, char **host, int *port)
-{
-    regex_t re;
-    regmatch_t at[URL_GROUPS];
-    must(regcomp(&re, URL_SHAPE, REG_EXTENDED) == 0);
-    bool ok = regexec(&re, url, COUNT_OF(at), at, 0) == 0;
-    regfree(&re);
-    *port = ok && at[URL_PORT].rm_so >= 0 ? atoi(url + at[URL_PORT].rm_so) : 8000; /* Chroma's */
-    ok = ok && *port >= 1 && *port <= 65535;
-    for (unsigned i = 0; !ok && i < COUNT_OF(bad_urls); i++)
-        if (fits(bad_urls[i].shape, url))
-            return bad_urls[i].wrong;
-    if (!ok)
-        return "expected http://host:port";
-    bool v6 = at[URL_V6].rm_so >= 0;
-    regmatch_t *part = &at[v6 ? URL_V6 : URL_HOST];
-    char *name = base_printf("%.*s", (int)(part->rm_eo - part->rm_so), url + part->rm_so);
-    struct in6_addr in6;
-    if (v6 && inet_pton(AF_INET6, name, &in6) != 1) {
-        free(name);
-        return "expected an IPv6 address in the brackets";
-    }
-    if (v6) { /* one spelling, so that equal ones are seen */
-        name = base_realloc(name, INET6_ADDRSTRLEN);
-        must(inet_ntop(AF_INET6, &in6, name, INET6_ADDRSTRLEN));
-    }
-    *host = name;
-    return NULL;
-}
 
 /* One field of an instance. */
 static void take_field(struct check *k, struct config_instance *in, const char *field,
@@ -439,8 +298,8 @@ static void take_field(struct check *k, struct config_instance *in, const char *
     for (unsigned i = 0; i < COUNT_OF(numbers); i++) {
         if (strcmp(field, numbers[i].name) != 0)
             continue;
-        if (r->kind == CONFIG_NUMBER && read_number(r->text, INT, &d) && d >= numbers[i].least &&
-            d <= numbers[i].most)
+        if (r->kind == CONFIG_NUMBER && value_read_number(r->text, VALUE_INT, &d) &&
+            d >= numbers[i].least && d <= numbers[i].most)
             *numbers[i].to = (long)d;
         else
             complain_of(k, r, "expected a whole number between %d and %d", numbers[i].least,
@@ -451,17 +310,17 @@ static void take_field(struct check *k, struct config_instance *in, const char *
     if (strcmp(field, "name") == 0) {
         free(in->name);
         in->name = base_strdup(r->text);
-        wrong = fits(NAME_SHAPE, text) ? NULL : "expected 1 to 63 of A-Z a-z 0-9 . _ -";
+        wrong = value_fits(NAME_SHAPE, text) ? NULL : "expected 1 to 63 of A-Z a-z 0-9 . _ -";
     } else if (strcmp(field, "url") == 0) {
         free(in->url);
         free(in->host);
         in->url = base_strdup(r->text);
         in->host = NULL;
-        wrong = read_url(text, &in->host, &in->port);
+        wrong = value_read_url(text, &in->host, &in->port);
     } else if (strcmp(field, "role") == 0) {
         in->role = strcmp(text, "primary") == 0 ? CONFIG_PRIMARY : CONFIG_REPLICA;
         k->origin[in - k->c->instance].role_given = true;
-        wrong = fits("^(primary|replica)$", text) ? NULL : "expected primary or replica";
+        wrong = value_fits("^(primary|replica)$", text) ? NULL : "expected primary or replica";
     } else {
         complain(k,
                  "unknown field %.80s (%.120s): expected name, url, priority, weight, maxconn or "
@@ -502,21 +361,11 @@ static bool is_row(const struct config_raw *r)
     return from_file(r) && strncmp(r->name, "instances[", 10) == 0;
 }
 
-/* Cuts the next piece before `by` off *rest, without the blanks around it. */
-static char *next_piece(char **rest, const char *by)
-{
-    char *piece = strsep(rest, by);
-    piece += strspn(piece, " \t");
-    for (size_t n = strlen(piece); n > 0 && strchr(" \t", piece[n - 1]); n--)
-        piece[n - 1] = 0;
-    return piece;
-}
-
 /* label: "CHROMA_INSTANCES[2]" */
 static void add_row(struct config_raws *rows, const char *label, const char *field,
                     const char *text, const char *source)
 {
-    bool words = fits("^(name|url|role)$", field);
+    bool words = value_fits("^(name|url|role)$", field);
     char *name = base_printf("%s.%s", label, field);
     config_raws_add(rows, name, text, words ? CONFIG_TEXT : CONFIG_NUMBER, source);
     free(name);
@@ -527,11 +376,11 @@ static void split_list(struct check *k, const struct config_raw *list, struct co
 {
     char *copy = base_strdup(list->text), *rest = copy, label[40];
     for (unsigned row = 1; rest; row++) {
-        char *fields = next_piece(&rest, ";"), *first = fields;
+        char *fields = value_next_piece(&rest, ";"), *first = fields;
         snprintf(label, sizeof label, "CHROMA_INSTANCES[%u]", row);
         for (bool leads = true; *first && fields; leads = false) {
-            char *value = next_piece(&fields, ","), *key = next_piece(&value, "=");
-            if (!value || (!leads && fits("^(name|url)$", key))) {
+            char *value = value_next_piece(&fields, ","), *key = value_next_piece(&value, "=");
+            if (!value || (!leads && value_fits("^(name|url)$", key))) {
                 struct config_raw piece = {label, key, CONFIG_TEXT, list->source};
                 complain_of(k, &piece, "expected name=url[,key=value...]");
                 if (leads)
@@ -540,7 +389,7 @@ static void split_list(struct check *k, const struct config_raw *list, struct co
             }
             if (leads)
                 add_row(rows, label, "name", key, list->source);
-            add_row(rows, label, leads ? "url" : key, next_piece(&value, ""), list->source);
+            add_row(rows, label, leads ? "url" : key, value_next_piece(&value, ""), list->source);
         }
     }
     free(copy);
@@ -563,6 +412,24 @@ static void complain_of_row(struct check *k, unsigned i, const char *text, const
              text, detail);
 }
 
+/* An instance that is chromux itself would send every request round and round. */
+static void check_not_ourselves(struct check *k, unsigned i)
+{
+    const struct config *c = k->c;
+    const struct config_instance *in = &c->instance[i];
+    const struct origin *o = &k->origin[i];
+    if (!in->host || in->port != c->port || k->refused[AT_port] || k->refused[AT_listen_address] ||
+        !value_leads_to(in->host, c->listen_address))
+        return;
+    char *name =
+        base_printf("%.*s%s", (int)o->name_n, o->raw->name, o->raw->name[o->name_n] ? ".url" : "");
+    struct config_raw url = {name, in->url, CONFIG_TEXT, o->raw->source};
+    complain_of(k, &url,
+                "expected a Chroma server, not chromux itself (LISTEN_ADDRESS %.48s, PORT %ld)",
+                c->listen_address, c->port);
+    free(name);
+}
+
 /* What must hold among instances: names and addresses differ, and exactly one is the primary. */
 static void check_instances(struct check *k)
 {
@@ -574,6 +441,7 @@ static void check_instances(struct check *k)
             complain_of_row(k, i, "a name", "");
         if (!in->url)
             complain_of_row(k, i, "a url", "");
+        check_not_ourselves(k, i);
         for (unsigned j = 0; j < i; j++) {
             const struct config_instance *other = &c->instance[j];
             if (in->name && other->name && strcmp(in->name, other->name) == 0)
@@ -651,16 +519,31 @@ static void take_instances(struct check *k, const struct config_raws *raws)
 
 /* ---- the whole ------------------------------------------------------------------------------- */
 
+/* A part of the request's time: told when both were said, else cut to what there is. */
+static void fit_into_request(struct check *k, unsigned at, double *part)
+{
+    double whole = k->c->request_timeout;
+    if (*part <= whole)
+        return;
+    if (k->from[at] && k->from[AT_request_timeout])
+        complain_of(k, k->from[at], "expected at most REQUEST_TIMEOUT, which is %g", whole);
+    *part = whole;
+}
+
 static void check_combinations(struct check *k)
 {
     struct config *c = k->c;
+    const struct config_raw *admin = k->from[AT_admin_port], *uri = k->from[AT_max_uri];
     if (c->sync_coordinator && !c->sync_distributed)
         complain_of(k, k->from[AT_sync_coordinator], "expected SYNC_DISTRIBUTED=true beside it");
-    if (c->try_timeout > c->request_timeout) {
-        if (k->from[AT_try_timeout] && k->from[AT_request_timeout])
-            complain_of(k, k->from[AT_try_timeout], "expected at most REQUEST_TIMEOUT, which is %g",
-                        c->request_timeout);
-        c->try_timeout = c->request_timeout;
+    fit_into_request(k, AT_try_timeout, &c->try_timeout);
+    fit_into_request(k, AT_connect_timeout, &c->connect_timeout);
+    if (admin && c->port > 0 && atoi(c->admin_port) == c->port && !k->refused[AT_port])
+        complain_of(k, admin, "expected another port than PORT, which is %ld", c->port);
+    if (c->max_uri > c->max_head) {
+        if (uri && !k->refused[AT_max_head])
+            complain_of(k, uri, "expected at most MAX_HEAD_BYTES, which is %ld", c->max_head);
+        c->max_uri = c->max_head; /* only MAX_HEAD_BYTES was said */
     }
 }
 
@@ -669,6 +552,7 @@ struct config *config_build(const struct config_raws *raws, struct buf *errors)
     struct config *c = base_zalloc(sizeof *c);
     struct check k = {.c = c, .errors = errors};
     c->instance = base_zalloc(CONFIG_INSTANCES_MAX * sizeof *c->instance);
+    c->source = base_zalloc(SETTING_COUNT * sizeof *c->source);
     for (unsigned i = 0; i < SETTING_COUNT; i++) {
         bool ok = store(c, &settings[i], settings[i].def);
         must(ok);
@@ -678,50 +562,60 @@ struct config *config_build(const struct config_raws *raws, struct buf *errors)
             take_setting(&k, &raws->v[i]);
     check_combinations(&k);
     take_instances(&k, raws); /* after the settings: MAXCONN is theirs by default */
-    if (k.mistakes == 0) {
-        sort_instances(c);
-        return c;
+    if (k.mistakes > 0) {
+        config_free(c);
+        return NULL;
     }
-    config_free(c);
-    return NULL;
+    sort_instances(c);
+    for (unsigned i = 0; i < SETTING_COUNT; i++)
+        if (k.from[i])
+            c->source[i] = base_strdup(k.from[i]->source);
+    return c;
 }
 
 void config_free(struct config *c)
 {
     if (!c)
         return;
-    for (unsigned i = 0; i < SETTING_COUNT; i++)
+    for (unsigned i = 0; i < SETTING_COUNT; i++) {
         if (is_text(&settings[i]))
             free(*(char **)field_of(c, &settings[i]));
+        free(c->source[i]);
+    }
     for (unsigned i = 0; i < c->instance_count; i++) {
         free(c->instance[i].name);
         free(c->instance[i].url);
         free(c->instance[i].host);
     }
     free(c->instance);
+    free(c->source);
     free(c);
 }
 
 /* ---- showing it ------------------------------------------------------------------------------ */
 
 /* The value in base units: seconds, bytes, true or false. Text is the config's own memory. */
-static const char *spell(const struct config *c, const struct setting *s, char out[40])
+static const char *spell(const struct config *c, const struct setting *s,
+                         char out[VALUE_SPELLED_MAX])
 {
-    const void *field = field_of(c, s);
-    if (is_text(s))
-        return *(char *const *)field;
-    if (s->type == BOOL)
-        return *(const bool *)field ? "true" : "false";
-    if (s->type == SECONDS)
-        snprintf(out, 40, "%.15g", *(const double *)field);
-    else
-        snprintf(out, 40, "%ld", *(const long *)field);
-    return out;
+    return value_spell(s->type, field_of(c, s), out);
+}
+
+void config_complain(const struct config *c, const char *name, const char *text, struct buf *errors)
+{
+    const struct setting *s = find_setting(name);
+    must(s != NULL);
+    const char *source = c->source[s - settings];
+    char spelled[VALUE_SPELLED_MAX], shown[VALUE_SHOWN_MAX];
+    (void)!buf_addf(errors, "%s = %s (%.120s): %s\n", name,
+                    s->type == VALUE_SECRET ? "***"
+                                            : value_show(spell(c, s, spelled), is_text(s), shown),
+                    source ? source : "default", text);
 }
 
 void config_unreloadable(const struct config *was, const struct config *now, struct buf *names)
 {
-    char a[40], b[40];
+    char a[VALUE_SPELLED_MAX], b[VALUE_SPELLED_MAX];
     for (unsigned i = 0; i < SETTING_COUNT; i++) {
         const struct setting *s = &settings[i];
         if (!s->reloadable && strcmp(spell(was, s, a), spell(now, s, b)) != 0)
@@ -729,21 +623,27 @@ void config_unreloadable(const struct config *was, const struct config *now, str
     }
 }
 
+/* What a setting takes, as the page of --explain says it. */
+static const char *type_of(const struct setting *s, char out[EXPECTED_MAX])
+{
+    const char *name = value_types[s->type].name;
+    if (closed_as(s) >= 0)
+        return closed[closed_as(s)].expected;
+    if (is_text(s) || s->type == VALUE_BOOL)
+        return name;
+    snprintf(out, EXPECTED_MAX, "%s, %.10g to %.10g", name, s->least, s->most);
+    return out;
+}
+
 void config_explain(struct buf *out)
 {
+    char type[EXPECTED_MAX];
     for (unsigned i = 0; i < SETTING_COUNT; i++) {
         const struct setting *s = &settings[i];
-        int shape = closed_as(s);
-        char type[64];
-        if (shape >= 0)
-            snprintf(type, sizeof type, "%s", closed[shape].expected);
-        else if (is_text(s) || s->type == BOOL)
-            snprintf(type, sizeof type, "%s", types[s->type].name);
-        else
-            snprintf(type, sizeof type, "%s, %.10g to %.10g", types[s->type].name, s->least,
-                     s->most);
-        buf_printf(out, "%-22s %-38s default %-14s %s\n%22s %s\n", s->name, type,
-                   *s->def ? s->def : "(none)", s->reloadable ? "HUP" : "restart", "", s->doc);
+        /* What has no greatest length comes last, so that the columns hold. */
+        buf_printf(out, "%-22s default %-14s %-8s %s\n%22s %s\n", s->name,
+                   *s->def ? s->def : "(none)", s->reloadable ? "HUP" : "restart", type_of(s, type),
+                   "", s->doc);
     }
     buf_puts(out, "\nSeconds may carry a unit (5s, 200ms), bytes too (32k, 8m, 1g). HUP: a change "
                   "in the config\n"
@@ -753,11 +653,11 @@ void config_explain(struct buf *out)
 void config_print(const struct config *c, struct buf *out)
 {
     static const char *const roles[] = {"primary", "replica"};
-    char text[40];
+    char text[VALUE_SPELLED_MAX];
     for (unsigned i = 0; i < SETTING_COUNT; i++) {
         const struct setting *s = &settings[i];
         const char *value = spell(c, s, text);
-        buf_printf(out, "%s=%s\n", s->name, s->type == SECRET && *value ? "***" : value);
+        buf_printf(out, "%s=%s\n", s->name, s->type == VALUE_SECRET && *value ? "***" : value);
     }
     for (unsigned i = 0; i < c->instance_count; i++) {
         const struct config_instance *in = &c->instance[i];
@@ -768,14 +668,14 @@ void config_print(const struct config *c, struct buf *out)
 
 void config_each(const struct config *c, config_visit *visit, void *arg)
 {
-    char text[40];
+    char text[VALUE_SPELLED_MAX];
     for (unsigned i = 0; i < SETTING_COUNT; i++) {
         const struct setting *s = &settings[i];
-        if (s->type != SECRET)
+        if (s->type != VALUE_SECRET)
             visit(arg, s->name,
-                  s->type == TEXT   ? CONFIG_TEXT
-                  : s->type == BOOL ? CONFIG_BOOLEAN
-                                    : CONFIG_NUMBER,
+                  s->type == VALUE_TEXT   ? CONFIG_TEXT
+                  : s->type == VALUE_BOOL ? CONFIG_BOOLEAN
+                                          : CONFIG_NUMBER,
                   spell(c, s, text));
     }
 }

@@ -11,7 +11,7 @@
 /* X(field, NAME, type, default, least, most, reloadable, doc)
  * types: INT (long), SECONDS (double), BYTES (long; k, m, g suffixes), BOOL, TEXT (char *, "" when
  * unset), SECRET (as TEXT, blanked when printed). least and most are ignored for TEXT and SECRET;
- * a TEXT setting with a closed set of words is checked in config.c. */
+ * a TEXT setting that takes only certain words or a certain shape is checked in config.c. */
 #define SETTINGS(X)                                                                                \
     X(listen_address, LISTEN_ADDRESS, TEXT, "127.0.0.1", 0, 0, false,                              \
       "address that clients connect to")                                                           \
@@ -130,6 +130,7 @@ struct config {
     SETTINGS(CONFIG_FIELD)
     unsigned instance_count;
     struct config_instance *instance; /* sorted by priority, highest first, then by order given */
+    char **source; /* who said each setting, in the order of SETTINGS; NULL: nobody */
 };
 
 /* One value as it was found, before it is checked. The table-valued `instances` of the config file
@@ -155,6 +156,11 @@ void config_raws_fini(struct config_raws *r);
  * value (secrets blanked), what was expected, source. Raws come in order of rising precedence. */
 struct config *config_build(const struct config_raws *raws, struct buf *errors) MUST_CHECK;
 void config_free(struct config *c);
+
+/* A line more in *errors of a setting that can't be used as it is: name, value, source, and text,
+ * which says what was expected. For what only the machine tells, such as a file's place. */
+void config_complain(const struct config *c, const char *name, const char *text,
+                     struct buf *errors);
 
 /* The names of settings that differ and are not reloadable, comma-separated, into *names; the
  * caller keeps their old values. */

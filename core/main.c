@@ -12,10 +12,12 @@
 #include "settings.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -393,6 +395,39 @@ static int run(int argc, char **argv)
 /* ---- the other commands ------------------------------------------------------------------------
  */
 
+/* Why this path can't be opened for appending, or NULL; nothing is opened and nothing made. */
+static const char *not_appendable(const char *path)
+{
+    struct stat st;
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? base_printf("%.*s/", (int)(slash - path), path) : base_strdup(".");
+    bool there = stat(path, &st) == 0, ok = there || errno == ENOENT;
+    if (there && S_ISDIR(st.st_mode)) {
+        errno = EISDIR;
+        ok = false;
+    } else if (ok) {
+        ok = there ? faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0
+                   : (!slash || slash[1]) &&
+                         faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0;
+    }
+    const char *why = ok ? NULL : strerror(errno);
+    free(folder);
+    return why;
+}
+
+/* What only the start would notice otherwise. */
+static bool check_access_log(const struct config *c, struct buf *errors)
+{
+    const char *path = c->access_log, *why;
+    if (!*path || strcmp(path, "off") == 0 || strcmp(path, "-") == 0 ||
+        !(why = not_appendable(path)))
+        return true;
+    char *text = base_printf("expected off, - or a file that can be written (%s)", why);
+    config_complain(c, "ACCESS_LOG", text, errors);
+    free(text);
+    return false;
+}
+
 static int check(int argc, char **argv)
 {
     bool explain = false;
@@ -409,7 +444,8 @@ static int check(int argc, char **argv)
         return 0;
     }
     struct config *c = settings_load(&sources, &out);
-    if (c && policy_check(c, &out)) {
+    bool fine = c && check_access_log(c, &out);
+    if (c && policy_check(c, &out) && fine) {
         buf_clear(&out);
         config_print(c, &out);
         printf("%.*sfine: settings and policies can be used\n", (int)buf_len(&out), buf_data(&out));

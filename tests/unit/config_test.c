@@ -208,14 +208,14 @@ static void the_file_is_strict_about_types(void **state)
             "SYNC_DISTRIBUTED = \"true\" (config/x.lua): expected true or false\n"
             "DATABASE_URL = *** (config/x.lua): expected text\n");
     with_primary();
-    number("PORT", "8001");
+    number("PORT", "8003");
     number("admin_port", "8002");
     number("CHECK_INTERVAL", "0.25");
     text("TRY_TIMEOUT", "300ms");
     text("MAX_HEAD_BYTES", "64k");
     config_raws_add(&raws, "SYNC_DISTRIBUTED", "true", CONFIG_BOOLEAN, FILE_SOURCE);
     const struct config *c = good();
-    assert_int_equal(c->port, 8001);
+    assert_int_equal(c->port, 8003);
     assert_string_equal(c->admin_port, "8002");
     assert_true(c->check_interval == 0.25 && c->try_timeout == 0.3);
     assert_int_equal(c->max_head, 65536);
@@ -239,7 +239,7 @@ static void closed_sets_and_shapes_are_closed(void **state)
             "LOG_LEVEL = \"\" (--set): expected debug, info, warn or error\n"
             "ADMIN_PORT = \"65536\" (--set): expected a port between 0 and 65535, or nothing\n"
             "SLACK_WEBHOOK_URL = *** (--set): expected https://..., or http:// to this machine\n"
-            "LISTEN_ADDRESS = \"\" (--set): expected text that is not empty\n"
+            "LISTEN_ADDRESS = \"\" (--set): expected an IPv4 or IPv6 address\n"
             "POLICY_DIR = \"a?b\" (--set): expected text that is not empty\n");
     with_primary();
     for (unsigned i = 0; i < COUNT_OF(hooks); i++) {
@@ -481,6 +481,101 @@ static void a_try_fits_into_its_request(void **state)
     assert_true(good()->try_timeout == 30);
 }
 
+static void connecting_fits_into_its_request(void **state)
+{
+    with_primary();
+    env("REQUEST_TIMEOUT", "0.5");
+    assert_true(good()->connect_timeout == 0.5);
+    set("CONNECT_TIMEOUT", "2");
+    refused("CONNECT_TIMEOUT = \"2\" (--set): expected at most REQUEST_TIMEOUT, which is 0.5\n");
+    with_primary();
+    set("CONNECT_TIMEOUT", "600");
+    assert_true(good()->connect_timeout == 30);
+}
+
+static void a_target_fits_into_its_head(void **state)
+{
+    with_primary();
+    env("MAX_HEAD_BYTES", "4k");
+    assert_int_equal(good()->max_uri, 4096);
+    set("MAX_URI_BYTES", "5k");
+    refused("MAX_URI_BYTES = \"5k\" (--set): expected at most MAX_HEAD_BYTES, which is 4096\n");
+    with_primary();
+    number("max_uri_bytes", "32769");
+    refused("max_uri_bytes = 32769 (config/x.lua): expected at most MAX_HEAD_BYTES, which is "
+            "32768\n");
+    with_primary();
+    set("MAX_URI_BYTES", "32k");
+    assert_int_equal(good()->max_uri, 32768);
+}
+
+static void the_admin_port_is_another(void **state)
+{
+    with_primary();
+    set("ADMIN_PORT", "8000");
+    refused("ADMIN_PORT = \"8000\" (--set): expected another port than PORT, which is 8000\n");
+    with_primary();
+    set("PORT", "80");
+    env("ADMIN_PORT", "0080");
+    refused("ADMIN_PORT = \"0080\" (environment): expected another port than PORT, which is 80\n");
+    with_primary();
+    set("PORT", "fast");
+    set("ADMIN_PORT", "8000");
+    refused("PORT = \"fast\" (--set): expected a whole number between 0 and 65535\n");
+    with_primary();
+    set("PORT", "0");
+    set("ADMIN_PORT", "0");
+    assert_int_equal(good()->port, 0);
+}
+
+static void addresses_are_no_names(void **state)
+{
+    with_primary();
+    set("LISTEN_ADDRESS", "localhost");
+    number("DNS_SERVERS", "1");
+    env("DNS_SERVERS", "127.0.0.1,::1:53x");
+    refused("LISTEN_ADDRESS = \"localhost\" (--set): expected an IPv4 or IPv6 address\n"
+            "DNS_SERVERS = 1 (config/x.lua): expected address[:port],... ([IPv6]:port), or "
+            "nothing\n"
+            "DNS_SERVERS = \"127.0.0.1,::1:53x\" (environment): expected address[:port],... "
+            "([IPv6]:port), or nothing\n");
+    with_primary();
+    set("LISTEN_ADDRESS", "::1");
+    set("DNS_SERVERS", "127.0.0.1:5353,[::1]:53");
+    assert_string_equal(good()->listen_address, "::1");
+    assert_string_equal(built->dns_servers, "127.0.0.1:5353,[::1]:53");
+    set("DNS_SERVERS", "");
+    assert_string_equal(good()->dns_servers, "");
+}
+
+static void chromux_is_no_instance_of_its_own(void **state)
+{
+    env("PRIMARY_URL", "http://LocalHost");
+    refused("PRIMARY_URL = \"http://LocalHost\" (environment): expected a Chroma server, not "
+            "chromux itself (LISTEN_ADDRESS 127.0.0.1, PORT 8000)\n");
+    set("LISTEN_ADDRESS", "::");
+    set("PORT", "9");
+    env("CHROMA_INSTANCES", "a=http://10.0.0.1:9;b=http://127.0.0.1:8;c=http://127.5.0.1:9");
+    refused("CHROMA_INSTANCES[3].url = \"http://127.5.0.1:9\" (environment): expected a Chroma "
+            "server, not chromux itself (LISTEN_ADDRESS ::, PORT 9)\n");
+    text("instances[1].name", "a");
+    text("instances[1].url", "http://10.0.0.1:9");
+    set("LISTEN_ADDRESS", "10.0.0.1");
+    set("PORT", "9");
+    refused(
+        "instances[1].url = \"http://10.0.0.1:9\" (config/x.lua): expected a Chroma server, not "
+        "chromux itself (LISTEN_ADDRESS 10.0.0.1, PORT 9)\n");
+    env("PRIMARY_URL", "http://127.0.0.1:8000");
+    set("PORT", "99999");
+    refused("PORT = \"99999\" (--set): expected a whole number between 0 and 65535\n");
+    env("PRIMARY_URL", "http://127.0.0.1:8000");
+    set("PORT", "0");
+    assert_int_equal(good()->instance[0].port, 8000);
+    set("PORT", "8000");
+    set("LISTEN_ADDRESS", "127.0.0.2");
+    assert_int_equal(good()->instance[0].port, 8000);
+}
+
 static void an_override_ends_a_conflict(void **state)
 {
     text("CHROMA_INSTANCES", "a=http://a:1");
@@ -628,6 +723,57 @@ static void pages_show_everything_but_secrets(void **state)
     buf_fini(&page);
 }
 
+static void a_later_complaint_names_value_and_source(void **state)
+{
+    with_primary();
+    set("ACCESS_LOG", "a\"b");
+    env("CHECK_INTERVAL", "200ms");
+    set("DATABASE_URL", "hunter2");
+    const struct config *c = good();
+    config_complain(c, "ACCESS_LOG", "expected more", &errors);
+    config_complain(c, "CHECK_INTERVAL", "expected more", &errors);
+    config_complain(c, "LOG_LEVEL", "expected more", &errors);
+    config_complain(c, "DATABASE_URL", "expected more", &errors);
+    assert_string_equal(said(), "ACCESS_LOG = \"a\"b\" (--set): expected more\n"
+                                "CHECK_INTERVAL = 0.2 (environment): expected more\n"
+                                "LOG_LEVEL = \"info\" (default): expected more\n"
+                                "DATABASE_URL = *** (--set): expected more\n");
+}
+
+static void explained_rows_stand_in_columns(void **state)
+{
+    struct buf page;
+    unsigned rows = 0, settings = 0;
+    buf_init(&page, 1u << 20);
+    config_explain(&page);
+    buf_put(&page, "", 1);
+    long defaults = -1, reloads = -1, types = -1;
+    for (const char *line = buf_data(&page); *line >= 'A' && *line <= 'Z'; rows++) {
+        const char *word = strstr(line, " default "), *reload = word + 9, *doc, *type;
+        assert_non_null(word);
+        reload += strcspn(reload, " ");
+        reload += strspn(reload, " ");
+        type = reload + strcspn(reload, " ");
+        type += strspn(type, " ");
+        assert_true(strncmp(reload, "HUP ", 4) == 0 || strncmp(reload, "restart ", 8) == 0);
+        if (rows == 0) {
+            defaults = word - line;
+            reloads = reload - line;
+            types = type - line;
+        }
+        assert_int_equal(word - line, defaults);
+        assert_int_equal(reload - line, reloads);
+        assert_int_equal(type - line, types);
+        doc = strchr(line, '\n') + 1;
+        assert_int_equal(strspn(doc, " "), defaults + 1);
+        line = strchr(doc, '\n') + 1;
+    }
+#define COUNT_ROW(...) settings++;
+    SETTINGS(COUNT_ROW)
+    assert_int_equal(rows, settings);
+    buf_fini(&page);
+}
+
 struct visited {
     unsigned count;
     bool secret, interval, flag, strategy;
@@ -683,6 +829,11 @@ int main(void)
         TEST(urls_are_plain_http_to_a_host),
         TEST(impossible_combinations_are_refused),
         TEST(a_try_fits_into_its_request),
+        TEST(connecting_fits_into_its_request),
+        TEST(a_target_fits_into_its_head),
+        TEST(the_admin_port_is_another),
+        TEST(addresses_are_no_names),
+        TEST(chromux_is_no_instance_of_its_own),
         TEST(an_override_ends_a_conflict),
         TEST(instances_must_differ_and_have_one_primary),
         TEST(broken_lists_are_told),
@@ -691,6 +842,8 @@ int main(void)
         TEST(long_values_and_many_mistakes_stay_bounded),
         TEST(unreloadable_changes_are_named),
         TEST(pages_show_everything_but_secrets),
+        TEST(a_later_complaint_names_value_and_source),
+        TEST(explained_rows_stand_in_columns),
         TEST(policies_see_all_but_secrets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
