@@ -1,3 +1,4 @@
+/* base.c: memory that is there or ends the process, and ASCII comparison. */
 #include "base.h"
 
 #include <stdarg.h>

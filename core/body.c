@@ -1,3 +1,5 @@
+/* body.c: each step takes what one piece of input allows; body_take() repeats them within the
+ * bounds. */
 #include "body.h"
 
 void body_init(struct body *b, enum http1_framing framing, uint64_t length, size_t keep)

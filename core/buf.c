@@ -1,3 +1,4 @@
+/* buf.c: the slow parts of buf.h: growing, formatting, JSON text. */
 #include "buf.h"
 
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* end.c: the list of end.h as a table. */
 #include "end.h"
 
 static const struct {

@@ -1,3 +1,5 @@
+/* exchange.c: up (head, body), down (interim answers, head, body), and the events that drive both.
+ * What the client does not take stays in the server's stream, which then stops reading. */
 #include "exchange.h"
 
 #include "log.h"
@@ -9,6 +11,10 @@
 /* SMALL: a body of up to so many bytes goes out behind its head as one piece of memory, which costs
  * the kernel less than two pieces do. */
 enum { CHUNK_MAX = 16384, SMALL = 4096 };
+
+/* More than a head can grow to when it is written again: MAX_HEAD_BYTES is 1 MiB at the most, each
+ * field gains at most two bytes, and what we add is under 4 kB. */
+#define HEAD_CAP (4u << 20)
 
 /* Asked at each use: a reload frees the old one while exchanges are under way. */
 static const struct config *cfg(void)
@@ -121,9 +127,9 @@ static bool send_chunk(struct exchange *x)
     }
     if (data.n > CHUNK_MAX)
         data.n = CHUNK_MAX;
-    char size[24];
-    int n = snprintf(size, sizeof size, "%zx\r\n", data.n);
-    struct iovec v[3] = {{size, (size_t)n}, {(void *)data.p, data.n}, {(void *)"\r\n", 2}};
+    char size[HTTP1_CHUNK_HEAD];
+    size_t n = http1_chunk_head(size, data.n);
+    struct iovec v[3] = {{size, n}, {(void *)data.p, data.n}, {(void *)"\r\n", 2}};
     if (!send_all(x, v, 3))
         return false;
     x->sent += data.n;
@@ -218,7 +224,7 @@ static bool relay_interim(struct exchange *x, const struct http1_head *h)
     if (h->status == 100 || r->minor == 0)
         return true;
     struct buf out;
-    buf_init(&out, 1u << 20);
+    buf_init(&out, HEAD_CAP);
     buf_printf(&out, "HTTP/1.1 %d %.*s\r\n", h->status, (int)h->reason.n, h->reason.p);
     http1_put_fields(&out, h);
     buf_put(&out, "\r\n", 2);
@@ -237,7 +243,7 @@ static bool answer_head(struct exchange *x, struct http1_head *h)
     static struct buf out; /* never given back: one head at a time */
     struct request *r = x->r;
     if (!out.cap)
-        buf_init(&out, 4u << 20);
+        buf_init(&out, HEAD_CAP);
     buf_clear(&out);
     for (unsigned i = 0; i < h->count; i++)
         if (h->field[i].id == HTTP1_X_REQUEST_ID)
@@ -301,9 +307,9 @@ static bool answer_head(struct exchange *x, struct http1_head *h)
 /* Sends pieces of a body whose length the client learns as it comes. false: x is gone. */
 static bool relay_piece(struct exchange *x, struct str data)
 {
-    char size[24];
-    int n = x->client_chunked ? snprintf(size, sizeof size, "%zx\r\n", data.n) : 0;
-    struct iovec v[3] = {{size, (size_t)n}, {(void *)data.p, data.n}, {(void *)"\r\n", 2}};
+    char size[HTTP1_CHUNK_HEAD];
+    size_t n = x->client_chunked ? http1_chunk_head(size, data.n) : 0;
+    struct iovec v[3] = {{size, n}, {(void *)data.p, data.n}, {(void *)"\r\n", 2}};
     bool ok = x->client_chunked ? request_send(x->r, v, 3) : request_send(x->r, v + 1, 1);
     x->r->log.bytes_out += data.n;
     if (!ok)
@@ -316,7 +322,7 @@ static void relay_last(struct exchange *x, const struct http1_head *trailers)
 {
     if (x->client_chunked) {
         struct buf out;
-        buf_init(&out, 2u << 20);
+        buf_init(&out, HEAD_CAP);
         buf_puts(&out, "0\r\n");
         if (trailers && x->r->te_trailers)
             http1_put_fields(&out, trailers);

@@ -1,3 +1,5 @@
+/* health.c: a sign is counted, the policy is asked, the fleet is told, in this order and only here.
+ */
 #include "health.h"
 
 #include "log.h"

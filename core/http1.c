@@ -623,17 +623,15 @@ void http1_put_framing(struct buf *out, enum http1_framing framing, uint64_t len
     }
 }
 
-void http1_put_chunk(struct buf *out, uint64_t length)
+size_t http1_chunk_head(char out[HTTP1_CHUNK_HEAD], uint64_t length)
 {
-    char text[18];
-    unsigned at = sizeof text;
-    text[--at] = '\n';
-    text[--at] = '\r';
-    do {
-        text[--at] = "0123456789abcdef"[length & 15];
-        length >>= 4;
-    } while (length);
-    buf_put(out, text + at, sizeof text - at);
+    size_t digits = 1, n;
+    for (uint64_t rest = length >> 4; rest; rest >>= 4)
+        digits++;
+    for (n = digits; n > 0; length >>= 4)
+        out[--n] = "0123456789abcdef"[length & 15];
+    memcpy(out + digits, "\r\n", 2);
+    return digits + 2;
 }
 
 /* RFC 9110 15, with 428, 429 and 431 of RFC 6585. */

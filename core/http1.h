@@ -134,8 +134,9 @@ enum http1_verdict http1_parse_trailers(const char *p, size_t n, size_t limit,
 void http1_put_fields(struct buf *out, const struct http1_head *head);
 /* Appends the framing field: Content-Length, Transfer-Encoding: chunked, or nothing. */
 void http1_put_framing(struct buf *out, enum http1_framing framing, uint64_t length);
-/* Appends one chunk header ("1a2b\r\n"); the caller adds the data and "\r\n". */
-void http1_put_chunk(struct buf *out, uint64_t length);
+/* Writes one chunk header ("1a2b\r\n") and returns its length; the data and "\r\n" follow it. */
+enum { HTTP1_CHUNK_HEAD = 18 };
+size_t http1_chunk_head(char out[HTTP1_CHUNK_HEAD], uint64_t length);
 /* The standard reason phrase, or "" when the status has none (RFC 9110 15). */
 const char *http1_reason(int status);
 /* The first field with this id, or NULL. */

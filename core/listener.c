@@ -1,3 +1,4 @@
+/* listener.c: at most two sockets, the clients' and the operator's. */
 #include "listener.h"
 
 #include "log.h"

@@ -1,3 +1,4 @@
+/* log.c: a line is formatted on the stack and written at once; bursts are counted by event. */
 #include "log.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* metrics.c: owns all counters and gauges; whoever knows an event counts it. */
 #include "metrics.h"
 
 uint64_t metrics_counter[METRIC_COUNT];

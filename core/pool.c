@@ -1,3 +1,5 @@
+/* pool.c: owns kept connections and queues. A slot that comes free is handed on once the turn of
+ * the loop is over, so that no caller is re-entered. */
 #include "pool.h"
 
 #include "log.h"
@@ -63,6 +65,12 @@ static void conn_event(struct stream *s, enum stream_event e)
     c->event(c, e);
 }
 
+/* A whole head must fit. */
+static uint32_t unread_cap(void)
+{
+    return cfg->max_head > STREAM_BLOCK ? (uint32_t)cfg->max_head : STREAM_BLOCK;
+}
+
 struct conn *pool_take(struct node *n, void (*event)(struct conn *, enum stream_event), void *owner)
 {
     struct pool *p = pool_of(n);
@@ -73,6 +81,8 @@ struct conn *pool_take(struct node *n, void (*event)(struct conn *, enum stream_
     c->event = event;
     c->owner = owner;
     c->requests++;
+    if (c->stream.in.cap < unread_cap())
+        c->stream.in.cap = unread_cap(); /* a reload raised it */
     metrics_inc(UPSTREAM_REUSES);
     return c;
 }
@@ -82,9 +92,9 @@ struct conn *pool_connect(struct node *n, void (*event)(struct conn *, enum stre
 {
     must(n->addr_len > 0);
     struct conn *c = base_zalloc(sizeof *c);
-    size_t cap = (size_t)cfg->max_head > STREAM_BLOCK ? (size_t)cfg->max_head : STREAM_BLOCK;
     metrics_inc(UPSTREAM_CONNECTS);
-    if (!stream_connect(&c->stream, (struct sockaddr *)&n->addr, n->addr_len, cap, conn_event)) {
+    if (!stream_connect(&c->stream, (struct sockaddr *)&n->addr, n->addr_len, unread_cap(),
+                        conn_event)) {
         int err = errno;
         free(c);
         errno = err;

@@ -1,3 +1,4 @@
+/* reply.c: text only; session.c sends it. */
 #include "reply.h"
 
 #include <sys/random.h>

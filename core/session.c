@@ -1,3 +1,5 @@
+/* session.c: owns client connections and requests. Nobody else changes a session's state; a dead
+ * one is parked until the turn of the loop ends. */
 #include "session.h"
 
 #include "log.h"
@@ -525,6 +527,13 @@ void request_want_body(struct request *r)
 /* ---- the loop over what is in the buffer -------------------------------------------------------
  */
 
+/* A whole head must fit. */
+static uint32_t unread_cap(void)
+{
+    uint32_t head = (uint32_t)cfg()->max_head + 4096;
+    return head > STREAM_BLOCK ? head : STREAM_BLOCK;
+}
+
 static void session_run(struct session *s)
 {
     static struct http1_head head; /* big; only between parse and start */
@@ -544,6 +553,8 @@ static void session_run(struct session *s)
             break; /* answers first: WRITABLE comes back here */
         if (s->state == IDLE) {
             s->state = HEAD;
+            if (s->stream.in.cap < unread_cap())
+                s->stream.in.cap = unread_cap(); /* a reload raised it */
             s->head_start = now();
             s->deadline = now() + cfg()->head_timeout;
         }
@@ -638,8 +649,7 @@ static void on_deadline(struct wheel_entry *w)
 void session_start(int fd, const struct sockaddr *peer, bool local_only)
 {
     struct session *s = base_zalloc(sizeof *s);
-    size_t cap = (size_t)cfg()->max_head + 4096;
-    stream_open(&s->stream, fd, cap > STREAM_BLOCK ? cap : STREAM_BLOCK, on_event);
+    stream_open(&s->stream, fd, unread_cap(), on_event);
     if (peer->sa_family == AF_INET6)
         inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)peer)->sin6_addr, s->peer,
                   sizeof s->peer);

@@ -1,3 +1,4 @@
+/* wheel.c: a ring of slots, each a list; the sweep visits those whose tick has passed. */
 #include "wheel.h"
 
 /* Slots of TICK seconds; an entry further away than a round stays in the last slot of the round and

@@ -193,11 +193,12 @@ static void forward_chunks(struct forward *f, const char *p, size_t n)
     if (d.end != HTTP1_LAST)
         return;
     if (buf_len(&f->body) > 0) {
-        http1_put_chunk(&f->wire, buf_len(&f->body));
+        char head[HTTP1_CHUNK_HEAD];
+        buf_put(&f->wire, head, http1_chunk_head(head, buf_len(&f->body)));
         buf_put(&f->wire, buf_data(&f->body), buf_len(&f->body));
         buf_puts(&f->wire, "\r\n");
     }
-    http1_put_chunk(&f->wire, 0);
+    buf_puts(&f->wire, "0\r\n");
     if (http1_parse_trailers(p + d.consumed, n - d.consumed, 4096, &trailers, &consumed, &rule) !=
         HTTP1_OK)
         return;
