@@ -23,7 +23,8 @@
     X(replica_url, REPLICA_URL, TEXT, "", 0, 0, true, "the instance named replica, priority 80")   \
     X(chroma_instances, CHROMA_INSTANCES, TEXT, "", 0, 0, true,                                    \
       "name=url[,priority=N][,weight=N][,maxconn=N][,role=primary|replica];... (any number)")      \
-    X(policy_dir, POLICY_DIR, TEXT, "policies", 0, 0, false, "folder of the Lua policies")         \
+    X(policy_dir, POLICY_DIR, TEXT, "policies", 0, 0, false,                                       \
+      "folder of the Lua policies; where ./policies is missing, the installed ones")               \
     X(strategy, LOAD_BALANCE_STRATEGY, TEXT, "write_primary", 0, 0, true,                          \
       "strategy in policies/route.lua")                                                            \
     X(unreplicated_reads, UNREPLICATED_READS, TEXT, "primary", 0, 0, true,                         \

@@ -635,6 +635,13 @@ size_t http1_chunk_head(char out[HTTP1_CHUNK_HEAD], uint64_t length)
 }
 
 /* RFC 9110 15, with 428, 429 and 431 of RFC 6585. */
+const char *http1_method_name(enum http1_method m)
+{
+    static const char *const names[] = {"GET",   "HEAD",   "POST",    "PUT",
+                                        "PATCH", "DELETE", "OPTIONS", "OTHER"};
+    return names[m];
+}
+
 const char *http1_reason(int status)
 {
     static const char *const known[][32] = {

@@ -137,6 +137,8 @@ void http1_put_framing(struct buf *out, enum http1_framing framing, uint64_t len
 /* Writes one chunk header ("1a2b\r\n") and returns its length; the data and "\r\n" follow it. */
 enum { HTTP1_CHUNK_HEAD = 18 };
 size_t http1_chunk_head(char out[HTTP1_CHUNK_HEAD], uint64_t length);
+/* "GET" and so on; "OTHER" for HTTP1_METHOD_OTHER. */
+const char *http1_method_name(enum http1_method m);
 /* The standard reason phrase, or "" when the status has none (RFC 9110 15). */
 const char *http1_reason(int status);
 /* The first field with this id, or NULL. */

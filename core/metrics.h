@@ -15,7 +15,8 @@
     X(REQUESTS, "requests_total", "Requests whose head was read.")                                 \
     X(PROXIED, "proxied_requests_total", "Requests handed to the route policy.")                   \
     X(RETRIES, "retries_total", "Second and later tries on another instance.")                     \
-    X(RETRIES_DENIED, "retries_denied_total", "Retries not made, or put off, because the budget was used up.")  \
+    X(RETRIES_DENIED, "retries_denied_total",                                                      \
+      "Retries not made, or put off, because the budget was used up.")                             \
     X(STALE_RETRIES, "stale_connection_retries_total",                                             \
       "Requests sent again on a fresh connection because a kept one had died.")                    \
     X(BYTES_FROM_CLIENTS, "client_received_bytes_total", "Bytes of request bodies.")               \

@@ -361,13 +361,6 @@ void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
 /* ---- reading: heads ----------------------------------------------------------------------------
  */
 
-static const char *method_name(enum http1_method m)
-{
-    static const char *const names[] = {"GET",   "HEAD",   "POST",    "PUT",
-                                        "PATCH", "DELETE", "OPTIONS", "OTHER"};
-    return names[m];
-}
-
 static void nothing(struct request *r)
 {
     (void)r;
@@ -436,7 +429,7 @@ static void begin(struct session *s, struct http1_head *h, size_t consumed)
     r->target = (struct str){at, h->target.n};
     r->path = (struct str){at, h->path.n};
     r->method = h->method;
-    r->method_text = method_name(h->method);
+    r->method_text = http1_method_name(h->method);
     r->minor = h->minor;
     r->keep_alive = h->keep_alive;
     r->expect_continue = h->expect_continue;
