@@ -33,8 +33,7 @@ void admin_reload_error(const char *text)
     reload_error = *text ? base_strdup(text) : NULL;
 }
 
-/* ---- the snapshot ------------------------------------------------------------------------------
- */
+/* ---- the snapshot ---- */
 
 static void set_number(lua_State *L, const char *key, double v)
 {
@@ -208,8 +207,7 @@ static void answer_document(struct request *r, const char *function, int status)
     lua_pop(L, 1);
 }
 
-/* ---- metrics -----------------------------------------------------------------------------------
- */
+/* ---- metrics ---- */
 
 typedef double node_figure(const struct node *n);
 static double f_up(const struct node *n)
@@ -373,8 +371,7 @@ static void answer_metrics(struct request *r)
     buf_fini(&out);
 }
 
-/* ---- the handler -------------------------------------------------------------------------------
- */
+/* ---- the handler ---- */
 
 static bool any_up(void)
 {

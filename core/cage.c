@@ -46,7 +46,8 @@ static int capped_rep(lua_State *L)
 
 /* The most steps a pattern can take on n bytes: each `?` doubles the ways to match, k open-ended
  * repetitions divide n bytes among them in (n+k over k) ways, and without an anchor the start is
- * one more choice. */
+ * one more choice. A step may compare a long run of letters or look through a long set: sixteen of
+ * those count as one more. */
 static double pattern_cost(const char *p, size_t m, size_t n)
 {
     double cost = 1;
@@ -66,15 +67,11 @@ static double pattern_cost(const char *p, size_t m, size_t n)
     }
     for (unsigned k = 1; k <= open && cost < 1e15; k++)
         cost *= (double)(n + k) / k;
-    return cost;
+    return cost * (1 + (double)m / 16);
 }
 
-static int capped_pattern(lua_State *L)
+static int within(lua_State *L, const char *p, size_t m, size_t n, double cost)
 {
-    size_t n, m;
-    luaL_checklstring(L, 1, &n);
-    const char *p = luaL_checklstring(L, 2, &m);
-    double cost = pattern_cost(p, m, n);
     if (n > TEXT_MAX || m > TEXT_MAX || cost > PATTERN_COST)
         return luaL_error(L, "pattern '%s' could take too long on a text of %d bytes",
                           m < 80 ? p : "...", (int)n);
@@ -84,15 +81,22 @@ static int capped_pattern(lua_State *L)
     return results;
 }
 
+static int capped_pattern(lua_State *L)
+{
+    size_t n, m;
+    luaL_checklstring(L, 1, &n);
+    const char *p = luaL_checklstring(L, 2, &m);
+    return within(L, p, m, n, pattern_cost(p, m, n));
+}
+
 static int capped_find(lua_State *L)
 {
     if (!lua_toboolean(L, 4))
         return capped_pattern(L);
-    size_t n;
+    size_t n, m;
     luaL_checklstring(L, 1, &n);
-    if (n > TEXT_MAX)
-        return luaL_error(L, "string.find may search at most %d bytes here", TEXT_MAX);
-    return pass_on(L);
+    const char *p = luaL_checklstring(L, 2, &m);
+    return within(L, p, m, n, (double)n * (1 + (double)m / 16));
 }
 
 /* The original moves elements one by one, from the end to any position it is given. */
@@ -148,8 +152,7 @@ void cage_freeze(lua_State *L)
     lua_remove(L, -2);
 }
 
-/* ---- functions that are ours ------------------------------------------------------------------
- */
+/* ---- functions that are ours ---- */
 
 static int env_next(lua_State *L)
 {

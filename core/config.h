@@ -76,7 +76,7 @@
     X(retry_budget, RETRY_BUDGET, INT, "20", 0, 100, true,                                         \
       "retries after a time-out or an error answer at once, in percent of the requests under way " \
       "(never fewer than 3)")                                                                      \
-    X(retry_buffer, RETRY_BUFFER_BYTES, BYTES, "256k", 0, 67108864, true,                          \
+    X(retry_buffer, RETRY_BUFFER_BYTES, BYTES, "2m", 0, 67108864, true,                            \
       "size up to which a read's body is kept so that it can be tried again")                      \
     X(drain_timeout, DRAIN_TIMEOUT, SECONDS, "30", 0, 3600, true,                                  \
       "time that requests get to finish after TERM")                                               \

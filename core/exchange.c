@@ -34,8 +34,7 @@ static struct buf *upstream_in(struct exchange *x)
     return &x->conn->stream.in;
 }
 
-/* ---- endings -----------------------------------------------------------------------------------
- */
+/* ---- endings ---- */
 
 void exchange_cancel(struct exchange *x)
 {
@@ -62,8 +61,7 @@ static void complete(struct exchange *x)
     x->ended(x, x->early ? END_EARLY : END_DONE);
 }
 
-/* ---- the request's way up ----------------------------------------------------------------------
- */
+/* ---- the request's way up ---- */
 
 /* Bytes of r->body that this try has not sent yet. */
 static struct str unsent_body(const struct exchange *x)
@@ -207,8 +205,7 @@ void exchange_more(struct exchange *x)
         upload(x);
 }
 
-/* ---- the answer's way down ---------------------------------------------------------------------
- */
+/* ---- the answer's way down ---- */
 
 static void client_gone(struct exchange *x)
 {
@@ -493,8 +490,7 @@ void exchange_drained(struct exchange *x)
     }
 }
 
-/* ---- events ------------------------------------------------------------------------------------
- */
+/* ---- events ---- */
 
 static void on_conn(struct conn *c, enum stream_event e)
 {

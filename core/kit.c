@@ -148,8 +148,7 @@ static void read_request(lua_State *L, struct handle *h, int t, struct route *ro
     r->tried = read_tried(L, h, t);
 }
 
-/* ---- calls ------------------------------------------------------------------------------------
- */
+/* ---- calls ---- */
 
 static int push_fault(lua_State *L, const struct policy_fault *fault)
 {
@@ -241,8 +240,7 @@ static int handle_judge(lua_State *L)
     return 3;
 }
 
-/* ---- opening a file ---------------------------------------------------------------------------
- */
+/* ---- opening a file ---- */
 
 /* Settings as --set would give them; any instance will do. */
 static void read_settings(lua_State *L, int table, struct config_raws *raws)

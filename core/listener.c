@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 /* RESERVE: descriptors that clients may not take, so that instances can still be reached. */
-enum { LISTENERS = 2, BATCH = 64, BACKLOG = 4096, RESERVE = 64 };
+enum { LISTENERS = 2, BATCH = 64, BACKLOG = 4096, RESERVE = 64, LOCAL_MAX = 16 };
 
 static int client_descriptors; /* clients get those below this number */
 
@@ -45,6 +45,13 @@ static void refuse(int fd)
     close(fd);
 }
 
+/* The operator's port has places of its own: it is wanted most when the clients' are taken. */
+static bool clients_full(int fd)
+{
+    return session_shared.count >= (unsigned)session_shared.cfg->max_clients ||
+           fd >= client_descriptors;
+}
+
 static void accept_some(struct listener *l, unsigned most)
 {
     struct ev_loop *loop = stream_loop();
@@ -64,8 +71,7 @@ static void accept_some(struct listener *l, unsigned most)
             return;
         }
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-        if (session_shared.count >= (unsigned)session_shared.cfg->max_clients ||
-            fd >= client_descriptors)
+        if (l->local_only ? session_shared.local_count >= LOCAL_MAX : clients_full(fd))
             refuse(fd);
         else
             session_start(fd, (struct sockaddr *)&peer, l->local_only);

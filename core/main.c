@@ -54,8 +54,7 @@ static ev_timer drain_poll;
 static double drain_until;
 static int stopped_by;
 
-/* ---- command line ------------------------------------------------------------------------------
- */
+/* ---- command line ---- */
 
 static int usage(const char *what, const char *arg)
 {
@@ -98,8 +97,7 @@ static void print_mistakes(struct buf *errors)
     fprintf(stderr, "%.*s", (int)buf_len(errors), buf_data(errors));
 }
 
-/* ---- reload ------------------------------------------------------------------------------------
- */
+/* ---- reload ---- */
 
 static void apply_log(const struct config *c)
 {
@@ -193,14 +191,13 @@ static void reload(void)
     buf_fini(&names);
 }
 
-/* ---- signals -----------------------------------------------------------------------------------
- */
+/* ---- signals ---- */
 
 static void on_drain_poll(struct ev_loop *l, ev_timer *w, int revents)
 {
     (void)w;
     (void)revents;
-    if (session_shared.count == 0)
+    if (session_shared.count + session_shared.local_count == 0)
         ev_break(l, EVBREAK_ALL);
     else if (ev_now(l) >= drain_until) {
         log_warn("drain_timeout", "connections=%u", session_shared.count);
@@ -254,8 +251,7 @@ static void watch_signals(void)
     ev_signal_start(loop, &usr1);
 }
 
-/* ---- run ---------------------------------------------------------------------------------------
- */
+/* ---- run ---- */
 
 /* As many descriptors as we may have; a limit too low for the settings is said at the start. */
 static void raise_descriptor_limit(void)
@@ -392,8 +388,7 @@ static int run(int argc, char **argv)
     return ok ? 0 : 1;
 }
 
-/* ---- the other commands ------------------------------------------------------------------------
- */
+/* ---- the other commands ---- */
 
 /* Why this path can't be opened for appending, or NULL; nothing is opened and nothing made. */
 static const char *not_appendable(const char *path)

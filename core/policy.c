@@ -38,8 +38,7 @@ static double unix_time(void)
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-/* ---- failures ----------------------------------------------------------------------------------
- */
+/* ---- failures ---- */
 
 static void note_failure(enum policy_id id, const struct policy_fault *fault, double now)
 {
@@ -58,8 +57,7 @@ static void note_failure(enum policy_id id, const struct policy_fault *fault, do
     }
 }
 
-/* ---- route -------------------------------------------------------------------------------------
- */
+/* ---- route ---- */
 
 /* Least in flight, those not tried before first; the first of equals, which is the one of higher
  * priority. */
@@ -100,8 +98,7 @@ void policy_route(const struct policy_request *r, struct node *const *candidates
     route_fallback(r, candidates, count, out);
 }
 
-/* ---- judge -------------------------------------------------------------------------------------
- */
+/* ---- judge ---- */
 
 static bool judge_fallback(const struct node *n, const struct collection_state *c, char *reason)
 {
@@ -136,8 +133,7 @@ bool policy_judge_up(const struct node *n, const struct collection_state *c, dou
     return judge_fallback(n, c, reason);
 }
 
-/* ---- samples: a policy is tried before it serves ------------------------------------------------
- */
+/* ---- samples: a policy is tried before it serves ---- */
 
 enum { SAMPLE_NODES = 3 };
 
@@ -303,8 +299,7 @@ static bool try_histories(struct samples *s)
     return true;
 }
 
-/* ---- loading ----------------------------------------------------------------------------------
- */
+/* ---- loading ---- */
 
 static bool try_samples(struct verdict_vm *vm, const struct config *c, struct buf *errors)
 {
@@ -412,8 +407,7 @@ void policy_unload(void)
     live = NULL;
 }
 
-/* ---- what others read --------------------------------------------------------------------------
- */
+/* ---- what others read ---- */
 
 unsigned policy_generation(void)
 {

@@ -62,8 +62,7 @@ void proxy_stop(void)
     free_count = 0;
 }
 
-/* ---- life of a proxied request -----------------------------------------------------------------
- */
+/* ---- life of a proxied request ---- */
 
 static struct proxied *proxied_new(struct request *r)
 {
@@ -109,8 +108,7 @@ static struct request *proxied_free(struct proxied *p)
     return r;
 }
 
-/* ---- deadlines ---------------------------------------------------------------------------------
- */
+/* ---- deadlines ---- */
 
 static void arm(struct proxied *p)
 {
@@ -122,8 +120,7 @@ static void arm(struct proxied *p)
     request_arm(p->r, at);
 }
 
-/* ---- whom to ask -------------------------------------------------------------------------------
- */
+/* ---- whom to ask ---- */
 
 /* Without the journal nobody feeds the replicas: what depends on data is the primary's
  * (CONTRACTS.md: "Without the journal"), unless the operator vouches for the others. */
@@ -196,8 +193,7 @@ static bool take_retry(struct proxied *p, bool sent, enum end_reason why)
     return true;
 }
 
-/* ---- endings -----------------------------------------------------------------------------------
- */
+/* ---- endings ---- */
 
 /* "primary is down (connection refused), replica is drained": why nobody can serve. */
 static void tell_states(const struct proxied *p, char *out, size_t size)
@@ -243,8 +239,7 @@ static void nobody(struct proxied *p)
     give_up(p, END_NO_INSTANCE, text);
 }
 
-/* ---- tries -------------------------------------------------------------------------------------
- */
+/* ---- tries ---- */
 
 static void begin_try(struct proxied *p)
 {
@@ -339,8 +334,7 @@ static void choose(struct proxied *p)
     }
 }
 
-/* ---- what tries tell ---------------------------------------------------------------------------
- */
+/* ---- what tries tell ---- */
 
 static void note_failure(struct proxied *p, enum end_reason why)
 {
@@ -447,8 +441,7 @@ static void on_ended(struct exchange *x, enum end_reason why)
     give_up(p, why, text);
 }
 
-/* ---- the handler -------------------------------------------------------------------------------
- */
+/* ---- the handler ---- */
 
 static void put_target(struct request *r)
 {

@@ -12,7 +12,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { LINGER_SECONDS = 2, BODY_PIECE = 65536, FREE_MAX = 512, FREE_TEXT_MAX = 4096 };
+enum {
+    LINGER_SECONDS = 2,
+    BODY_PIECE = 65536,
+    UPLOAD_MAX = 262144,
+    FREE_MAX = 512,
+    FREE_TEXT_MAX = 4096
+};
 
 enum session_state {
     IDLE,   /* between requests: not a byte of the next one */
@@ -53,8 +59,7 @@ static double now(void)
     return ev_now(stream_loop());
 }
 
-/* ---- requests: taken and given back ------------------------------------------------------------
- */
+/* ---- requests: taken and given back ---- */
 
 static struct request *request_new(struct session *s)
 {
@@ -101,8 +106,7 @@ void request_room(struct request *r, size_t n)
     must(buf_reserve(&r->text, n) != NULL);
 }
 
-/* ---- deadlines: one wheel entry a session, at the nearest of what is waited for ----------------
- */
+/* ---- deadlines: one wheel entry a session, at the nearest of what is waited for ---- */
 
 static double nearest(double a, double b)
 {
@@ -128,8 +132,7 @@ void request_arm(struct request *r, double deadline)
     rearm(r->s);
 }
 
-/* ---- the end of a session ----------------------------------------------------------------------
- */
+/* ---- the end of a session ---- */
 
 static void session_free(struct session *s)
 {
@@ -138,7 +141,7 @@ static void session_free(struct session *s)
     stream_close(&s->stream);
     s->prev->next = s->next;
     s->next->prev = s->prev;
-    session_shared.count--;
+    *(s->local_only ? &session_shared.local_count : &session_shared.count) -= 1;
     gauge_add(CLIENTS, -1);
     s->state = DEAD;
     s->prev = NULL;
@@ -250,8 +253,7 @@ static void drop_request(struct session *s, enum end_reason why)
     request_break(r, why);
 }
 
-/* ---- answers -----------------------------------------------------------------------------------
- */
+/* ---- answers ---- */
 
 bool request_keeps(struct request *r)
 {
@@ -358,8 +360,7 @@ void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
     buf_fini(&body);
 }
 
-/* ---- reading: heads ----------------------------------------------------------------------------
- */
+/* ---- reading: heads ---- */
 
 static void nothing(struct request *r)
 {
@@ -434,9 +435,10 @@ static void begin(struct session *s, struct http1_head *h, size_t consumed)
     r->keep_alive = h->keep_alive;
     r->expect_continue = h->expect_continue;
     r->te_trailers = h->te_trailers;
-    body_init(&r->body, h->framing, h->length, (size_t)cfg()->retry_buffer + BODY_PIECE);
     reply_take_id(h, r->id);
     route_match(r->method, r->path, &r->route);
+    size_t keep = r->route.reads ? (size_t)cfg()->retry_buffer + BODY_PIECE : UPLOAD_MAX;
+    body_init(&r->body, h->framing, h->length, keep);
     buf_consume(&s->stream.in, consumed); /* moves nothing: the slices of *h stay good */
     rearm(s);
     if (!r->body.done) {
@@ -448,8 +450,7 @@ static void begin(struct session *s, struct http1_head *h, size_t consumed)
     dispatch(s, r, h);
 }
 
-/* ---- reading: bodies ---------------------------------------------------------------------------
- */
+/* ---- reading: bodies ---- */
 
 /* The body breaks a rule: the handler lets go, and the client is told if that is still possible. */
 static void bad_body(struct session *s, enum end_reason why, const char *rule)
@@ -517,8 +518,7 @@ void request_want_body(struct request *r)
     feed(s);
 }
 
-/* ---- the loop over what is in the buffer -------------------------------------------------------
- */
+/* ---- the loop over what is in the buffer ---- */
 
 /* A whole head must fit. */
 static uint32_t unread_cap(void)
@@ -571,8 +571,7 @@ static void session_run(struct session *s)
         stream_read_on(&s->stream);
 }
 
-/* ---- events ------------------------------------------------------------------------------------
- */
+/* ---- events ---- */
 
 static void on_event(struct stream *st, enum stream_event e)
 {
@@ -655,7 +654,7 @@ void session_start(int fd, const struct sockaddr *peer, bool local_only)
     all.next = s;
     if (!reaper.cb)
         ev_prepare_init(&reaper, reap);
-    session_shared.count++;
+    *(local_only ? &session_shared.local_count : &session_shared.count) += 1;
     metrics_inc(CONNECTIONS);
     gauge_add(CLIENTS, 1);
     wheel_init(&s->timer, on_deadline);

@@ -63,8 +63,9 @@ struct request {
 struct session_shared {
     const struct config *cfg;
     const struct handler *proxy, *local;
-    bool stopping; /* draining: every answer closes its connection */
-    unsigned count;
+    bool stopping;        /* draining: every answer closes its connection */
+    unsigned count;       /* clients' connections */
+    unsigned local_count; /* connections to the admin port */
 };
 extern struct session_shared session_shared;
 

@@ -160,8 +160,7 @@ static void put_setting(void *arg, const char *name, enum config_kind kind, cons
     lua_setfield(L, -2, name);
 }
 
-/* ---- the tables are made once -----------------------------------------------------------------
- */
+/* ---- the tables are made once ---- */
 
 static void push_lb_function(lua_State *L, struct verdict_vm *vm, lua_CFunction fn)
 {
@@ -230,8 +229,7 @@ void verdict_forget(struct verdict_vm *vm)
     ask_forget(&vm->ask);
 }
 
-/* ---- route ------------------------------------------------------------------------------------
- */
+/* ---- route ---- */
 
 static void wrong(struct verdict_vm *vm, enum policy_failure kind, const char *fmt, ...)
     PRINTF(3, 4);
@@ -400,8 +398,7 @@ bool verdict_route(struct verdict_vm *vm, const struct policy_request *r,
     return call(vm, POLICY_ROUTE, now, fault);
 }
 
-/* ---- judge ------------------------------------------------------------------------------------
- */
+/* ---- judge ---- */
 
 static void field_text(lua_State *L, int table, const char *name, const char *text)
 {
@@ -471,8 +468,7 @@ bool verdict_judge(struct verdict_vm *vm, const struct node *n, const struct col
     return call(vm, POLICY_FAILOVER, now, fault);
 }
 
-/* ---- life -------------------------------------------------------------------------------------
- */
+/* ---- life ---- */
 
 static void mistake(struct buf *errors, const char *fmt, ...) PRINTF(2, 3);
 static void mistake(struct buf *errors, const char *fmt, ...)

@@ -31,8 +31,7 @@ static long metric(struct chromux *x, const char *name)
     return at ? atol(at + strlen(name) + 2) : -1;
 }
 
-/* ---- maxconn and its queue ---------------------------------------------------------------------
- */
+/* ---- maxconn and its queue ---- */
 
 static void gated(struct conn *c)
 {
@@ -116,8 +115,7 @@ static void maxconn_is_never_passed(void **state)
     check(peer_connections(p) <= 5);
 }
 
-/* ---- the retry budget --------------------------------------------------------------------------
- */
+/* ---- the retry budget ---- */
 
 static void answer_500_on_release(struct conn *c)
 {
@@ -204,8 +202,7 @@ static void reads_on_a_hung_server_move_on_in_turn(void **state)
     check_int(peer_requests(q), CLIENTS);
 }
 
-/* ---- ten thousand idle clients -----------------------------------------------------------------
- */
+/* ---- ten thousand idle clients ---- */
 
 /* In a process of its own: opens n connections, says so on `ready`, keeps them until killed. */
 static pid_t crowd(int port, int n, int *ready)
@@ -279,8 +276,7 @@ static void ten_thousand_idle_clients_do_not_matter(void **state)
     check_soon(metric(x, "chromux_client_connections") <= 2, 10);
 }
 
-/* ---- no descriptors left -----------------------------------------------------------------------
- */
+/* ---- no descriptors left ---- */
 
 static double cpu_seconds(pid_t pid)
 {

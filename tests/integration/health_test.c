@@ -124,8 +124,7 @@ static void hung_server_is_down_and_comes_back(void **state)
     check_within(x, "replica", "up", now_seconds(), 3);
 }
 
-/* ---- busy is not down --------------------------------------------------------------------------
- */
+/* ---- busy is not down ---- */
 
 struct big_add {
     int port;
@@ -243,8 +242,7 @@ static void broken_collection_is_taken_out_alone(void **state)
     check_lacks(instance(x, "primary"), collection);
 }
 
-/* ---- pages -------------------------------------------------------------------------------------
- */
+/* ---- pages ---- */
 
 static void check_pages(struct chromux *x, unsigned healthy)
 {

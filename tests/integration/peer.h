@@ -50,8 +50,7 @@ void peer_release(struct peer *p);
 /* Free for tests: a script counts with conn_mark(), the test reads. */
 unsigned peer_marks(struct peer *p);
 
-/* ---- for scripts; each returns false when the connection or the peer is at its end ------------
- */
+/* ---- for scripts; each returns false when the connection or the peer is at its end ---- */
 /* Reads a head (and with conn_request the body). NULL: the other side closed first. */
 struct request *conn_head(struct conn *c);
 struct request *conn_request(struct conn *c);

@@ -30,8 +30,7 @@ static void check_502(struct answer *a, const char *what)
     check_str(head_field(a->head, "X-Chromux-Instance"), "-");
 }
 
-/* ---- broken off before an answer: reads go elsewhere, writes are told ---------------------------
- */
+/* ---- broken off before an answer: reads go elsewhere, writes are told ---- */
 
 static void reset_at_once(struct conn *c)
 {
@@ -181,8 +180,7 @@ static void reads_move_on_writes_do_not(void **state)
     check(count_lines(chromux_access(x), " attempts=2 ") >= COUNT_OF(failures));
 }
 
-/* ---- broken off within the body ---------------------------------------------------------------
- */
+/* ---- broken off within the body ---- */
 
 static void half_a_length_body(struct conn *c)
 {
@@ -248,8 +246,7 @@ static void cut_answers_never_look_whole(void **state)
         check(strcmp(kv(chromux_access_line(x, "/count", i), "end"), "done") != 0);
 }
 
-/* ---- time -------------------------------------------------------------------------------------
- */
+/* ---- time ---- */
 
 static void never(struct conn *c)
 {
@@ -379,8 +376,7 @@ static void endless_interim_answers_use_bounded_memory(void **state)
     check_soon(count_lines(chromux_access(x), "/add") == 1, 5);
 }
 
-/* ---- kept connections -------------------------------------------------------------------------
- */
+/* ---- kept connections ---- */
 
 /* The first connection is good for one request; the next request on it is met with a reset. */
 static void go_stale(struct conn *c)
@@ -490,8 +486,7 @@ static void early_200_keeps_everything_in_step(void **state)
     check_lacks(chromux_access(x), "path=/api/v2/version");
 }
 
-/* ---- away -------------------------------------------------------------------------------------
- */
+/* ---- away ---- */
 
 static void refused_connections_are_not_seen_by_reads(void **state)
 {

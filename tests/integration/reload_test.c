@@ -39,8 +39,7 @@ static const char *status_part(struct chromux *x, const char *name)
     return strstr(a->body, name);
 }
 
-/* ---- policies ----------------------------------------------------------------------------------
- */
+/* ---- policies ---- */
 
 static void good_edit_takes_effect(void **state)
 {
@@ -144,8 +143,7 @@ static void policy_that_fails_at_run_time_costs_nothing(void **state)
     check_has(status_part(x, "\"tripped\""), "\"tripped\":true");
 }
 
-/* ---- configuration file ------------------------------------------------------------------------
- */
+/* ---- configuration file ---- */
 
 static char *instance_list(struct peer *const *peers, unsigned n)
 {
@@ -256,8 +254,7 @@ static void bad_configuration_leaves_the_old_one_serving(void **state)
     check(status_part(x, "chromux.lua") != NULL);
 }
 
-/* ---- HUP at each stage -------------------------------------------------------------------------
- */
+/* ---- HUP at each stage ---- */
 
 static void in_stages(struct conn *c)
 {
@@ -337,8 +334,7 @@ static void thousand_hups_under_load_lose_nothing(void **state)
     check_int(load_good(l), count_lines(chromux_access(x), "path=" HEARTBEAT));
 }
 
-/* ---- other signals -----------------------------------------------------------------------------
- */
+/* ---- other signals ---- */
 
 static void usr1_reopens_the_access_log(void **state)
 {

@@ -76,8 +76,7 @@ static void works(const char *body)
     stops(body, SANDBOX_OK, "");
 }
 
-/* ---- instructions and time --------------------------------------------------------------------
- */
+/* ---- instructions and time ---- */
 
 static void an_endless_loop_ends(void **state)
 {
@@ -161,8 +160,7 @@ static void wall_time_is_bounded(void **state)
     assert_true(to.tv_sec - from.tv_sec < 5);
 }
 
-/* ---- the library -------------------------------------------------------------------------------
- */
+/* ---- the library ---- */
 
 static void slow_library_calls_are_refused(void **state)
 {
@@ -183,7 +181,11 @@ static void slow_library_calls_are_refused(void **state)
     stops("table.insert({}, -2e9, 1)", SANDBOX_ERROR, "out of bounds");
     stops("table.insert({}, 2e9, 1)", SANDBOX_ERROR, "out of bounds");
     stops("local s = ('x'):rep(65536) s = s .. s local p = s:find('y', 1, true)", SANDBOX_ERROR,
-          "string.find may search at most");
+          "could take too long");
+    stops("local s = ('a'):rep(65000):find(('a'):rep(32000) .. 'b', 1, true)", SANDBOX_ERROR,
+          "could take too long");
+    stops("local s = ('x'):rep(60000):find('[' .. ('a'):rep(60000) .. ']')", SANDBOX_ERROR,
+          "could take too long");
     stops("local n = select('#', unpack({}, 1, 1e7))", SANDBOX_ERROR, "too many");
 }
 
@@ -215,8 +217,7 @@ static void useful_library_calls_are_not(void **state)
           "assert(t.x == 'x' and rawget(t, 'x') == nil and rawset(t, 'x', 1).x == 1)");
 }
 
-/* ---- memory ------------------------------------------------------------------------------------
- */
+/* ---- memory ---- */
 
 static void memory_is_capped(void **state)
 {
@@ -268,8 +269,7 @@ static void deep_recursion_is_an_error(void **state)
     stops_within(&small, "local function f() xpcall(f, f) end f()", SANDBOX_BUDGET, "used more");
 }
 
-/* ---- the environment ----------------------------------------------------------------------------
- */
+/* ---- the environment ---- */
 
 static void only_the_white_list_is_there(void **state)
 {

@@ -134,8 +134,7 @@ static uint64_t failures(enum policy_failure f)
     return policy_stats(POLICY_ROUTE)->failures[f];
 }
 
-/* ---- the set-up -------------------------------------------------------------------------------
- */
+/* ---- the set-up ---- */
 
 static int set_up(void **state)
 {
@@ -165,8 +164,7 @@ static int tear_down(void **state)
     return rmdir(dir);
 }
 
-/* ---- limits -----------------------------------------------------------------------------------
- */
+/* ---- limits ---- */
 
 static void falls_back(const char *body, enum policy_failure kind, const char *error)
 {
@@ -230,8 +228,7 @@ static void a_leak_ends_in_the_fallback(void **state)
     assert_true(failures(POLICY_FAIL_MEMORY) > 0);
 }
 
-/* ---- what is shared ---------------------------------------------------------------------------
- */
+/* ---- what is shared ---- */
 
 static void shared_things_cannot_be_changed(void **state)
 {
@@ -280,8 +277,7 @@ static void a_changed_list_does_not_outlive_the_call(void **state)
     }
 }
 
-/* ---- what a policy sees -------------------------------------------------------------------------
- */
+/* ---- what a policy sees ---- */
 
 static void fields_follow_what_they_tell(void **state)
 {
@@ -398,8 +394,7 @@ static void swrr_takes_weights_of_the_policys_own(void **state)
     falls_back("return lb.swrr({1, nil, 3}).name", POLICY_FAIL_ERROR, "element 1");
 }
 
-/* ---- answers -----------------------------------------------------------------------------------
- */
+/* ---- answers ---- */
 
 static void wrong_answers_fall_back(void **state)
 {
@@ -478,8 +473,7 @@ static void the_fallback_avoids_nodes_tried(void **state)
     assert_ptr_equal(ask(&r, 1).node, &a);
 }
 
-/* ---- tripping ----------------------------------------------------------------------------------
- */
+/* ---- tripping ---- */
 
 static void failing_often_trips_until_the_next_load(void **state)
 {
@@ -514,8 +508,7 @@ static void failing_seldom_does_not_trip(void **state)
     assert_false(policy_stats(POLICY_ROUTE)->tripped);
 }
 
-/* ---- loading -----------------------------------------------------------------------------------
- */
+/* ---- loading ---- */
 
 static void refused(const char *route_text, const char *error)
 {
@@ -611,8 +604,7 @@ static void settings_are_typed(void **state)
                "return nodes[1].name");
 }
 
-/* ---- judge -------------------------------------------------------------------------------------
- */
+/* ---- judge ---- */
 
 static void judge_is_told_and_believed(void **state)
 {

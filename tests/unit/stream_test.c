@@ -115,8 +115,7 @@ static int stop(void **state)
     return left;
 }
 
-/* ---- sending ----------------------------------------------------------------------------------
- */
+/* ---- sending ---- */
 
 static void what_the_socket_does_not_take_is_kept_and_sent(void **state)
 {
@@ -240,8 +239,7 @@ static void a_peer_that_goes_while_bytes_are_kept_is_an_error(void **state)
     free(all);
 }
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading ---- */
 
 static void nothing_is_read_unasked(void **state)
 {
@@ -382,8 +380,7 @@ static void a_paused_stream_does_not_miss_its_end(void **state)
     stream_close(&o.s);
 }
 
-/* ---- the shared block -------------------------------------------------------------------------
- */
+/* ---- the shared block ---- */
 
 static void an_idle_stream_holds_no_memory(void **state)
 {
@@ -447,8 +444,7 @@ static void a_stream_closed_while_it_has_the_block_gives_it_back(void **state)
     close(to_next);
 }
 
-/* ---- closing within callbacks -----------------------------------------------------------------
- */
+/* ---- closing within callbacks ---- */
 
 static void an_owner_may_die_at_any_event(void **state)
 {
@@ -530,8 +526,7 @@ static void a_stream_closed_by_another_hears_nothing_more(void **state)
     close(to_b);
 }
 
-/* ---- connecting -------------------------------------------------------------------------------
- */
+/* ---- connecting ---- */
 
 static void connecting_ends_in_connected(void **state)
 {
