@@ -16,8 +16,8 @@ struct history {
     unsigned connect_fails; /* requests in a row that found no connection */
     unsigned timeouts;      /* requests in a row without an answer in time */
     unsigned resets;        /* requests in a row broken off or answered with garbage */
-    unsigned errors_5xx; /* requests in a row answered 5xx (501 and 503+Retry-After do not count) */
-    unsigned oks;        /* requests in a row that were answered */
+    unsigned errors_5xx;    /* requests in a row answered 5xx (501 and 503 do not count) */
+    unsigned oks;           /* requests in a row that were answered */
     double
         busy_since; /* loop time since when the heartbeat answers and the data probe does not; 0 */
     char last_error[96]; /* one line, "" when there was none */

@@ -38,7 +38,7 @@ pinned() {
 usage() { die "usage: scripts/chroma.sh start|newest PORT DIR, or fetch|fetch-newest|path|js"; }
 
 lock() {
-    mkdir -p "$CACHE" || die "cannot create $CACHE: set CHROMUX_CACHE to a folder that can be written"
+    mkdir -p "$CACHE" || die "cannot create $CACHE: set SETUP_CACHE to a folder that can be written"
     exec 9>"$CACHE/lock"
     flock -n 9 || { say "another set-up is at work; waiting for it" && flock 9; }
 }

@@ -32,7 +32,7 @@ fi
 # What the environment says of other servers and databases is not for this run. chromux refuses
 # CHROMUX_* names that it doesn't know.
 export CACHE_FOLDER=$CACHE
-unset CHROMUX_CACHE CHROMA_INSTANCES PRIMARY_URL REPLICA_URL DATABASE_URL
+unset SETUP_CACHE CHROMA_INSTANCES PRIMARY_URL REPLICA_URL DATABASE_URL
 
 mkdir -p var/log var/primary var/replica || die "cannot create var/: is the checkout yours?"
 exec 7>var/run.lock

@@ -9,11 +9,11 @@ die() {
 }
 
 # Written by test.sh and dev.sh for what they start: chromux refuses CHROMUX_* names it doesn't know.
-CACHE=${CACHE_FOLDER:-${CHROMUX_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/chromux}}
+CACHE=${CACHE_FOLDER:-${SETUP_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/chromux}}
 
 # PostgreSQL refuses to run as root, and root's home is closed to everybody else: root's private
 # copy of the server lies where its unprivileged user gets to.
-if [ "$(id -u)" = 0 ] && [ -z "${CHROMUX_CACHE:-}" ]; then
+if [ "$(id -u)" = 0 ] && [ -z "${SETUP_CACHE:-}" ]; then
     PG_HOME=/var/cache/chromux/postgresql
 else
     PG_HOME=$CACHE/postgresql

@@ -45,7 +45,7 @@ else
 fi
 reaches() { (as test -x "$1"); }
 
-reaches "$bin/postgres" || die "user $owner cannot reach $bin: put CHROMUX_CACHE where it can"
+reaches "$bin/postgres" || die "user $owner cannot reach $bin: put SETUP_CACHE where it can"
 home=$dir
 if ! reaches "$dir"; then
     home=/var/tmp/$name

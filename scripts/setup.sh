@@ -100,7 +100,7 @@ unpack_program() {
     ln -sf "$CACHE/$2/$3" "$CACHE/bin/$1"
 }
 
-mkdir -p "$CACHE" || die "cannot create $CACHE: set CHROMUX_CACHE to a folder that can be written"
+mkdir -p "$CACHE" || die "cannot create $CACHE: set SETUP_CACHE to a folder that can be written"
 exec 8>"$CACHE/setup.lock"
 flock 8
 log=$CACHE/setup.log
