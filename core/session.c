@@ -364,12 +364,9 @@ void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
 
 static void nothing(struct request *r)
 {
-    (void)r;
 }
 static void nothing_start(struct request *r, struct http1_head *h)
 {
-    (void)r;
-    (void)h;
 }
 /* For answers that the session gives itself, in the moment between their start and end. */
 static const struct handler no_handler = {nothing_start, nothing, nothing, nothing, nothing};
