@@ -88,8 +88,8 @@ void policy_route(const struct policy_request *r, struct node *const *candidates
         *out = (struct policy_verdict){.reason = "no instance can serve", .max_behind = -1};
         return;
     }
-    s->calls++;
     if (LIKELY(live && !s->tripped)) {
+        s->calls++;
         if (LIKELY(verdict_route(live, r, candidates, count, now, out, &fault)))
             return;
         note_failure(POLICY_ROUTE, &fault, now);
@@ -123,8 +123,8 @@ bool policy_judge_up(const struct node *n, const struct collection_state *c, dou
     struct policy_stats *s = &state[POLICY_FAILOVER].stats;
     struct policy_fault fault;
     bool up = false;
-    s->calls++;
     if (live && !s->tripped) {
+        s->calls++;
         if (verdict_judge(live, n, c, now, &up, reason, &fault))
             return up;
         note_failure(POLICY_FAILOVER, &fault, now);

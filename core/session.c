@@ -609,6 +609,8 @@ static void on_deadline(struct wheel_entry *w)
     if (!r) {
         if (s->state == HEAD) {
             refuse(s, END_CLIENT_SLOW_HEAD, "the request head did not arrive within HEAD_TIMEOUT");
+        } else if (s->state == IDLE && stream_unsent(&s->stream) > 0) {
+            linger(s); /* the end of an answer still waits for a slow reader */
         } else if (s->state == LINGER && stream_pending(&s->stream) < s->lingering) {
             s->lingering = stream_pending(&s->stream);
             s->deadline = t + cfg()->body_timeout; /* slow, but it reads its answer */

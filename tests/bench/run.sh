@@ -167,10 +167,12 @@ settled_kb() {
     echo "$now"
 }
 
+# Calls of route() in Lua. A tripped or failing policy would be answered for in C: then "none".
 policy_calls() {
     http_get "${port[chromux]}" /metrics |
-        awk '/^chromux_policy_calls_total{.*policy="route"/ { printf "%.0f\n", $2; found = 1 }
-             END { if (!found) print "none" }'
+        awk '/^chromux_policy_calls_total{.*policy="route"/ { calls = $2; found = 1 }
+             /^chromux_policy_fallbacks_total{.*policy="route"/ && $2 > 0 { found = 0; exit }
+             END { if (found) printf "%.0f\n", calls; else print "none" }'
 }
 
 target() { [ "$1" = 44 ] && echo /api/v2/heartbeat || echo "$count?bytes=$1"; }
