@@ -36,13 +36,15 @@ static inline bool wires_turn(struct ev_loop *loop, double seconds, const bool *
     return flag && *flag;
 }
 
-/* Turns until the condition holds; false when it takes longer than WIRES_PATIENCE. */
+/* Turns until the condition holds; false when it takes longer than WIRES_PATIENCE. It may do
+ * things: it is not asked again once it held. */
 #define wires_until(loop, condition)                                                               \
     ({                                                                                             \
         double wires_end = ev_time() + WIRES_PATIENCE;                                             \
-        while (!(condition) && ev_time() < wires_end)                                              \
+        bool wires_held;                                                                           \
+        while (!(wires_held = (condition)) && ev_time() < wires_end)                               \
             (void)wires_turn(loop, 0.002, NULL);                                                   \
-        (condition);                                                                               \
+        wires_held;                                                                                \
     })
 
 /* Some turns in which whatever is ready happens: for showing that something does not. */
