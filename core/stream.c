@@ -223,6 +223,12 @@ void stream_read_on(struct stream *s)
     arm(s);
 }
 
+void stream_read_off(struct stream *s)
+{
+    s->want_read = false;
+    arm(s);
+}
+
 bool stream_send(struct stream *s, const struct iovec *iov, int n)
 {
     size_t skip = 0;

@@ -58,6 +58,7 @@ static inline bool stream_is_open(const struct stream *s)
 /* Whether READABLE and EOF are wanted. When `in` is at its cap, reading pauses by itself until the
  * owner consumed some and calls this again. */
 void stream_read_on(struct stream *s);
+void stream_read_off(struct stream *s);
 
 /* Sends now as much as the socket takes and keeps the rest in `out` (the caller bounds it: see
  * stream_unsent). false: the peer is gone, errno in s->error; no event follows. */
