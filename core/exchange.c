@@ -425,7 +425,8 @@ static void relay(struct exchange *x)
         x->left -= (uint64_t)w;
         x->r->log.bytes_out += (uint64_t)w;
     }
-    /* More would only be copied aside: the server waits until the client has taken what there is. */
+    /* More would only be copied aside: the server waits until the client has taken what there is.
+     */
     stream_read_off(&x->conn->stream);
 }
 
