@@ -3,11 +3,23 @@
 
 #include <sys/random.h>
 
+/* Eight hexadecimal digits at once: each nibble gets a byte, and those over 9 the way to 'a'. */
+static void put_hex(char out[8], uint32_t v)
+{
+    const uint64_t ones = 0x0101010101010101u;
+    uint64_t x = v;
+    x = (x | x << 16) & 0x0000ffff0000ffffu;
+    x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+    x = (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
+    uint64_t over = (x + ones * 6) >> 4 & ones;
+    x = __builtin_bswap64(x + ones * '0' + over * ('a' - '0' - 10));
+    memcpy(out, &x, sizeof x);
+}
+
 /* 128 bits by splitmix64 from a random start: unique, not secret. */
 void reply_make_id(char out[REPLY_ID_MAX])
 {
     static uint64_t state;
-    static const char hex[] = "0123456789abcdef";
     if (!state && getrandom(&state, sizeof state, 0) != sizeof state)
         state = (uint64_t)time(NULL);
     for (int half = 0; half < 2; half++) {
@@ -15,8 +27,8 @@ void reply_make_id(char out[REPLY_ID_MAX])
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
         z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
         z ^= z >> 31;
-        for (int i = 0; i < 16; i++, z <<= 4)
-            out[16 * half + i] = hex[z >> 60];
+        put_hex(out + 16 * half, (uint32_t)(z >> 32));
+        put_hex(out + 16 * half + 8, (uint32_t)z);
     }
     out[32] = 0;
 }
