@@ -33,5 +33,9 @@ files["policies"] = {
 files["scripts"] = {
   read_globals = { "fetch", "pg", "sleep", "now", "spawn", "json", "log", "env" },
 }
+-- The same in our own modules; runtime.lua makes them.
+files["lua/lb"] = {
+  read_globals = { "fetch", "pg", "sleep", "now", "spawn", "json", "log", "env" },
+}
 files["tests/spec"] = { std = "luajit+busted" }
 files["policies/*_spec.lua"] = { std = "luajit+busted" }

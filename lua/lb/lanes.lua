@@ -1,0 +1,580 @@
+-- lanes.lua: the writes of one collection, in order, on every copy of it (PROTOCOL.md R3 to R8).
+--
+-- Each copy has a driver: it takes the entry behind the copy's position, sends it, and moves the position on. The
+-- first copy to come to an entry that has no verdict yet decides it, the preferred one if that can; the others
+-- follow. A driver runs while there is something to do and ends when it must wait for others; whoever changes
+-- what it waits for calls lane:kick().
+--
+--   entry  {n=, token=, action=, rest=, type=, body=, resolved=, verdict=, status=, answer=, tickets={...}}
+--   copy   {instance=, server=, physical=, incarnation=, p=, state=, doubt=}   doubt: the highest entry that was sent
+--          and got no definite answer; 0 when none is above p
+local Store = require("lb.store")
+local slice = require("chromux.slice")
+local json = json
+
+local Lane = {}
+Lane.__index = Lane
+
+local GROUP_ENTRIES, GROUP_RECORDS, GROUP_BYTES = 128, 2000, 4 * 1024 * 1024
+local GROUPABLE = 256 * 1024   -- bytes: a larger body goes alone
+local LOAD_ENTRIES = 128       -- read from PostgreSQL at a time
+local DELETE_IDS = 32000       -- Chroma's limit on ids is 32,760 (SQL variables)
+local DIVERGED_AFTER = 8       -- 5xx in a row on an entry that another copy took
+local FAILED_AFTER = 2         -- 5xx on every copy, alone, so often: the entry has failed
+
+-- What a driver does after a step.
+local STOP, GO, PAUSE = "stop", "go", "pause"
+
+-- context: {store=, servers=, copies=, settings=, horizon(), on_state(lane, copy), answer(entry, e), boot_head...}
+function Lane.new(context, row)
+  return setmetatable({
+    context = context, id = row.id, logical = row.logical, tenant = row.tenant, database = row.database,
+    name = row.name, head = row.head, floor = row.floor or 0, trimmed = row.trimmed or 0,
+    entries = {}, oldest = row.oldest or 1, copies = {}, order = {}, decider = nil, open = true, failures = {},
+  }, Lane)
+end
+
+-- ---- what is known ---------------------------------------------------------------------------------------
+
+function Lane:copy_add(c)
+  local copy = {
+    instance = c.instance, server = c.server, physical = c.physical, incarnation = c.incarnation or 1,
+    p = c.position or 0, state = c.state or "ready", reason = c.reason or "", doubt = c.doubt or 0,
+    tried = 0, settled = c.settled ~= false, since = now(),
+  }
+  self.copies[c.instance] = copy
+  self.order[#self.order + 1] = copy
+  self:publish(copy)
+  return copy
+end
+
+-- Tells the read side what this copy may answer.
+function Lane:publish(copy)
+  if copy.physical == "" then return end
+  local readable = copy.state == "ready" and copy.doubt == 0 and copy.server:readable()
+  self.context.copies.copy_set(self.logical, copy.instance, copy.physical, copy.p, readable)
+end
+
+function Lane:publish_floor() self.context.copies.floor(self.logical, self.floor) end
+
+local function reached(lane, copy, p)
+  copy.p = math.max(copy.p, p)
+  if copy.p >= copy.doubt then copy.doubt = 0 end
+  copy.since = now()
+  lane:publish(copy)
+end
+
+local function doubt(lane, copy, hi)
+  copy.doubt = math.max(copy.doubt, hi)
+  lane:publish(copy)
+end
+
+-- Keeps the entry in memory until all copies have it, as far as there is room.
+function Lane:remember(e)
+  self.entries[e.n] = e
+  self.context.memory.used = self.context.memory.used + #e.body
+end
+
+-- Decided entries only: the others have somebody waiting.
+function Lane:forget(upto)
+  while self.oldest <= upto do
+    local e = self.entries[self.oldest]
+    if e and not e.verdict then return end
+    if e then self.context.memory.used = self.context.memory.used - #e.body end
+    self.entries[self.oldest] = nil
+    self.oldest = self.oldest + 1
+  end
+end
+
+-- What every copy that is not to be rebuilt has behind it need not be kept. Over the memory's bound whatever is
+-- decided goes, and is read again when it is needed.
+local function tidy(lane)
+  local least = lane.head
+  for _, copy in ipairs(lane.order) do
+    if copy.state == "ready" then least = math.min(least, copy.p) end
+  end
+  if lane.context.memory.used > lane.context.memory.most then
+    least = lane.head
+  end
+  lane:forget(least)
+end
+
+-- The entry n, from memory or from PostgreSQL. nil, why
+function Lane:entry(n)
+  local e = self.entries[n]
+  if e then return e end
+  local rows, why = self.context.store:entries(self.id, n, LOAD_ENTRIES)
+  if not rows then return nil, why end
+  for _, row in ipairs(rows) do
+    if not self.entries[row.n] then
+      row.tickets = {}
+      self:remember(row)
+      self.oldest = math.min(self.oldest, row.n)
+    end
+  end
+  e = self.entries[n]
+  if not e then return nil, "entry " .. n .. " is not in the journal" end
+  return e
+end
+
+-- ---- groups (coalescing) ---------------------------------------------------------------------------------
+
+local JOINS = { add = true, upsert = true, update = true }
+
+-- What slice.records says of the body, or false when it can't share a request.
+local function records(e)
+  if e.records == nil then
+    e.records = JOINS[e.action] and #e.body <= GROUPABLE and slice.records(e.body, GROUPABLE) or false
+  end
+  return e.records
+end
+
+-- Entries from n on that may go as one request: same operation, same members, disjoint ids, same verdict.
+local function group_from(lane, copy, e)
+  local group, first = { e }, records(e)
+  if not first or (copy.alone_until or 0) >= e.n then return group end
+  local seen, count, bytes = {}, first.count, #e.body
+  for _, id in ipairs(first.ids) do seen[id] = true end
+  for n = e.n + 1, math.min(lane.head, e.n + GROUP_ENTRIES - 1) do
+    local o = lane.entries[n]
+    if not o or o.verdict ~= e.verdict or o.action ~= e.action or o.rest ~= e.rest or o.type ~= e.type then break end
+    local r = records(o)
+    if not r or r.shape ~= first.shape then break end
+    count, bytes = count + r.count, bytes + #o.body
+    if count > GROUP_RECORDS or bytes > GROUP_BYTES then break end
+    local clash
+    for _, id in ipairs(r.ids) do clash = clash or seen[id] end
+    if clash then break end
+    for _, id in ipairs(r.ids) do seen[id] = true end
+    group[#group + 1] = o
+  end
+  return group
+end
+
+-- The bodies to send, one request each.
+local function bodies_of(group)
+  local e = group[1]
+  if #group > 1 then
+    local texts = {}
+    for i, o in ipairs(group) do texts[i] = o.body end
+    return { slice.join(texts) }
+  end
+  if not e.resolved then return { e.body } end
+  local ids = json.decode(e.resolved)
+  local out = {}
+  for from = 1, #ids, DELETE_IDS do
+    local part = {}
+    for i = from, math.min(#ids, from + DELETE_IDS - 1) do part[#part + 1] = ids[i] end
+    out[#out + 1] = slice.ids_body(part)
+  end
+  return out
+end
+
+-- ---- what an answer means (R6, R7) -----------------------------------------------------------------------
+
+local REFUSALS = { [400] = true, [409] = true, [413] = true, [415] = true, [422] = true, [501] = true }
+-- Raised before anything is written to the log, whatever the status says.
+local SURE_500 = { "UNIQUE constraint", "too many SQL variables" }
+
+local function chroma_shape(answer)
+  local t = json.decode(answer.body)
+  return type(t) == "table" and type(t.error) == "string" and t
+end
+
+-- "applied" | "refused" | "lost" | "later" | "unsure"
+local function meaning(answer, physical)
+  local status = answer.status
+  if status >= 200 and status < 300 then return "applied" end
+  if status == 429 or status == 503 then return "later" end
+  local shape = chroma_shape(answer)
+  if status == 404 and shape and physical and tostring(shape.message):find(physical, 1, true) then return "lost" end
+  if REFUSALS[status] and (shape or status == 413 or status == 415) then return "refused" end
+  if status == 500 and shape then
+    for _, text in ipairs(SURE_500) do
+      if tostring(shape.message):find(text, 1, true) then return "refused" end
+    end
+  end
+  return "unsure"
+end
+Lane.meaning = meaning
+
+-- ---- one try ---------------------------------------------------------------------------------------------
+
+local function target_of(lane, copy, e)
+  return "/api/v2/tenants/" .. lane.context.encode(lane.tenant) .. "/databases/" .. lane.context.encode(lane.database)
+    .. "/collections/" .. copy.physical .. e.rest
+end
+
+-- Sends the group and says how it ended: one of meaning()'s words with the answer, or "not_sent", "over" (the server
+-- ended the connection: whatever it did is done), "unknown" (we ended it: the server may still be at it).
+-- late() is called once when the time for a try has passed; the request is then waited for nevertheless (R4).
+local function transmit(lane, copy, group, late)
+  local settings, e = lane.context.settings, group[1]
+  local kind, answer = "applied", { status = 200, type = "application/json", body = "{}" }
+  local deleted
+  for _, body in ipairs(bodies_of(group)) do
+    local call, why = copy.server:send {
+      method = "POST", target = target_of(lane, copy, e), type = e.type ~= "" and e.type or nil, body = body,
+      max = 16 * 1024 * 1024, fenced = true }
+    if not call then return "not_sent", why end
+    copy.server.writes = copy.server.writes + 1
+    lane.context.fault("send.sent")
+    local got, ending, text = call:wait(settings.TRY_TIMEOUT)
+    if not got and ending == "late" then
+      doubt(lane, copy, group[#group].n)
+      if late then late() end
+      got, ending, text = call:wait(settings.DRAIN_CAP)
+    end
+    if not got then
+      if ending == "late" then call:close() end
+      if ending == "not_sent" then return "not_sent", text end
+      doubt(lane, copy, group[#group].n)
+      return ending == "peer_closed" and "over" or "unknown", text or ending
+    end
+    kind, answer = meaning(got, copy.physical), got
+    if kind ~= "applied" then return kind, answer end
+    local n = e.resolved and tonumber(answer.body:match('^{"deleted":(%d+)}$'))
+    if n then deleted = (deleted or 0) + n end
+  end
+  if e.resolved and deleted then answer.body = '{"deleted":' .. deleted .. "}" end
+  return kind, answer
+end
+
+-- Turns a filter into ids on the copy that is to decide (R: resolved before anything is sent). true | false, how
+local function resolve(lane, copy, e)
+  local d = slice.delete(e.body)
+  if not d or not (d.where or d.where_document or d.limit) then return true end -- ids only, or for Chroma to refuse
+  local parts = { '"include":[]' }
+  if d.ids then parts[#parts + 1] = slice.ids_body(d.ids):sub(2, -2) end
+  for _, name in ipairs { "where", "where_document", "limit" } do
+    if d[name] then parts[#parts + 1] = '"' .. name .. '":' .. d[name] end
+  end
+  local target = target_of(lane, copy, { rest = "/get" })
+  local got, kind, text = copy.server:ask("POST", target, "{" .. table.concat(parts, ",") .. "}",
+    lane.context.settings.TRY_TIMEOUT)
+  lane.context.fault("resolve.read")
+  if not got then return false, kind == "not_sent" and "not_sent" or "again", text end
+  local how = meaning(got, copy.physical)
+  if how ~= "applied" then return false, how, got end
+  local ids = json.decode(got.body)
+  if not ids or type(ids.ids) ~= "table" then return false, "again" end
+  local quoted = {}
+  for i, id in ipairs(ids.ids) do quoted[i] = slice.quote(id) end
+  local text_ids = "[" .. table.concat(quoted, ",") .. "]"
+  local rows, why = lane.context.store:commit { Store.resolve_entry(lane.id, e.n, text_ids) }
+  if not rows then return false, "again", why end
+  if rows[1].affected == 0 then -- it was resolved before: what is recorded counts
+    lane:forget(e.n)
+    return false, "again"
+  end
+  lane.context.fault("resolve.recorded")
+  e.resolved = text_ids
+  return true
+end
+
+-- ---- states of copies ------------------------------------------------------------------------------------
+
+-- Durably out of use until it is made anew.
+function Lane:mark(copy, state, reason)
+  if copy.state ~= "ready" then return true end
+  copy.state, copy.reason = state, reason
+  self:publish(copy)
+  local rows, why = self.context.store:commit {
+    Store.copy_state(self.id, copy, state, reason),
+    Store.event("copy_lost", copy.instance, nil, self.logical .. ": " .. reason) }
+  log.warn("copy_lost", self.logical .. " on " .. copy.instance .. ": " .. reason)
+  if self.decider == copy then self.decider = nil end
+  self:kick()
+  return rows ~= nil, why
+end
+
+-- ---- verdicts --------------------------------------------------------------------------------------------
+
+-- Records the verdict of n..hi together with the position of the copy that gave it, then answers. false: the
+-- lease is lost.
+local function record(lane, copy, group, verdict, answer)
+  local n, hi = group[1].n, group[#group].n
+  for _, e in ipairs(group) do e.deciding = verdict end
+  lane.context.fault("decision.before_commit")
+  local rows = lane.context.store:commit {
+    Store.decide(lane.id, n, hi, verdict, answer, verdict == "failed" and copy.instance or nil),
+    Store.position(lane.id, copy, hi) }
+  if not rows then return false end
+  lane.context.fault("verdict.committed_unanswered")
+  for _, e in ipairs(group) do
+    e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
+    e.authority = verdict == "failed" and copy.instance or nil
+  end
+  if verdict == "applied" then
+    lane.floor = math.max(lane.floor, hi)
+    lane:publish_floor()
+  end
+  reached(lane, copy, hi)
+  lane.context.fault("answer.before")
+  for _, e in ipairs(group) do lane.context.answer(e, copy.instance) end
+  return true
+end
+
+local function advance(lane, copy, p)
+  local rows = lane.context.store:commit { Store.position(lane.id, copy, p) }
+  if not rows then return false end
+  reached(lane, copy, p)
+  return true
+end
+
+-- ---- the driver ------------------------------------------------------------------------------------------
+
+-- Copies that could decide n: they have all before it and can be reached. Those whose server is well come first,
+-- each kind in the servers' order.
+local function deciders(lane, n)
+  local well, doubtful = {}, {}
+  for _, server in ipairs(lane.context.servers.list) do
+    local copy = lane.copies[server.name]
+    if copy and copy.state == "ready" and copy.p == n - 1 and copy.settled and not copy.draining and server:usable()
+      and copy.tried ~= n then
+      table.insert(server.health == "up" and well or doubtful, copy)
+    end
+  end
+  return well[1] or doubtful[1]
+end
+
+-- All have tried it in vain: from the start, after a pause.
+local function try_all_again(lane, n)
+  local any = false
+  for _, copy in ipairs(lane.order) do
+    if copy.tried == n then
+      copy.tried = 0
+      any = true
+    end
+  end
+  return any
+end
+
+local function release(lane, copy, n)
+  if lane.decider ~= copy then return end
+  copy.tried = n
+  lane.decider = nil
+  lane:kick()
+end
+
+-- Has every copy that counts answered 5xx to n alone, often enough (R7)?
+local function failed_everywhere(lane, n)
+  local f = lane.failures[n] or {}
+  for _, copy in ipairs(lane.order) do
+    if copy.state == "ready" and (f[copy.instance] or 0) < FAILED_AFTER then return false end
+  end
+  return true
+end
+
+-- Another copy's verdict on this entry may be on its way to PostgreSQL.
+local function await_verdict(e)
+  while e.deciding and not e.verdict do sleep(0.002) end
+end
+
+local function decided(lane, copy, ok)
+  if lane.decider == copy then lane.decider = nil end
+  lane:kick()
+  return ok and GO or STOP
+end
+
+-- The copy has applied the group: those entries of it that have no verdict yet. nil: it should not have.
+local function took(lane, copy, group)
+  for _, e in ipairs(group) do
+    await_verdict(e)
+    if e.verdict and e.verdict ~= "applied" then
+      lane:mark(copy, "rebuild", "it applied entry " .. e.n .. ", which is " .. e.verdict)
+      return nil
+    end
+  end
+  local open = {}
+  for _, e in ipairs(group) do
+    if not e.verdict then open[#open + 1] = e end
+  end
+  return open
+end
+
+-- What the end of a request for this group means for the copy, and for entries without a verdict.
+local function digest(lane, copy, group, kind, answer)
+  local e, hi = group[1], group[#group].n
+  if kind == "not_sent" or kind == "later" then
+    release(lane, copy, e.n)
+    return PAUSE
+  elseif kind == "lost" then
+    lane:mark(copy, "rebuild", "the server does not know its collection any more")
+    return STOP
+  elseif kind == "applied" then
+    lane.context.fault("recv.2xx_before_decision")
+    local open = took(lane, copy, group)
+    if not open then return STOP end
+    if #open == 0 then return decided(lane, copy, advance(lane, copy, hi)) end
+    return decided(lane, copy, record(lane, copy, open, "applied", answer))
+  elseif kind == "refused" then
+    if #group > 1 then -- nothing of a refused group was applied: one by one
+      copy.alone_until = hi
+      return GO
+    end
+    lane.context.fault("recv.4xx_before_decision")
+    await_verdict(e)
+    if e.verdict == "applied" then
+      lane:mark(copy, "rebuild", "it refuses entry " .. e.n .. ", which another copy applied: " .. answer.status)
+      return STOP
+    end
+    if e.verdict then return decided(lane, copy, advance(lane, copy, e.n)) end
+    return decided(lane, copy, record(lane, copy, group, "rejected", answer))
+  end
+  -- "unsure", "over", "unknown"
+  doubt(lane, copy, hi)
+  if kind == "unknown" then
+    copy.settled = false
+    lane:settle(copy)
+  elseif kind == "unsure" and #group > 1 then
+    copy.alone_until = hi
+  elseif kind == "unsure" then
+    local f = lane.failures[e.n] or {}
+    lane.failures[e.n] = f
+    f[copy.instance] = (f[copy.instance] or 0) + 1
+    await_verdict(e)
+    if e.verdict == "applied" and f[copy.instance] >= DIVERGED_AFTER then
+      lane:mark(copy, "rebuild", "answers " .. answer.status .. " to entry " .. e.n .. ", which another copy applied")
+      return STOP
+    end
+    if not e.verdict and failed_everywhere(lane, e.n) then
+      lane.failures[e.n] = nil
+      return decided(lane, copy, record(lane, copy, group, "failed", answer))
+    end
+  end
+  release(lane, copy, e.n)
+  return PAUSE
+end
+
+-- Entries that were rejected are passed over, in one go. One that this copy may have been sent is sent again: its
+-- state before it is the same as the other copy's was, so it answers the same, and if it does not it is not equal.
+local function pass_over(lane, copy, e)
+  if copy.doubt >= e.n and e.verdict ~= "skipped" and e.verdict ~= "void" then
+    local kind, answer = transmit(lane, copy, { e })
+    return digest(lane, copy, { e }, kind, answer)
+  end
+  if e.verdict == "failed" and e.authority ~= copy.instance then
+    lane:mark(copy, "rebuild", "entry " .. e.n .. " failed; what it did is known only on " .. tostring(e.authority))
+    return STOP
+  end
+  local p = e.n
+  while lane.entries[p + 1] and copy.doubt <= p
+    and (lane.entries[p + 1].verdict == "rejected" or lane.entries[p + 1].verdict == "void") do
+    p = p + 1
+  end
+  return advance(lane, copy, p) and GO or STOP
+end
+
+local function step(lane, copy)
+  local n = copy.p + 1
+  if not lane.open or n > lane.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
+    return STOP
+  end
+  local e = lane:entry(n)
+  if not e then return PAUSE end
+  if e.verdict and e.verdict ~= "applied" then return pass_over(lane, copy, e) end
+  if e.verdict == "applied" then
+    local group = group_from(lane, copy, e)
+    return digest(lane, copy, group, transmit(lane, copy, group))
+  end
+  if lane.decider then return STOP end
+  local first = deciders(lane, n)
+  if not first then return try_all_again(lane, n) and PAUSE or STOP end
+  if first ~= copy then
+    lane:kick_copy(first)
+    return STOP
+  end
+  lane.decider = copy
+  if e.action == "delete" and not e.resolved then
+    local fine, how, answer = resolve(lane, copy, e)
+    if not fine then
+      if how == "again" or how == "unsure" then how, answer = "later", nil end
+      return digest(lane, copy, { e }, how, answer)
+    end
+  end
+  local group = group_from(lane, copy, e)
+  local kind, answer
+  if e.resolved == "[]" then -- nothing to delete
+    kind, answer = "applied", { status = 200, type = "application/json",
+      body = copy.server.counts_deleted and '{"deleted":0}' or "{}" }
+  else
+    kind, answer = transmit(lane, copy, group, function()
+      copy.draining = true
+      release(lane, copy, n)
+    end)
+    copy.draining = nil
+  end
+  return digest(lane, copy, group, kind, answer)
+end
+
+local function drive(lane, copy)
+  local wait = 0.01
+  repeat
+    copy.again = false
+    local ok, what = xpcall(step, debug.traceback, lane, copy)
+    if not ok then
+      log.error("journal_step_failed", what)
+      release(lane, copy, copy.p + 1)
+      what, wait = PAUSE, 1
+    end
+    tidy(lane)
+    if what == GO then
+      wait, copy.again = 0.01, true
+    elseif what == PAUSE then
+      sleep(wait)
+      wait, copy.again = math.min(wait * 2, 0.5), true
+    end
+  until not copy.again or #copy.server.queue > 0 -- others wait for a place: they come first
+  copy.running = false
+  if copy.again then lane:kick_copy(copy) end
+end
+
+function Lane:kick_copy(copy)
+  copy.again = true
+  if copy.running or copy.p >= self.head or copy.state ~= "ready" then return end
+  copy.running = true
+  copy.server:run(function() drive(self, copy) end)
+end
+
+-- Something changed: every copy that has something to do looks again.
+function Lane:kick()
+  for _, copy in ipairs(self.order) do self:kick_copy(copy) end
+end
+
+-- Nothing is sent to the copy until what was sent to it before can't be executed any more.
+function Lane:settle(copy)
+  if copy.settling then return end
+  copy.settling = true
+  spawn(function()
+    self.context.fault("settle.begin")
+    copy.server:settle(self.context.horizon())
+    self.context.fault("settle.end")
+    copy.settling, copy.settled = false, true
+    self:kick_copy(copy)
+  end)
+end
+
+-- The collection is gone: what waits in its lane is answered, and nothing is sent any more.
+function Lane:close()
+  self.open = false
+  self.context.copies.collection_drop(self.logical)
+end
+
+-- {entry number -> entry} of those without a verdict that are in memory.
+function Lane:undecided()
+  local out = {}
+  for n = self.oldest, self.head do
+    local e = self.entries[n]
+    if e and not e.verdict then out[#out + 1] = e end
+  end
+  return out
+end
+
+-- Entries and seconds that the copy is behind.
+function Lane:lag(copy)
+  local entries = self.head - copy.p
+  return entries, entries > 0 and now() - copy.since or 0
+end
+
+return Lane

@@ -1,0 +1,122 @@
+-- schema.lua: the journal's tables in PostgreSQL, as steps that are applied once each, in order.
+--
+-- The user needs to own no more than the schema at the head of its search_path. A step that has been
+-- released is never edited: a change is a new step at the end.
+--
+-- journal_lanes      one row per ordered sequence of writes: 0 is the catalogue, each collection has its own
+-- journal_entries    the writes themselves, with their verdicts
+-- journal_copies     how far each instance has come in each lane
+-- journal_collections, journal_tenants, journal_databases   the catalogue: names live here
+-- journal_servers    what was last stamped into each instance's witness
+-- journal_lease      who may write all of the above
+local M = {}
+
+M.steps = {
+  {
+    [[CREATE TABLE journal_meta (
+        only boolean PRIMARY KEY DEFAULT true CHECK (only),
+        journal_id text NOT NULL,
+        created_at timestamptz NOT NULL DEFAULT now())]],
+    [[INSERT INTO journal_meta (journal_id) VALUES (md5(random()::text || clock_timestamp()::text))]],
+    [[CREATE TABLE journal_lease (
+        only boolean PRIMARY KEY DEFAULT true CHECK (only),
+        holder text NOT NULL DEFAULT '',
+        address text NOT NULL DEFAULT '',
+        epoch bigint NOT NULL DEFAULT 0,
+        until timestamptz NOT NULL DEFAULT '-infinity',
+        closed boolean NOT NULL DEFAULT true)]],
+    [[INSERT INTO journal_lease DEFAULT VALUES]],
+    [[CREATE TABLE journal_lanes (
+        lane bigint PRIMARY KEY,
+        next bigint NOT NULL DEFAULT 1,
+        trimmed bigint NOT NULL DEFAULT 0,
+        open boolean NOT NULL DEFAULT true)]],
+    [[INSERT INTO journal_lanes (lane) VALUES (0)]],
+    [[CREATE TABLE journal_entries (
+        lane bigint NOT NULL REFERENCES journal_lanes,
+        n bigint NOT NULL,
+        token text NOT NULL UNIQUE,
+        action text NOT NULL,
+        rest text NOT NULL,
+        type text NOT NULL,
+        body bytea NOT NULL,
+        resolved bytea,
+        verdict text CHECK (verdict IN ('applied', 'rejected', 'failed', 'skipped', 'void')),
+        authority text,
+        status integer,
+        answer_type text,
+        answer bytea,
+        note text,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        decided_at timestamptz,
+        PRIMARY KEY (lane, n))]],
+    [[CREATE INDEX journal_entries_undecided ON journal_entries (lane, n) WHERE verdict IS NULL]],
+    [[CREATE TABLE journal_collections (
+        lane bigint PRIMARY KEY REFERENCES journal_lanes,
+        logical text NOT NULL UNIQUE,
+        tenant text NOT NULL,
+        database text NOT NULL,
+        name text NOT NULL,
+        deleted boolean NOT NULL DEFAULT false,
+        adopted boolean NOT NULL DEFAULT false,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        deleted_at timestamptz)]],
+    [[CREATE UNIQUE INDEX journal_collections_name ON journal_collections (tenant, database, name) WHERE NOT deleted]],
+    [[CREATE TABLE journal_copies (
+        lane bigint NOT NULL REFERENCES journal_lanes,
+        instance text NOT NULL,
+        physical text NOT NULL DEFAULT '',
+        incarnation integer NOT NULL DEFAULT 1,
+        position bigint NOT NULL DEFAULT 0,
+        state text NOT NULL DEFAULT 'ready' CHECK (state IN ('ready', 'rebuild', 'incompatible', 'unverified')),
+        reason text NOT NULL DEFAULT '',
+        changed_at timestamptz NOT NULL DEFAULT now(),
+        PRIMARY KEY (lane, instance))]],
+    [[CREATE TABLE journal_tenants (name text PRIMARY KEY)]],
+    [[INSERT INTO journal_tenants VALUES ('default_tenant')]],
+    [[CREATE TABLE journal_databases (tenant text NOT NULL, name text NOT NULL, PRIMARY KEY (tenant, name))]],
+    [[INSERT INTO journal_databases VALUES ('default_tenant', 'default_database')]],
+    [[CREATE TABLE journal_servers (
+        instance text PRIMARY KEY,
+        witness bigint NOT NULL DEFAULT 0,
+        retired boolean NOT NULL DEFAULT false)]],
+    [[CREATE TABLE failover_events (
+        id bigserial PRIMARY KEY,
+        event_type text NOT NULL,
+        from_instance text,
+        to_instance text,
+        reason text,
+        success boolean NOT NULL DEFAULT true,
+        occurred_at timestamptz NOT NULL DEFAULT now())]],
+  },
+}
+
+-- migrate(conn) -> true | nil, message. Several programs may call it at once: one does the work. conn is a
+-- connection of lb.runtime's pg; every step is a transaction of its own under an advisory lock.
+function M.migrate(conn)
+  local LOCK = "SELECT pg_advisory_xact_lock(7021951)"
+  local ok, why = conn:transaction { { LOCK },
+    { [[CREATE TABLE IF NOT EXISTS chromux_schema (
+        step integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())]] } }
+  if not ok then return nil, why end
+  for step, statements in ipairs(M.steps) do
+    local rows, message = conn:query("SELECT 1 AS there FROM chromux_schema WHERE step = $1", step)
+    if not rows then return nil, message end
+    if #rows == 0 then
+      local all = { { LOCK }, { "INSERT INTO chromux_schema (step) VALUES ($1)", step } }
+      for _, sql in ipairs(statements) do all[#all + 1] = { sql } end
+      local done, error_text, state = conn:transaction(all)
+      -- 23505: another program has applied this step while we waited for the lock.
+      if not done and state ~= "23505" then return nil, error_text end
+    end
+  end
+  local rows, message = conn:query("SELECT max(step) AS newest FROM chromux_schema")
+  if not rows then return nil, message end
+  if rows[1].newest > #M.steps then
+    return nil, "the database was made by a newer chromux (schema " .. rows[1].newest .. ", this one knows "
+      .. #M.steps .. ")"
+  end
+  return true
+end
+
+return M

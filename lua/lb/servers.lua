@@ -1,0 +1,266 @@
+-- servers.lua: the instances as the journal sees them: may it send to one, and what became of a request.
+--
+-- An incarnation is one life of a server's process, told apart by the sentinel connection (core/courier.h). A new
+-- one is admitted after a look at its witness (PROTOCOL.md R9): a server that came back empty or from an old
+-- backup knows a smaller counter than PostgreSQL does, and none of its copies may be used.
+local courier = require("chromux.courier")
+local json = json
+
+local M = {}
+local Server = {}
+Server.__index = Server
+
+local MOST_AT_ONCE = 16        -- requests of the journal to one server
+local STAMP_EVERY = 1          -- seconds between stamps of a server that gets writes
+local SETTLE_DEAD = 1          -- R5: whoever sent is dead, so what it sent ends soon
+local TENANT, DATABASE, COLLECTION = "chromux", "chromux", "witness"
+local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
+
+-- context: {settings, store, journal_id, ready, on_changed(server), on_usable(server), on_lost(server, why)}
+function M.new(context)
+  return setmetatable({ context = context, by_name = {}, list = {} }, { __index = M })
+end
+
+local function server_new(set, name)
+  local s = setmetatable({
+    set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
+    active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
+    retired = false, admitting = false, note = "not admitted yet",
+  }, Server)
+  set.by_name[name] = s
+  set.list[#set.list + 1] = s
+  return s
+end
+
+-- Takes over who is there now; a server that is not in the configuration any more stays known but unusable.
+function M:refresh()
+  local seen = {}
+  for _, node in ipairs(courier.nodes()) do
+    local s = self.by_name[node.name] or server_new(self, node.name)
+    seen[node.name] = true
+    s.health, s.admin, s.role, s.priority = node.health, node.admin, node.role, node.priority
+    s.present = true
+    s:set_incarnation(node.incarnation)
+  end
+  for _, s in ipairs(self.list) do
+    if not seen[s.name] then s.present = false end
+  end
+  -- The primary first, then by priority: the order in which copies are asked to take a write.
+  table.sort(self.list, function(a, b)
+    if (a.role == "primary") ~= (b.role == "primary") then return a.role == "primary" end
+    if a.priority ~= b.priority then return a.priority > b.priority end
+    return a.name < b.name
+  end)
+end
+
+-- One that only PostgreSQL knows.
+function M:absent(name)
+  local s = server_new(self, name)
+  s.note = "not in the configuration"
+  return s
+end
+
+-- May the journal send to it?
+function Server:usable()
+  return self.present and not self.retired and self.health ~= "down" and self.admin ~= "maint"
+    and self.incarnation ~= 0 and self.admitted == self.incarnation
+end
+
+-- May it be read from, as far as the journal is concerned?
+function Server:readable()
+  return self.present and not self.retired and self.admitted ~= 0 and self.admitted == self.incarnation
+end
+
+function Server:set_incarnation(n)
+  if n == self.incarnation then return end
+  self.incarnation = n
+  if n ~= self.admitted then
+    self.set.context.on_changed(self)
+    self:admit()
+  end
+end
+
+function Server:set_health(health)
+  if health == self.health then return end
+  local was = self.health
+  self.health = health
+  if was == "down" or health == "up" then
+    self:admit()
+    if self:usable() then self.set.context.on_usable(self) end
+  end
+end
+
+-- ---- sending ---------------------------------------------------------------------------------------------
+
+-- courier.send to this server; r as there, without node.
+function Server:send(r)
+  r.node = self.name
+  return courier.send(r)
+end
+
+-- A whole request with a time-out: answer | nil, kind, text. For what may be repeated.
+function Server:ask(method, target, body, seconds)
+  return courier.request { node = self.name, method = method, target = target, body = body,
+    type = body and "application/json" or nil, max = 256 * 1024 * 1024, timeout = seconds or 5 }
+end
+
+-- A place among the requests at once: run(fn) when there is one, now or later.
+function Server:run(fn)
+  if self.active >= MOST_AT_ONCE then
+    self.queue[#self.queue + 1] = fn
+    return
+  end
+  self.active = self.active + 1
+  spawn(function()
+    local ok, why = xpcall(fn, debug.traceback)
+    if not ok then log.error("journal_task_failed", why) end
+    self.active = self.active - 1
+    local next_fn = table.remove(self.queue, 1)
+    if next_fn then self:run(next_fn) end
+  end)
+end
+
+-- ---- the witness -----------------------------------------------------------------------------------------
+
+local function ok(answer) return answer and answer.status >= 200 and answer.status < 300 end
+
+-- The collection's id on this server. -> id | false (there is none) | nil, why
+function Server:witness_find()
+  local a, kind = self:ask("GET", DB .. "/collections/" .. COLLECTION)
+  if not a then return nil, kind end
+  if a.status == 404 then return false end
+  local c = ok(a) and json.decode(a.body)
+  if not c then return nil, "answered " .. a.status end
+  return c.id
+end
+
+-- counter, journal id as stamped; 0 when there is none. nil, why
+function Server:witness_read()
+  local id, why = self:witness_find()
+  if id == nil then return nil, why end
+  if not id then return 0 end
+  self.witness_id = id
+  local a, kind = self:ask("POST", DB .. "/collections/" .. id .. "/get", '{"ids":["w"],"include":["metadatas"]}')
+  if not a then return nil, kind end
+  local got = ok(a) and json.decode(a.body)
+  if not got then return nil, "answered " .. a.status end
+  local m = got.metadatas and got.metadatas[1]
+  if type(m) ~= "table" then return 0 end
+  return tonumber(m.counter) or 0, m.journal
+end
+
+-- Makes what the witness needs, as far as it is missing.
+function Server:witness_make()
+  local steps = {
+    { "/api/v2/tenants", json.encode { name = TENANT } },
+    { "/api/v2/tenants/" .. TENANT .. "/databases", json.encode { name = DATABASE } },
+    { DB .. "/collections", json.encode { name = COLLECTION, get_or_create = true } },
+  }
+  for _, step in ipairs(steps) do
+    local a, kind = self:ask("POST", step[1], step[2])
+    if not a then return nil, kind end
+    if not ok(a) and a.status ~= 409 then return nil, step[1] .. " answered " .. a.status end
+    local c = ok(a) and json.decode(a.body)
+    if c and c.id then self.witness_id = c.id end
+  end
+  return self.witness_id ~= nil
+end
+
+-- Server first, PostgreSQL second: a counter that the server has and PostgreSQL lacks only says "newer".
+function Server:stamp()
+  local context = self.set.context
+  if not self.witness_id then
+    local made, why = self:witness_make()
+    if not made then return nil, why end
+  end
+  local counter = self.witness + 1
+  local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
+    string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d}]}',
+      json.encode(context.journal_id), counter))
+  if not a then return nil, kind end
+  if a.status == 404 then self.witness_id = nil end
+  if not ok(a) then return nil, "the witness answered " .. a.status end
+  local rows, why = context.store:commit({ context.store.witness(self.name, counter) }, now() + 5)
+  if not rows then return nil, why end
+  self.witness = counter
+  return true
+end
+
+-- Looks at the witness of the present incarnation, until that is known or gone.
+function Server:admit()
+  if self.admitting or self.incarnation == 0 or self.admitted == self.incarnation or not self.present
+    or self.retired or not self.set.context.ready then
+    return
+  end
+  self.admitting = true
+  spawn(function()
+    local wait = 0.05
+    while self.present and self.incarnation ~= 0 and self.admitted ~= self.incarnation and self.health ~= "down" do
+      local life = self.incarnation
+      local counter, journal_or_why = self:witness_read()
+      local context = self.set.context
+      if counter and life == self.incarnation then
+        local fine = true
+        if journal_or_why and journal_or_why ~= context.journal_id then
+          self.note = "its witness belongs to another journal"
+          fine = self.witness == 0 -- never seen by this journal: its past is another's
+        elseif counter < self.witness then
+          self.note = string.format("came back with older data (witness %d, stamped %d)", counter, self.witness)
+          fine = false
+        end
+        -- Marked durably before it is stamped anew.
+        if fine or context.on_lost(self, self.note) then
+          self.witness = math.max(self.witness, counter)
+          local stamped, why = self:stamp()
+          if stamped and life == self.incarnation then
+            self.admitted, self.note = life, ""
+            context.on_usable(self)
+            break
+          end
+          self.note = tostring(why)
+        end
+      elseif not counter then
+        self.note = "its witness cannot be read: " .. tostring(journal_or_why)
+      end
+      sleep(wait)
+      wait = math.min(wait * 2, 1)
+    end
+    self.admitting = false
+  end)
+end
+
+-- Stamps servers that got writes; runs for ever.
+function M:keep_stamping()
+  while true do
+    sleep(STAMP_EVERY)
+    for _, s in ipairs(self.list) do
+      if s.writes > s.stamped and s:usable() then
+        local upto = s.writes
+        if s:stamp() then s.stamped = upto end
+      end
+    end
+  end
+end
+
+-- ---- settling (R5) ---------------------------------------------------------------------------------------
+
+-- Waits until nothing that was sent to this server before now can still be executed: it has begun a new life, or it
+-- has done a write of ours and then stayed alive for a while. horizon in seconds.
+function Server:settle(horizon)
+  local life = self.incarnation
+  local wait = 0.1
+  while true do
+    if self.incarnation ~= 0 and self.incarnation ~= life and self.admitted == self.incarnation then return end
+    if self:usable() and self:stamp() and self.incarnation == life then
+      local till = now() + horizon
+      while now() < till and self.incarnation == life do sleep(math.min(0.1, math.max(till - now(), 0.001))) end
+      if self.incarnation == life then return end
+    end
+    sleep(wait)
+    wait = math.min(wait * 2, 1)
+  end
+end
+
+M.SETTLE_DEAD = SETTLE_DEAD
+
+return M

@@ -1,0 +1,317 @@
+-- store.lua: what the journal keeps in PostgreSQL: lease, entries, verdicts, positions, and the group commit.
+--
+-- Every transaction that changes the journal begins with the lease check (PROTOCOL.md R2): it locks the lease's
+-- row, so a takeover waits for it, and fails the whole transaction when the epoch is no longer ours.
+--
+--   local store = Store.new(append, reader)   two of lb.runtime's connections: one orders all writes
+--   store:commit(statements) -> row lists | nil, why     why: "fenced", "away" or PostgreSQL's message
+--   store:enqueue(statements, until_, done)              the same with a callback
+--
+-- commit() joins what waits into one transaction. When its outcome is not known it is repeated until it is:
+-- every statement says nothing new the second time (tokens, IS NULL, positions that only rise).
+local schema = require("lb.schema")
+local Signal = require("lb.signal")
+
+local Store = {}
+Store.__index = Store
+
+local MOST_ITEMS, MOST_BYTES = 256, 32 * 1024 * 1024
+local DIVISION_BY_ZERO = "22012" -- the lease check's way of failing
+
+local LEASE_CHECK = "SELECT 1 / (epoch = $1)::int AS mine FROM journal_lease FOR SHARE"
+
+function Store.new(append, reader)
+  return setmetatable({
+    append = append, reader = reader, epoch = 0, queue = {}, running = false,
+    commits = 0, commit_seconds = 0, last_error = "", trying = false,
+    on_fenced = function() end,
+  }, Store)
+end
+
+function Store:migrate() return schema.migrate(self.append) end
+
+-- ---- the group commit ------------------------------------------------------------------------------------
+
+local function bytes_of(statements)
+  local n = 0
+  for _, s in ipairs(statements) do
+    for i = 2, s.n or #s do
+      local v = s[i]
+      if type(v) == "string" then n = n + #v elseif type(v) == "table" and v.bytes then n = n + #v.bytes end
+    end
+  end
+  return n
+end
+
+-- One transaction of these items. "done"; "failed", message: one statement is at fault; "again": nothing is known.
+local function attempt(self, items)
+  local all = { { LEASE_CHECK, self.epoch } }
+  for _, item in ipairs(items) do
+    for _, s in ipairs(item.statements) do all[#all + 1] = s end
+  end
+  local began = now()
+  local rows, message, state, info = self.append:transaction(all)
+  if rows then
+    self.commits, self.commit_seconds = self.commits + 1, self.commit_seconds + (now() - began)
+    self.last_error = ""
+    local at = 1
+    for _, item in ipairs(items) do
+      local mine = {}
+      for i = 1, #item.statements do mine[i] = rows[at + i] end
+      at = at + #item.statements
+      item.finish(mine)
+    end
+    return "done"
+  end
+  self.last_error = message
+  if state == DIVISION_BY_ZERO and info and info.index == 1 then return "fenced" end
+  if info and info.unknown then
+    for _, item in ipairs(items) do item.unknown = true end
+    return "again"
+  end
+  -- 57P0x: PostgreSQL stops; 53xxx: it is full; 40xxx, 55P03: it asks to try again.
+  if state == "" or state:match("^57P0") or state:match("^53") or state:match("^40") or state:match("^08")
+    or state == "55P03" or state == "57014" then
+    return "again"
+  end
+  return "failed", message
+end
+
+local function drop_late(items)
+  local kept = {}
+  for _, item in ipairs(items) do
+    if item.until_ and not item.unknown and now() > item.until_ then
+      item.finish(nil, "away")
+    else
+      kept[#kept + 1] = item
+    end
+  end
+  return kept
+end
+
+local function commit_group(self, items)
+  local wait = 0.02
+  while #items > 0 do
+    local outcome, message = attempt(self, items)
+    if outcome == "done" then return end
+    if outcome == "fenced" then
+      for _, item in ipairs(items) do item.finish(nil, "fenced") end
+      self.on_fenced()
+      return
+    end
+    if outcome == "failed" then
+      if #items == 1 then
+        items[1].finish(nil, message)
+        return
+      end
+      for _, item in ipairs(items) do commit_group(self, { item }) end
+      return
+    end
+    self.trying = true
+    items = drop_late(items)
+    self.queue = drop_late(self.queue)
+    sleep(wait)
+    wait = math.min(wait * 2, 0.5)
+  end
+  self.trying = false
+end
+
+local function run(self)
+  while #self.queue > 0 do
+    local items, rest, bytes = {}, {}, 0
+    for _, item in ipairs(self.queue) do
+      if #rest == 0 and #items < MOST_ITEMS and (#items == 0 or bytes + item.bytes <= MOST_BYTES) then
+        items[#items + 1], bytes = item, bytes + item.bytes
+      else
+        rest[#rest + 1] = item
+      end
+    end
+    self.queue = rest
+    commit_group(self, items)
+    self.trying = false
+  end
+  self.running = false
+end
+
+-- Queues the statements; done(rows) or done(nil, why) is called once, when they are committed or given up, in the
+-- order of the calls. until_: unix time after which they are given up unless they may already have been committed;
+-- nil: never. Returns a handle: handle.unknown says that they may have been committed without our knowing.
+function Store:enqueue(statements, until_, done)
+  local item = { statements = statements, bytes = bytes_of(statements), until_ = until_, finish = done }
+  self.queue[#self.queue + 1] = item
+  if not self.running then
+    self.running = true
+    spawn(run, self)
+  end
+  return item
+end
+
+-- The same for a task that waits: the rows, or nil and why not.
+function Store:commit(statements, until_)
+  local result
+  local over = Signal.new()
+  self:enqueue(statements, until_, function(rows, why)
+    result = { rows = rows, why = why }
+    over:fire()
+  end)
+  while not result do over:wait() end
+  return result.rows, result.why
+end
+
+-- PostgreSQL is there, as far as we know.
+function Store:healthy()
+  return self.append:state() == "ready" and not self.trying
+end
+
+-- ---- the lease -------------------------------------------------------------------------------------------
+
+-- Takes the lease when it is free, has run out, or `dead(holder)` knows that its holder is gone; also when it is
+-- ours from before. -> epoch, known_dead (nobody of an older epoch can still be sending) | nil, holder's row or
+-- message. ttl in seconds.
+function Store:lease_take(holder, address, ttl, dead)
+  local rows, why = self.append:query(
+    "SELECT holder, address, epoch, closed, until < now() AS over FROM journal_lease")
+  if not rows then return nil, why end
+  local now_held = rows[1]
+  local gone = now_held.closed or dead(now_held.holder)
+  if not (gone or now_held.over) then return nil, now_held end
+  rows, why = self.append:query([[UPDATE journal_lease SET holder = $1, address = $2, epoch = epoch + 1,
+      until = now() + $3 * interval '1 second', closed = false WHERE epoch = $4 RETURNING epoch]],
+    holder, address, ttl, now_held.epoch)
+  if not rows then return nil, why end
+  if #rows == 0 then return nil, "another took it" end
+  self.epoch = rows[1].epoch
+  return self.epoch, gone
+end
+
+-- true; false: it is another's now; nil, message: not known.
+function Store:lease_renew(ttl)
+  local rows, why = self.reader:query({ [[UPDATE journal_lease SET until = now() + $1 * interval '1 second'
+      WHERE epoch = $2 RETURNING epoch]], timeout = ttl }, ttl, self.epoch)
+  if not rows then return nil, why end
+  return #rows == 1
+end
+
+-- Says that nothing of this epoch is under way any more.
+function Store:lease_release()
+  return self.append:query({ "UPDATE journal_lease SET until = now(), closed = true WHERE epoch = $1", timeout = 2 },
+    self.epoch)
+end
+
+-- ---- loading ---------------------------------------------------------------------------------------------
+
+-- Everything but the entries: {journal_id, lanes, collections, copies, tenants, databases, servers}.
+function Store:load()
+  local out = {}
+  for name, sql in pairs {
+    meta = "SELECT journal_id FROM journal_meta",
+    lanes = [[SELECT lane, next, trimmed, open,
+        COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
+        COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided
+        FROM journal_lanes l WHERE open ORDER BY lane]],
+    collections = "SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted",
+    copies = [[SELECT lane, instance, physical, incarnation, position, state, reason FROM journal_copies
+        WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]],
+    tenants = "SELECT name FROM journal_tenants",
+    databases = "SELECT tenant, name FROM journal_databases",
+    servers = "SELECT instance, witness, retired FROM journal_servers",
+  } do
+    local rows, why = self.reader:query(sql)
+    if not rows then return nil, why end
+    out[name] = rows
+  end
+  return out
+end
+
+local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer"
+
+-- Entries of a lane from n on, in order; at most `most` of them, and no more after the first megabytes.
+function Store:entries(lane, from, most)
+  return self.reader:query([[SELECT ]] .. ENTRY .. [[ FROM (
+      SELECT *, sum(length(body)) OVER (ORDER BY n) - length(body) AS before FROM journal_entries
+      WHERE lane = $1 AND n >= $2 AND n < $2 + $3) e WHERE before < 16000000 ORDER BY n]], lane, from, most)
+end
+
+function Store:by_token(token)
+  return self.reader:query("SELECT " .. ENTRY .. " FROM journal_entries WHERE token = $1", token)
+end
+
+-- ---- statements ------------------------------------------------------------------------------------------
+
+-- Gives the entry its number, once for each token: no row when the token is known or the lane is closed.
+function Store.append_entry(lane, e)
+  return { [[WITH l AS (UPDATE journal_lanes SET next = next + 1
+        WHERE lane = $1 AND open AND NOT EXISTS (SELECT 1 FROM journal_entries WHERE token = $2)
+        RETURNING next - 1 AS n)
+      INSERT INTO journal_entries (lane, n, token, action, rest, type, body)
+      SELECT $1, l.n, $2, $3, $4, $5, $6 FROM l RETURNING n]],
+    lane, e.token, e.action, e.rest, e.type, pg.bytes(e.body) }
+end
+
+function Store.resolve_entry(lane, n, resolved)
+  return { "UPDATE journal_entries SET resolved = $3 WHERE lane = $1 AND n = $2 AND resolved IS NULL",
+    lane, n, pg.bytes(resolved) }
+end
+
+-- The verdict of the entries from n to hi, and what the client is told.
+function Store.decide(lane, n, hi, verdict, answer, authority)
+  return { [[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
+      decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
+    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, n = 9 }
+end
+
+function Store.position(lane, copy, p)
+  return { [[UPDATE journal_copies SET position = $4 WHERE lane = $1 AND instance = $2 AND incarnation = $3
+      AND position < $4]], lane, copy.instance, copy.incarnation, p }
+end
+
+function Store.copy_new(lane, instance, physical, position, state, reason)
+  return { [[INSERT INTO journal_copies (lane, instance, physical, position, state, reason)
+      VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lane, instance) DO NOTHING]],
+    lane, instance, physical, position, state or "ready", reason or "" }
+end
+
+function Store.copy_state(lane, copy, state, reason)
+  return { [[UPDATE journal_copies SET state = $4, reason = $5, changed_at = now()
+      WHERE lane = $1 AND instance = $2 AND incarnation = $3]], lane, copy.instance, copy.incarnation, state, reason }
+end
+
+function Store.lane_new(lane) return { "INSERT INTO journal_lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING", lane } end
+
+function Store.lane_close(lane) return { "UPDATE journal_lanes SET open = false WHERE lane = $1", lane } end
+
+function Store.collection_new(lane, c, adopted)
+  return { [[INSERT INTO journal_collections (lane, logical, tenant, database, name, adopted)
+      VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lane) DO NOTHING]],
+    lane, c.logical, c.tenant, c.database, c.name, adopted or false }
+end
+
+function Store.collection_renamed(lane, name)
+  return { "UPDATE journal_collections SET name = $2 WHERE lane = $1", lane, name }
+end
+
+function Store.collection_deleted(lane)
+  return { "UPDATE journal_collections SET deleted = true, deleted_at = now() WHERE lane = $1 AND NOT deleted", lane }
+end
+
+function Store.tenant_new(name) return { "INSERT INTO journal_tenants VALUES ($1) ON CONFLICT DO NOTHING", name } end
+
+function Store.database_new(tenant, name)
+  return { "INSERT INTO journal_databases VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, name }
+end
+
+function Store.database_gone(tenant, name)
+  return { "DELETE FROM journal_databases WHERE tenant = $1 AND name = $2", tenant, name }
+end
+
+function Store.witness(instance, counter)
+  return { [[INSERT INTO journal_servers (instance, witness) VALUES ($1, $2)
+      ON CONFLICT (instance) DO UPDATE SET witness = GREATEST(journal_servers.witness, $2)]], instance, counter }
+end
+
+function Store.event(kind, from, to, reason, success)
+  return { [[INSERT INTO failover_events (event_type, from_instance, to_instance, reason, success)
+      VALUES ($1, $2, $3, $4, $5)]], kind, from, to, reason, success ~= false, n = 6 }
+end
+
+return Store
