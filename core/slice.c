@@ -3,6 +3,7 @@
  * SLICE_DEPTH_MAX. */
 #include "slice.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -508,21 +509,100 @@ static bool is_int64(struct str raw)
     return order < 0 || (order == 0 && minus);
 }
 
+/* d.ddd times 10 to the power of `exponent`, no zeros at the end; no digits: 0. */
+struct decimal {
+    char digits[DBL_DIG];
+    int n, exponent;
+    bool minus;
+};
+
+/* Takes a number of so few digits that every double is at most one such number; false for others.
+ */
+static bool read_decimal(struct str raw, struct decimal *d)
+{
+    const char *p = raw.p, *end = raw.p + raw.n;
+    bool fraction = false;
+    *d = (struct decimal){.exponent = -1, .minus = *p == '-'};
+    for (p += d->minus; p < end && (is_digit(*p) || *p == '.'); p++) {
+        if (*p == '.') {
+            fraction = true;
+            continue;
+        }
+        if (d->n == 0 && *p == '0') {
+            d->exponent -= fraction;
+            continue;
+        }
+        if (d->n == DBL_DIG)
+            return false;
+        d->digits[d->n++] = *p;
+        d->exponent += !fraction;
+    }
+    while (d->n > 0 && d->digits[d->n - 1] == '0')
+        d->n--;
+    if (p < end) { /* e */
+        bool minus = p[1] == '-';
+        int e = 0;
+        for (p += 1 + (p[1] == '-' || p[1] == '+'); p < end && e < 1000; p++)
+            e = e * 10 + (*p - '0');
+        if (p < end)
+            return false;
+        d->exponent += minus ? -e : e;
+    }
+    return d->exponent > -290 && d->exponent < 290;
+}
+
+/* As printf's %.15g does, with .0 where that would look like an integer. */
+static void write_decimal(struct buf *b, const struct decimal *d)
+{
+    int n = d->n, whole = d->exponent + 1; /* digits before the point */
+    if (d->minus)
+        buf_put(b, "-", 1);
+    if (n == 0) {
+        buf_puts(b, "0.0");
+    } else if (whole < -3 || whole > DBL_DIG) {
+        buf_put(b, d->digits, 1);
+        buf_put(b, ".", n > 1);
+        buf_put(b, d->digits + 1, (size_t)n - 1);
+        buf_printf(b, "e%+03d", d->exponent);
+    } else if (whole <= 0) {
+        buf_puts(b, "0.");
+        buf_put(b, "000", (size_t)-whole);
+        buf_put(b, d->digits, (size_t)n);
+    } else if (whole >= n) {
+        buf_put(b, d->digits, (size_t)n);
+        buf_put(b, "000000000000000", (size_t)(whole - n));
+        buf_puts(b, ".0");
+    } else {
+        buf_put(b, d->digits, (size_t)whole);
+        buf_put(b, ".", 1);
+        buf_put(b, d->digits + whole, (size_t)(n - whole));
+    }
+}
+
 static void canon_number(struct canon *c, struct str raw)
 {
+    struct decimal d;
     char text[40];
     if (is_int64(raw)) {
         buf_put_str(c->out, raw);
+        return;
+    }
+    if (read_decimal(raw, &d)) {
+        write_decimal(c->out, &d);
         return;
     }
     buf_clear(&c->text);
     buf_put_str(&c->text, raw);
     buf_put(&c->text, "", 1);
     double v = strtod(buf_data(&c->text), NULL);
-    if (isinf(v))
-        snprintf(text, sizeof text, "%s1e999", v < 0 ? "-" : "");
-    else
-        snprintf(text, sizeof text, "%.17g", v);
+    if (isinf(v)) {
+        buf_puts(c->out, v < 0 ? "-1e999" : "1e999");
+        return;
+    }
+    int digits = DBL_DIG;
+    do
+        snprintf(text, sizeof text, "%.*g", digits, v);
+    while (digits++ < 17 && strtod(text, NULL) != v);
     buf_puts(c->out, text);
     if (!strpbrk(text, ".e"))
         buf_puts(c->out, ".0");

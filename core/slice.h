@@ -41,9 +41,10 @@ long slice_count_numbers(struct str array) MUST_CHECK;
 
 /* Appends the text that every spelling of the same value has: no white space, keys in the order of
  * their (escaped) bytes and of equal keys the last, strings as buf_put_json() writes them. Integers
- * that fit 64 bits stay as they are; other numbers are written as the double they are, never like
- * an integer: 1.0 and 1 differ. false: not JSON (as slice_validate() has it), or larger than
- * SLICE_CANONICAL_MAX bytes; nothing was appended. *out must have room for 8 times text. */
+ * that fit 64 bits stay as they are; other numbers are written as the double they are, with the
+ * digits it takes to tell it from others, and never like an integer: 1.0 and 1 differ. false: not
+ * JSON (as slice_validate() has it), or larger than SLICE_CANONICAL_MAX bytes; nothing was
+ * appended. *out must have room for 8 times text. */
 #define SLICE_CANONICAL_MAX (100u << 20)
 bool slice_canonical(struct str text, struct buf *out) MUST_CHECK;
 

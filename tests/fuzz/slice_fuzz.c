@@ -250,6 +250,17 @@ static void check_walk(struct str text, bool json)
     must(count < 0 || (size_t)count == elements);
 }
 
+/* A number stays the double it is, and its kind. */
+static void check_number(struct str raw, struct str canonical)
+{
+    char *a = base_printf("%.*s", (int)raw.n, raw.p);
+    char *b = base_printf("%.*s", (int)canonical.n, canonical.p);
+    must(strtod(a, NULL) == strtod(b, NULL));
+    must(!!strpbrk(a, ".eE") <= !!strpbrk(b, ".e"));
+    free(a);
+    free(b);
+}
+
 static void check_canonical(struct str text, bool json)
 {
     struct buf once, twice;
@@ -260,6 +271,8 @@ static void check_canonical(struct str text, bool json)
         struct str a = {buf_data(&once), buf_len(&once)};
         buf_init(&twice, 8 * a.n);
         must(a.n <= 8 * text.n);
+        if (a.p[0] == '-' || (a.p[0] >= '0' && a.p[0] <= '9'))
+            check_number(slice_trim(text), a);
         ok = slice_canonical(a, &twice);
         must(ok && str_eq(a, (struct str){buf_data(&twice), buf_len(&twice)}));
         buf_fini(&twice);

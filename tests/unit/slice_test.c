@@ -3,6 +3,7 @@
 #include "guard.h"
 #include "slice.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -324,13 +325,72 @@ static void canonical_keeps_numbers(void **state)
     canonical_is("[1,1.0,-0,-0.0,0.0,10e-1,1e0]", "[1,1.0,-0,-0.0,0.0,1.0,1.0]");
     canonical_is("[9007199254740993,9223372036854775807,-9223372036854775808]",
                  "[9007199254740993,9223372036854775807,-9223372036854775808]");
-    canonical_is("9223372036854775808", "9.2233720368547758e+18");
-    canonical_is("9.223372036854775808e18", "9.2233720368547758e+18");
-    canonical_is("[0.1,0.10000000000000001,1e-1,0.100]",
-                 "[0.10000000000000001,0.10000000000000001,0.10000000000000001,"
-                 "0.10000000000000001]");
+    canonical_is("9223372036854775808", "9.223372036854776e+18");
+    canonical_is("9.223372036854775808e18", "9.223372036854776e+18");
+    canonical_is("[0.1,0.10000000000000001,1e-1,0.100,0.1000000000000000000000]",
+                 "[0.1,0.1,0.1,0.1,0.1]");
+    canonical_is("[0.10000000000000002,123456789012345678.0,12345678901234568.0]",
+                 "[0.10000000000000002,1.2345678901234568e+17,12345678901234568.0]");
+    canonical_is("[0.0001,0.00001,12.50,100000000000000.0,1e14,1e15,1.25E-7,0e5,-0.000]",
+                 "[0.0001,1e-05,12.5,100000000000000.0,100000000000000.0,1e+15,1.25e-07,0.0,-0.0]");
+    canonical_is("[1e300,1e-300,5e-324,1e00000000000000000001]",
+                 "[1e+300,1e-300,4.94065645841247e-324,10.0]");
     canonical_is("[1e999,-1E999]", "[1e999,-1e999]");
     canonical_is("1e-999", "0.0");
+}
+
+static void canonical_number(const char *text, char out[64])
+{
+    struct buf b;
+    buf_init(&b, 1024);
+    assert_true(slice_canonical(guarded(str_from(text)), &b));
+    assert_true(buf_len(&b) < 64);
+    memcpy(out, buf_data(&b), buf_len(&b));
+    out[buf_len(&b)] = '\0';
+    buf_fini(&b);
+}
+
+/* Zeros that the exponent makes good again, and an exponent of more digits than we look at. */
+static void canonical_reads_all_of_an_exponent(void **state)
+{
+    char text[2100], zeros[1201], out[64];
+    memset(zeros, '0', sizeof zeros - 1);
+    zeros[sizeof zeros - 1] = '\0';
+    snprintf(text, sizeof text, "0.%s1e1201", zeros);
+    canonical_number(text, out);
+    assert_string_equal(out, "1.0");
+    snprintf(text, sizeof text, "0.%s1e12011", zeros);
+    canonical_number(text, out);
+    assert_string_equal(out, "1e999");
+    snprintf(text, sizeof text, "-1%s.0e-01200", zeros);
+    canonical_number(text, out);
+    assert_string_equal(out, "-1.0");
+}
+
+/* Short numbers are not read as doubles; written with all the digits of a double they are. */
+static void canonical_numbers_differ_as_doubles_do(void **state)
+{
+    srand(1);
+    for (int i = 0; i < 20000; i++) {
+        char text[128], all[400], a[64], b[64];
+        int digits = 1 + rand() % 15;
+        double v = (rand() / (double)RAND_MAX - 0.5) * pow(10, rand() % 40 - 20);
+        snprintf(text, sizeof text, "%.*e", digits - 1, v);
+        v = strtod(text, NULL);
+        canonical_number(text, a);
+        assert_true(strtod(a, NULL) == v);
+        snprintf(all, sizeof all, "%.17e", v);
+        canonical_number(all, b);
+        assert_string_equal(a, b);
+        snprintf(all, sizeof all, "%.40f", v);
+        if (strtod(all, NULL) == v) {
+            canonical_number(all, b);
+            assert_string_equal(a, b);
+        }
+        snprintf(all, sizeof all, "%.17e", nextafter(v, 1e300));
+        canonical_number(all, b);
+        assert_string_not_equal(a, b);
+    }
 }
 
 static void canonical_spells_strings_one_way(void **state)
@@ -395,6 +455,8 @@ int main(void)
         cmocka_unit_test(counts_numbers_only),
         cmocka_unit_test(canonical_sorts_keys),
         cmocka_unit_test(canonical_keeps_numbers),
+        cmocka_unit_test(canonical_numbers_differ_as_doubles_do),
+        cmocka_unit_test(canonical_reads_all_of_an_exponent),
         cmocka_unit_test(canonical_spells_strings_one_way),
         cmocka_unit_test(canonical_grows_within_its_bound),
         cmocka_unit_test(canonical_takes_all_that_is_nested),
