@@ -95,9 +95,9 @@ void buf_printf(struct buf *b, const char *fmt, ...)
     must(ok);
 }
 
-/* Length of the UTF-8 sequence at p (RFC 3629 4), or 0 when it is not one. */
-static size_t utf8_len(const unsigned char *p, size_t n)
+size_t buf_utf8_len(const char *text, size_t n)
 {
+    const unsigned char *p = (const unsigned char *)text;
     size_t len = p[0] >= 0xc2 && p[0] <= 0xdf   ? 2
                  : p[0] >= 0xe0 && p[0] <= 0xef ? 3
                  : p[0] >= 0xf0 && p[0] <= 0xf4 ? 4
@@ -113,10 +113,22 @@ static size_t utf8_len(const unsigned char *p, size_t n)
     return len;
 }
 
+/* Stands for itself in a JSON string, and is ASCII. */
+static bool is_plain(char c)
+{
+    return c >= 0x20 && c < 0x7f && c != '"' && c != '\\';
+}
+
 void buf_put_json(struct buf *b, struct str s)
 {
     buf_put(b, "\"", 1);
     for (size_t i = 0; i < s.n;) {
+        size_t plain = i;
+        while (plain < s.n && is_plain(s.p[plain]))
+            plain++;
+        buf_put(b, s.p + i, plain - i);
+        if ((i = plain) == s.n)
+            break;
         unsigned char c = (unsigned char)s.p[i];
         if (c == '"' || c == '\\') {
             char esc[2] = {'\\', (char)c};
@@ -125,11 +137,8 @@ void buf_put_json(struct buf *b, struct str s)
         } else if (c < 0x20 || c == 0x7f) {
             buf_printf(b, "\\u%04x", c);
             i++;
-        } else if (c < 0x80) {
-            buf_put(b, s.p + i, 1);
-            i++;
         } else {
-            size_t n = utf8_len((const unsigned char *)s.p + i, s.n - i);
+            size_t n = buf_utf8_len(s.p + i, s.n - i);
             if (n)
                 buf_put(b, s.p + i, n);
             else
@@ -143,8 +152,7 @@ void buf_put_json(struct buf *b, struct str s)
 void buf_put_utf8(struct buf *b, struct str s)
 {
     for (size_t i = 0; i < s.n;) {
-        size_t n =
-            (unsigned char)s.p[i] < 0x80 ? 1 : utf8_len((const unsigned char *)s.p + i, s.n - i);
+        size_t n = (unsigned char)s.p[i] < 0x80 ? 1 : buf_utf8_len(s.p + i, s.n - i);
         if (n)
             buf_put(b, s.p + i, n);
         else

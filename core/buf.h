@@ -94,6 +94,10 @@ void buf_printf(struct buf *b, const char *fmt, ...) PRINTF(2, 3);
  */
 void buf_put_json(struct buf *b, struct str s);
 
+/* Length of the sequence of several bytes at p that is UTF-8 (RFC 3629 4), 0 when it is none.
+ * n: bytes there are, at least one. */
+size_t buf_utf8_len(const char *p, size_t n);
+
 /* Appends s as UTF-8: bytes that are not become U+FFFD. */
 void buf_put_utf8(struct buf *b, struct str s);
 

@@ -2,6 +2,7 @@
 #include "access.h"
 #include "admin.h"
 #include "api.h"
+#include "api_slice.h"
 #include "kit.h"
 #include "listener.h"
 #include "log.h"
@@ -315,6 +316,7 @@ static bool start_all(struct buf *errors)
     }
     if (!api_start(loop, "", errors))
         return false;
+    api_slice_open(api_vm());
     session_shared.cfg = cfg;
     session_shared.proxy = &proxy_handler;
     session_shared.local = &admin_handler;
@@ -466,10 +468,12 @@ static int with_runtime(int argc, char **argv, bool specs)
     stream_start(loop);
     if (!api_start(loop, url ? url : "", &errors)) {
         print_mistakes(&errors);
-    } else if (specs) {
-        code = kit_main(api_vm(), argc, argv);
-    } else if (!api_run_file(argv[0], argc, argv, &code)) {
-        code = code ? code : 1;
+    } else {
+        api_slice_open(api_vm());
+        if (specs)
+            code = kit_main(api_vm(), argc, argv);
+        else if (!api_run_file(argv[0], argc, argv, &code))
+            code = code ? code : 1;
     }
     api_stop();
     buf_fini(&errors);
