@@ -25,14 +25,15 @@
 #define SLEEP_MOST  1e7
 #define ANSWER_MOST (1u << 30)
 
-enum kind { SLEEP, PARK, FETCH, QUERY };
+enum kind { SLEEP, PARK, CALL, QUERY };
 
 struct wait {
     struct wait *next, **at;
     enum kind kind;
     uint64_t task, generation;
     ev_timer timer;          /* SLEEP; PARK when woken */
-    struct fetch_call *call; /* FETCH */
+    void (*drop)(void *arg); /* CALL */
+    void *arg;
 };
 
 struct task {
@@ -86,8 +87,8 @@ static void wait_drop(struct task *t)
     t->generation++;
     if (!w || w->kind == QUERY)
         return;
-    if (w->kind == FETCH)
-        fetch_cancel(w->call);
+    if (w->kind == CALL)
+        w->drop(w->arg);
     wait_free(w);
 }
 
@@ -265,6 +266,26 @@ static int yield(lua_State *L)
     return lua_yield(L, 0);
 }
 
+/* ---- for other bindings --------------------------------------------------------------------- */
+
+struct wait *api_wait_begin(lua_State *L, void (*drop)(void *arg), void *arg)
+{
+    struct wait *w = wait_new(waiter(L), CALL);
+    w->drop = drop;
+    w->arg = arg;
+    return w;
+}
+
+void api_wait_end(struct wait *w, lua_CFunction push, const void *result)
+{
+    wait_over(w, push, result);
+}
+
+int api_yield(lua_State *L)
+{
+    return yield(L);
+}
+
 /* ---- what Lua may call ---------------------------------------------------------------------- */
 
 static int api_sleep(lua_State *L)
@@ -385,10 +406,15 @@ static void on_fetched(void *arg, const struct fetch_answer *a)
     wait_over(arg, push_fetched, a);
 }
 
+static void drop_fetch(void *call)
+{
+    fetch_cancel(call);
+}
+
 /* status, head, body = fetch(method, url, body, timeout, max_answer, header…); nil, error */
 static int api_fetch(lua_State *L)
 {
-    struct task *t = waiter(L);
+    (void)waiter(L);
     struct fetch_request r = {.method = luaL_checkstring(L, 1), .url = luaL_checkstring(L, 2)};
     int headers = lua_gettop(L) - 5;
     r.body.p = luaL_checklstring(L, 3, &r.body.n);
@@ -402,8 +428,8 @@ static int api_fetch(lua_State *L)
         list[i] = luaL_checkstring(L, 6 + i);
     list[headers] = NULL;
     r.headers = list;
-    struct wait *w = wait_new(t, FETCH);
-    w->call = fetch_start(fetcher, &r, on_fetched, w);
+    struct wait *w = api_wait_begin(L, drop_fetch, NULL);
+    w->arg = fetch_start(fetcher, &r, on_fetched, w);
     return yield(L);
 }
 

@@ -67,8 +67,9 @@ struct node {
     double last_failure;  /* unix time of the last failed probe or try; 0: never */
     struct histo latency; /* time to first byte */
 
-    void *pool;  /* pool.c's part */
-    void *probe; /* probe.c's part */
+    void *pool;    /* pool.c's part */
+    void *courier; /* courier.c's part; NULL while the journal is off */
+    void *probe;   /* probe.c's part */
 };
 
 enum { FLEET_MAX = 64, FLEET_COLLECTIONS_MAX = 256 };

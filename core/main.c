@@ -3,6 +3,8 @@
 #include "admin.h"
 #include "api.h"
 #include "api_slice.h"
+#include "api_courier.h"
+#include "courier.h"
 #include "kit.h"
 #include "listener.h"
 #include "log.h"
@@ -137,8 +139,10 @@ static void apply_instances(const struct config *c)
     }
     fleet_configure(c, ev_now(loop));
     for (unsigned i = 0; i < n; i++) {
-        if (was[i]->removed)
+        if (was[i]->removed) {
             pool_retire(was[i]);
+            courier_retire(was[i]);
+        }
         fleet_release(&was[i]);
     }
 }
@@ -176,6 +180,7 @@ static void reload(void)
         cfg = next;
         session_shared.cfg = next;
         pool_reload(next);
+        courier_reload(next);
         proxy_reload(next);
         probe_reload(next);
         admin_reload(next);
@@ -317,6 +322,7 @@ static bool start_all(struct buf *errors)
     if (!api_start(loop, "", errors))
         return false;
     api_slice_open(api_vm());
+    api_courier_open();
     session_shared.cfg = cfg;
     session_shared.proxy = &proxy_handler;
     session_shared.local = &admin_handler;
@@ -333,7 +339,9 @@ static void stop_all(void)
     listener_close_all();
     session_kill_all();
     proxy_stop();
+    api_courier_stop();
     if (fleet_count) {
+        courier_stop();
         probe_stop();
         pool_stop();
         fleet_free_all();
