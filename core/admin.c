@@ -192,10 +192,19 @@ static void push_snapshot(lua_State *L)
     lua_setfield(L, -2, "ends");
 }
 
+/* What the journal says of itself, where there is one: a field of the snapshot. */
+static void push_journal(lua_State *L)
+{
+    if (!session_shared.journal || !api_call("lb.journal", "status", 0))
+        return;
+    lua_setfield(L, -2, "journal");
+}
+
 static void answer_document(struct request *r, const char *function, int status)
 {
     lua_State *L = api_vm();
     push_snapshot(L);
+    push_journal(L);
     if (!api_call("lb.status", function, 1)) {
         request_error(r, END_INTERNAL, "this page could not be made; see the error log");
         return;
@@ -346,6 +355,41 @@ static void put_policies(struct buf *out)
                    policy_stats((enum policy_id)p)->tripped);
 }
 
+/* A text of a row, in the VM's memory; "" when it has none. */
+static const char *row_text(lua_State *L, const char *key)
+{
+    lua_getfield(L, -1, key);
+    const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
+    lua_pop(L, 1); /* the row holds it */
+    return text;
+}
+
+/* {{name=, help=, type=, value=, labels=}, …}: rows of one name follow each other, and the first
+ * has the help. labels: as `instance="a"`, or nil. */
+static void put_journal(struct buf *out)
+{
+    lua_State *L = api_vm();
+    char value[64];
+    if (!session_shared.journal || !api_call("lb.journal", "metrics", 0))
+        return;
+    for (int i = 1; lua_istable(L, -1); i++) {
+        lua_rawgeti(L, -1, i);
+        if (!lua_istable(L, -1)) {
+            lua_pop(L, 1);
+            break;
+        }
+        const char *name = row_text(L, "name"), *help = row_text(L, "help");
+        const char *type = row_text(L, "type"), *labels = row_text(L, "labels");
+        if (*help)
+            metrics_put_header(out, name, *type ? type : "gauge", help);
+        lua_getfield(L, -1, "value");
+        snprintf(value, sizeof value, "%.15g", lua_tonumber(L, -1));
+        buf_printf(out, *labels ? "%s{%s} %s\n" : "%s%s %s\n", name, labels, value);
+        lua_pop(L, 2);
+    }
+    lua_pop(L, 1);
+}
+
 static void answer_metrics(struct request *r)
 {
     struct buf out;
@@ -355,6 +399,7 @@ static void answer_metrics(struct request *r)
     metrics_put_all(&out);
     put_nodes(&out);
     put_policies(&out);
+    put_journal(&out);
     metrics_put_header(&out, "chromux_info", "gauge", "The version that runs.");
     buf_printf(&out, "chromux_info{version=\"%s\"} 1\n", CHROMUX_VERSION);
     metrics_put_header(&out, "process_start_time_seconds", "gauge",

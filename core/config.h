@@ -72,6 +72,8 @@
       "size of a request or answer head")                                                          \
     X(max_uri, MAX_URI_BYTES, BYTES, "8k", 256, 1048576, true, "size of a request target")         \
     X(max_body, MAX_BODY_BYTES, BYTES, "256m", 1024, 1073741824, true, "size of a request body")   \
+    X(journal_memory, JOURNAL_MEMORY_BYTES, BYTES, "512m", 65536, 1073741824, true,                \
+      "memory of all bodies of writes on their way through the journal")                           \
     X(max_tries, MAX_TRIES, INT, "3", 1, 100, true, "tries of a read, the first included")         \
     X(retry_budget, RETRY_BUDGET, INT, "20", 0, 100, true,                                         \
       "retries after a time-out or an error answer at once, in percent of the requests under way " \

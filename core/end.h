@@ -38,6 +38,10 @@
     X(SERVER_5XX, "server_5xx", 502)                                                               \
     X(TRY_TIMEOUT, "try_timeout", 504)                                                             \
     X(REQUEST_TIMEOUT, "request_timeout", 504)                                                     \
+    X(CONTENT_CODING, "content_coding", 415)                                                       \
+    X(JOURNAL_AWAY, "journal_away", 503)                                                           \
+    X(NOT_APPLIED, "not_applied", 503)                                                             \
+    X(OUTCOME_UNKNOWN, "outcome_unknown", 504)                                                     \
     X(STOPPED, "stopped", 503)                                                                     \
     X(INTERNAL, "internal", 500)
 

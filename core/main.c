@@ -1,10 +1,11 @@
 /* main.c: command line, wiring, signals. */
 #include "access.h"
 #include "admin.h"
-#include "api.h"
-#include "api_slice.h"
+#include "api_copies.h"
 #include "api_courier.h"
+#include "api_slice.h"
 #include "courier.h"
+#include "journal.h"
 #include "kit.h"
 #include "listener.h"
 #include "log.h"
@@ -182,6 +183,7 @@ static void reload(void)
         pool_reload(next);
         courier_reload(next);
         proxy_reload(next);
+        journal_reload(next);
         probe_reload(next);
         admin_reload(next);
         apply_log(next);
@@ -203,7 +205,7 @@ static void on_drain_poll(struct ev_loop *l, ev_timer *w, int revents)
 {
     (void)w;
     (void)revents;
-    if (session_shared.count + session_shared.local_count == 0)
+    if (session_shared.count + session_shared.local_count == 0 && journal_finished())
         ev_break(l, EVBREAK_ALL);
     else if (ev_now(l) >= drain_until) {
         log_warn("drain_timeout", "connections=%u", session_shared.count);
@@ -319,18 +321,22 @@ static bool start_all(struct buf *errors)
         buf_printf(errors, "DNS_SERVERS = %s: %s\n", cfg->dns_servers, why);
         return false;
     }
-    if (!api_start(loop, "", errors))
+    if (!api_start(loop, cfg->database_url, errors))
         return false;
     api_slice_open(api_vm());
     api_courier_open();
     session_shared.cfg = cfg;
     session_shared.proxy = &proxy_handler;
+    session_shared.journal = *cfg->database_url ? &journal_handler : NULL;
     session_shared.local = &admin_handler;
     pool_start(cfg, dns);
     proxy_start(cfg);
     probe_start(cfg);
     admin_start(cfg, ev_time());
     fleet_configure(cfg, ev_now(loop));
+    api_copies_open(api_vm());
+    if (session_shared.journal && !journal_start(cfg, errors))
+        return false;
     return open_listeners(errors);
 }
 
@@ -338,6 +344,8 @@ static void stop_all(void)
 {
     listener_close_all();
     session_kill_all();
+    (void)journal_finished();
+    journal_stop();
     proxy_stop();
     api_courier_stop();
     if (fleet_count) {
@@ -376,12 +384,14 @@ static int run(int argc, char **argv)
     bool ok = start_all(&errors);
     if (ok) {
         watch_signals();
-        log_warn("replication_off", "reason=%s",
-                 log_quote(strcmp(cfg->unreplicated_reads, "any") == 0
-                               ? "this version keeps no journal: writes go to the primary, reads "
-                                 "to all (UNREPLICATED_READS=any); replicas are not fed"
-                               : "this version keeps no journal: data routes go to the primary, "
-                                 "and replicas are not fed"));
+        if (!session_shared.journal)
+            log_warn(
+                "replication_off", "reason=%s",
+                log_quote(strcmp(cfg->unreplicated_reads, "any") == 0
+                              ? "this version keeps no journal: writes go to the primary, reads "
+                                "to all (UNREPLICATED_READS=any); replicas are not fed"
+                              : "this version keeps no journal: data routes go to the primary, "
+                                "and replicas are not fed"));
         log_info("started", "version=%s pid=%d instances=%u policies=%s", CHROMUX_VERSION,
                  (int)getpid(), fleet_count, log_quote(cfg->policy_dir));
         tell_systemd("READY=1");

@@ -35,6 +35,9 @@
     X(ACTIVE, "requests_active", "Requests being handled.")                                        \
     X(QUEUED, "requests_queued", "Requests waiting for an instance's maxconn.")                    \
     X(UPSTREAM_IDLE, "upstream_connections_idle", "Kept connections to instances.")                \
+    X(JOURNAL_BYTES, "journal_body_bytes",                                                         \
+      "Of JOURNAL_MEMORY_BYTES: taken by bodies of requests.")                                     \
+    X(JOURNAL_WAITING, "journal_bodies_waiting", "Bodies not read on for want of that memory.")    \
     X(POLICY_GENERATION, "policy_generation", "Generation of the policies that serve.")
 
 #define METRICS_ENUM_C(id, name, help) METRIC_##id,

@@ -443,6 +443,29 @@ static void on_ended(struct exchange *x, enum end_reason why)
 
 /* ---- the handler ---- */
 
+const char proxy_bad_max_behind[] =
+    "X-Chromux-Max-Behind must be a whole number of journal entries, once";
+
+bool proxy_read_max_behind(const struct http1_head *h, bool *bounded, uint64_t *n)
+{
+    *bounded = false;
+    *n = 0;
+    for (unsigned i = 0; i < h->count; i++) {
+        const struct http1_field *f = &h->field[i];
+        if (f->id != HTTP1_OTHER || !str_eq_nocase(f->name, STR("X-Chromux-Max-Behind")))
+            continue;
+        if (*bounded || f->value.n == 0 || f->value.n > 15)
+            return false;
+        *bounded = true;
+        for (size_t k = 0; k < f->value.n; k++) {
+            if (f->value.p[k] < '0' || f->value.p[k] > '9')
+                return false;
+            *n = *n * 10 + (uint64_t)(f->value.p[k] - '0');
+        }
+    }
+    return true;
+}
+
 static void put_target(struct request *r)
 {
     if (!r->route.v1_alias) {

@@ -352,3 +352,37 @@ bool route_uuid(struct str s, char out[37])
     out[36] = 0;
     return true;
 }
+
+static int hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+size_t route_decode(struct str s, char *out)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < s.n; i++) {
+        int high = s.p[i] == '%' && s.n - i > 2 ? hex_digit(s.p[i + 1]) : -1;
+        int low = high >= 0 ? hex_digit(s.p[i + 2]) : -1;
+        out[n++] = low >= 0 ? (char)(high * 16 + low) : s.p[i];
+        i += low >= 0 ? 2 : 0;
+    }
+    return n;
+}
+
+bool route_segment_uuid(struct str s, char out[37])
+{
+    static const char urn[] = "urn:uuid:";
+    char text[3 * (sizeof urn + 36)];
+    if (s.n > sizeof text)
+        return false;
+    struct str id = {text, route_decode(s, text)};
+    if (id.n > 36 && memcmp(id.p, urn, sizeof urn - 1) == 0)
+        id = (struct str){id.p + sizeof urn - 1, id.n - (sizeof urn - 1)};
+    else if (id.n == 38 && id.p[0] == '{' && id.p[37] == '}')
+        id = (struct str){id.p + 1, 36};
+    return route_uuid(id, out);
+}

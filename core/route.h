@@ -54,6 +54,14 @@ const char *route_class_name(enum route_class c);
  * '/', never matched by substring; a trailing slash, an empty or a dot segment matches no route. */
 void route_match(enum http1_method method, struct str path, struct route *out);
 
+/* A path segment with its percent-encoding undone, as axum does: what is no encoding stays. out has
+ * room for s.n bytes; returns how many there are. */
+size_t route_decode(struct str s, char *out);
+
+/* The UUID that a path segment means to Chroma, as 36 lower-case bytes: percent-encoded, in braces
+ * and as urn:uuid: too. false when it is none. */
+bool route_segment_uuid(struct str s, char out[37]) MUST_CHECK;
+
 /* Writes a UUID in any spelling Chroma accepts (upper case, no hyphens) as 36 lower-case bytes and
  * a NUL; false when s is not one. */
 bool route_uuid(struct str s, char out[37]) MUST_CHECK;

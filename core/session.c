@@ -323,7 +323,7 @@ void request_answer(struct request *r, int status, const char *type, struct str 
     buf_printf(&head, "Content-Length: %zu\r\n", body.n);
     if (extra)
         buf_puts(&head, extra);
-    request_put_common(r, &head, "-", true);
+    request_put_common(r, &head, r->from_instance ? r->instance : "-", true);
     buf_put(&head, "\r\n", 2);
     r->log.status = status;
     bool bodiless = r->method == HTTP1_HEAD;
@@ -345,14 +345,19 @@ void request_error(struct request *r, enum end_reason why, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    request_refuse(r, why, end_status(why) == 503 ? 1 : 0, text);
+}
+
+void request_refuse(struct request *r, enum end_reason why, unsigned retry_after, const char *text)
+{
     int status = end_status(why);
     must(status != 0);
     struct buf body;
-    buf_init(&body, 16384);
+    buf_init(&body, 16384 + 6 * strlen(text)); /* a byte is at most six in JSON */
     reply_put_error(&body, status, text);
     char extra[256] = "";
-    if (status == 503)
-        snprintf(extra, sizeof extra, "Retry-After: 1\r\n");
+    if (retry_after)
+        snprintf(extra, sizeof extra, "Retry-After: %u\r\n", retry_after);
     else if (status == 405 && r->route.allow)
         snprintf(extra, sizeof extra, "Allow: %s\r\n", r->route.allow);
     request_answer(r, status, "application/json", (struct str){buf_data(&body), buf_len(&body)},
@@ -405,7 +410,9 @@ static void dispatch(struct session *s, struct request *r, struct http1_head *h)
     else if (s->local_only)
         request_error(r, END_NOT_FOUND, "this port serves only /health, /status and /metrics");
     else
-        r->handler = session_shared.proxy;
+        r->handler = session_shared.journal && t->data && t->class != ROUTE_READ
+                         ? session_shared.journal
+                         : session_shared.proxy;
     if (s->request == r && r->handler != &no_handler)
         r->handler->start(r, h);
 }
@@ -497,6 +504,12 @@ static void feed(struct session *s)
         r->handler->more(r);
     }
     s->feeding = false;
+}
+
+void request_keep_body(struct request *r, size_t most)
+{
+    must(most > 0 && most <= 1u << 30);
+    r->body.bytes.cap = (uint32_t)most;
 }
 
 void request_want_body(struct request *r)

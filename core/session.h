@@ -55,6 +55,7 @@ struct request {
 
     struct access_record log;
     char instance[CONFIG_NAME_MAX + 1]; /* tried last, for the log */
+    bool from_instance;                 /* our own answer is its: X-Chromux-Instance names it */
     char detail[128];                   /* why the policy chose as it did, or what went wrong */
     char id[REPLY_ID_MAX];              /* X-Request-Id, at most 64 bytes are taken over */
 };
@@ -63,9 +64,11 @@ struct request {
 struct session_shared {
     const struct config *cfg;
     const struct handler *proxy, *local;
-    bool stopping;        /* draining: every answer closes its connection */
-    unsigned count;       /* clients' connections */
-    unsigned local_count; /* connections to the admin port */
+    const struct handler *journal; /* of what changes or reads the catalogue, and of writes; NULL:
+                                      there is none, and they are the proxy's */
+    bool stopping;                 /* draining: every answer closes its connection */
+    unsigned count;                /* clients' connections */
+    unsigned local_count;          /* connections to the admin port */
 };
 extern struct session_shared session_shared;
 
@@ -87,6 +90,9 @@ void request_arm(struct request *r, double deadline);
 /* The handler is ready for the body: sends 100 Continue if the client waits for it, and reads on
  * after bytes were consumed from r->body.bytes. */
 void request_want_body(struct request *r);
+/* How many bytes of the body may wait in r->body.bytes, at most 1 GiB; more are left in the socket.
+ * Say request_want_body() to read on after more were allowed. */
+void request_keep_body(struct request *r, size_t most);
 /* Will the connection live after this answer? Decided once, when the head of the answer is written.
  */
 bool request_keeps(struct request *r);
@@ -113,6 +119,8 @@ void request_answer(struct request *r, int status, const char *type, struct str 
 /* An error of our own in Chroma's shape, {"error": …, "message": …}; the status is end_status(why).
  */
 void request_error(struct request *r, enum end_reason why, const char *fmt, ...) PRINTF(3, 4);
+/* The same without a format, and with Retry-After when retry_after (seconds) is over 0. */
+void request_refuse(struct request *r, enum end_reason why, unsigned retry_after, const char *text);
 
 /* Header lines that every answer carries: Via, X-Request-Id, X-Chromux-Instance, Connection, Date
  * when `date`. Without the final blank line. */

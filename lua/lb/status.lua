@@ -53,6 +53,19 @@ local function brief(node)
   }
 end
 
+-- What the journal says of itself: {replication=, reason=, journal={…}, instances={[name]={…}}}.
+local function journal_of(snap)
+  if snap.journal then return snap.journal end
+  if snap.database then
+    return { replication = "degraded", reason = "the journal's state could not be read; see the error log" }
+  end
+  return {
+    replication = "off",
+    reason = "no DATABASE_URL, so no journal: data routes go to the primary, and replicas are not fed"
+      .. (snap.unreplicated_reads == "any" and " (UNREPLICATED_READS=any: reads go to all)" or ""),
+  }
+end
+
 local function full(node, all_requests)
   local out = brief(node)
   out.request_percentage = all_requests > 0 and round(100 * node.requests / all_requests, 1) or 0
@@ -107,15 +120,21 @@ function M.status(snap)
     if node.state == "up" then up = up + 1 end
   end
   local instances = {}
-  for i, node in ipairs(snap.nodes) do instances[i] = full(node, sent) end
+  local journal = journal_of(snap)
+  for i, node in ipairs(snap.nodes) do
+    instances[i] = full(node, sent)
+    for key, value in pairs(journal.instances and journal.instances[node.name] or {}) do
+      instances[i][key] = value
+    end
+  end
   return encode {
     version = snap.version,
     started = iso(snap.started),
     uptime_seconds = round(snap.now - snap.started),
     draining = snap.draining,
-    replication = "off",
-    replication_reason = "this version keeps no journal: data routes go to the primary, and replicas are not fed"
-      .. (snap.unreplicated_reads == "any" and " (UNREPLICATED_READS=any: reads go to all)" or ""),
+    replication = journal.replication,
+    replication_reason = text(journal.reason or ""),
+    journal = journal.journal,
     load_balancer = {
       strategy = snap.strategy, check_interval = snap.check_interval, failure_threshold = snap.failure_threshold,
       request_timeout = snap.request_timeout, total_requests = snap.total_requests,
