@@ -74,6 +74,14 @@
     X(max_body, MAX_BODY_BYTES, BYTES, "256m", 1024, 1073741824, true, "size of a request body")   \
     X(journal_memory, JOURNAL_MEMORY_BYTES, BYTES, "512m", 65536, 1073741824, true,                \
       "memory of all bodies of writes on their way through the journal")                           \
+    X(lease_timeout, LEASE_TIMEOUT, SECONDS, "5", 0.5, 600, false,                                 \
+      "time after which a balancer that stopped renewing may be replaced as the writer")           \
+    X(write_horizon, WRITE_HORIZON, SECONDS, "30", 1, 3600, false,                                 \
+      "time within which a server ends whatever a paused or lost balancer sent it")                \
+    X(advertise_url, ADVERTISE_URL, TEXT, "", 0, 0, false,                                         \
+      "how other balancers reach this one: http://host:port")                                      \
+    X(allow_reset, ALLOW_RESET, BOOL, "false", 0, 1, true,                                         \
+      "whether POST /api/v2/reset may delete everything")                                          \
     X(max_tries, MAX_TRIES, INT, "3", 1, 100, true, "tries of a read, the first included")         \
     X(retry_budget, RETRY_BUDGET, INT, "20", 0, 100, true,                                         \
       "retries after a time-out or an error answer at once, in percent of the requests under way " \

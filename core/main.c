@@ -335,8 +335,11 @@ static bool start_all(struct buf *errors)
     admin_start(cfg, ev_time());
     fleet_configure(cfg, ev_now(loop));
     api_copies_open(api_vm());
-    if (session_shared.journal && !journal_start(cfg, errors))
-        return false;
+    if (session_shared.journal) {
+        courier_start(cfg);
+        if (!journal_start(cfg, errors))
+            return false;
+    }
     return open_listeners(errors);
 }
 

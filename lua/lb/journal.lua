@@ -9,7 +9,7 @@ local Lane = require("lb.lanes")
 local Names = require("lb.names")
 local Servers = require("lb.servers")
 local adopt = require("lb.adopt")
-local courier = require("chromux.courier")
+local courier = require("lb.courier")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
 local json = json
@@ -570,9 +570,9 @@ end
 -- ---- telling ---------------------------------------------------------------------------------------------
 
 function M.status()
-  local out = { replication = "on", replication_reason = "", journal = { state = J.phase, why = J.why } }
+  local out = { replication = "on", journal = { state = J.phase, why = J.why } }
   if J.phase ~= "on" then
-    out.replication, out.replication_reason = "degraded", J.why
+    out.replication, out.reason = "degraded", J.why
     return out
   end
   local names, store = J.names, J.store
@@ -607,9 +607,9 @@ function M.status()
       admitted = s:readable(), note = s.note }
   end
   if not store:healthy() then
-    out.replication, out.replication_reason = "degraded", "PostgreSQL does not answer: " .. store.last_error
+    out.replication, out.reason = "degraded", "PostgreSQL does not answer: " .. store.last_error
   elseif not_ready > 0 then
-    out.replication, out.replication_reason = "degraded", not_ready .. " copies wait to be made anew"
+    out.replication, out.reason = "degraded", not_ready .. " copies wait to be made anew"
   end
   return out
 end
@@ -618,14 +618,18 @@ function M.metrics()
   local s = M.status()
   if not s.instances then return {} end
   local j = s.journal
-  return {
-    { "chromux_journal_entries", "entries that were ever appended", "counter", j.head },
-    { "chromux_journal_pending", "requests that wait for a verdict", "gauge", j.pending },
-    { "chromux_journal_in_doubt", "copies with an entry whose outcome is not known", "gauge", j.in_doubt },
-    { "chromux_journal_lanes", "ordered sequences of writes", "gauge", j.lanes },
-    { "chromux_journal_commits_total", "transactions of the journal", "counter", j.commits },
-    { "chromux_journal_memory_bytes", "bytes of entries kept in memory", "gauge", j.memory_bytes },
-  }
+  local out = {}
+  for _, m in ipairs {
+    { "entries_total", "entries that were ever appended", "counter", j.head },
+    { "pending", "requests that wait for a verdict", "gauge", j.pending },
+    { "in_doubt", "copies with an entry whose outcome is not known", "gauge", j.in_doubt },
+    { "lanes", "ordered sequences of writes", "gauge", j.lanes },
+    { "commits_total", "transactions of the journal", "counter", j.commits },
+    { "memory_bytes", "bytes of entries kept in memory", "gauge", j.memory_bytes },
+  } do
+    out[#out + 1] = { name = "chromux_journal_" .. m[1], help = m[2], type = m[3], value = m[4] }
+  end
+  return out
 end
 
 return M

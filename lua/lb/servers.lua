@@ -3,7 +3,7 @@
 -- An incarnation is one life of a server's process, told apart by the sentinel connection (core/courier.h). A new
 -- one is admitted after a look at its witness (PROTOCOL.md R9): a server that came back empty or from an old
 -- backup knows a smaller counter than PostgreSQL does, and none of its copies may be used.
-local courier = require("chromux.courier")
+local courier = require("lb.courier")
 local json = json
 
 local M = {}
