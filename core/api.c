@@ -13,15 +13,16 @@
 #include "api.h"
 
 #include "log.h"
-#include <math.h>
+#include "pg_lua.h"
 #include <stdio.h>
 #include <stdlib.h>
 
 #define TASKS_MAX   4096 /* a power of two: the low bits of an id are its slot */
 #define PG_QUEUE    1000
+#define PG_BYTES    (512u << 20)
+#define PG_MOST     4
 #define MEMORY_MAX  (1u << 30)
 #define EVENTS_MAX  64
-#define EXACT_MOST  9007199254740992.0 /* 2^53 */
 #define SLEEP_MOST  1e7
 #define ANSWER_MOST (1u << 30)
 
@@ -47,7 +48,16 @@ struct task {
 static lua_State *vm;
 static struct ev_loop *loop;
 static struct fetch *fetcher;
-static struct pg *db; /* NULL without DATABASE_URL */
+static char *database_url; /* NULL: none */
+/* Made at first use, the default one at the start; Lua knows them by their position. */
+static struct {
+    char *name;
+    struct pg *pg;
+} connections[PG_MOST];
+static struct subscriber {
+    struct subscriber *next;
+    int ref; /* keeps the function in the registry */
+} * subscribers;
 static struct task *tasks[TASKS_MAX];
 static unsigned task_count;
 static uint64_t next_serial;
@@ -433,115 +443,126 @@ static int api_fetch(lua_State *L)
     return yield(L);
 }
 
-static bool exact(double x)
+static void on_rows(void *arg, const struct pg_rows *r)
 {
-    return fabs(x) < EXACT_MOST && x == floor(x);
+    wait_over(arg, pg_lua_push_rows, r);
 }
 
-/* A column's text as a Lua value by its type (oids from PostgreSQL's pg_type.dat). */
-static void push_value(lua_State *L, unsigned type, struct str v)
+static void on_outcome(void *arg, const struct pg_outcome *o)
 {
-    switch (type) {
-    case 16: /* bool */
-        lua_pushboolean(L, v.n > 0 && v.p[0] == 't');
-        return;
-    case 21:  /* int2 */
-    case 23:  /* int4 */
-    case 26:  /* oid */
-    case 700: /* float4 */
-    case 701: /* float8 */
-        lua_pushnumber(L, strtod(v.p, NULL));
-        return;
-    case 20:   /* int8 */
-    case 1700: /* numeric: decimals stay text, as a double would change them */
-        if (!memchr(v.p, '.', v.n) && exact(strtod(v.p, NULL))) {
-            lua_pushnumber(L, strtod(v.p, NULL));
-            return;
-        }
-        /* fall through */
-    default:
-        lua_pushlstring(L, v.p, v.n);
-    }
+    wait_over(arg, pg_lua_push_outcome, o);
 }
 
-static int push_rows(lua_State *L)
+static struct pg *connection(lua_State *L)
 {
-    const struct pg_result *r = lua_touserdata(L, 1);
-    if (!r->ok) {
+    int i = luaL_checkint(L, 1);
+    luaL_argcheck(L, i >= 0 && i < PG_MOST && connections[i].pg, 1, "a connection");
+    return connections[i].pg;
+}
+
+/* connection(name) -> its number, the default one being 0; nil, error */
+static int api_connection(lua_State *L)
+{
+    const char *name = luaL_checkstring(L, 1);
+    int i = 0;
+    char *error = NULL;
+    if (!database_url) {
         lua_pushnil(L);
-        lua_pushstring(L, r->error);
-        lua_pushstring(L, r->sqlstate);
-        return 3;
+        lua_pushliteral(L, "no DATABASE_URL");
+        return 2;
     }
-    lua_createtable(L, r->rows, 1);
-    lua_pushnumber(L, (double)r->affected);
-    lua_setfield(L, -2, "affected");
-    for (int i = 0; i < r->rows; i++) {
-        lua_createtable(L, 0, r->cols);
-        for (int c = 0; c < r->cols; c++) {
-            struct str v;
-            if (!r->value(r, i, c, &v))
-                continue;
-            push_value(L, r->type(r, c), v);
-            lua_setfield(L, -2, r->name(r, c));
-        }
-        lua_rawseti(L, -2, i + 1);
+    while (i < PG_MOST && connections[i].pg && strcmp(connections[i].name, name) != 0)
+        i++;
+    if (i == PG_MOST)
+        return luaL_error(L, "more than %d connections", PG_MOST);
+    if (!connections[i].pg) {
+        connections[i].pg = pg_new(loop, database_url, PG_QUEUE, PG_BYTES, &error);
+        must(connections[i].pg); /* the default one could read the URL */
+        connections[i].name = base_strdup(name);
     }
+    lua_pushinteger(L, i);
     return 1;
 }
 
-static void on_rows(void *arg, const struct pg_result *r)
-{
-    wait_over(arg, push_rows, r);
-}
-
-/* The text that PostgreSQL reads for the Lua value at `at`; it stays alive on the stack. */
-static struct pg_value param(lua_State *L, int at)
-{
-    struct pg_value v = {NULL, 0};
-    double x = lua_tonumber(L, at);
-    switch (lua_type(L, at)) {
-    case LUA_TNIL:
-        return v;
-    case LUA_TBOOLEAN:
-        v.text = lua_toboolean(L, at) ? "true" : "false";
-        v.n = strlen(v.text);
-        return v;
-    case LUA_TNUMBER: {
-        char text[40];
-        int n = snprintf(text, sizeof text, exact(x) ? "%.0f" : "%.17g", x);
-        lua_pushlstring(L, text, (size_t)n);
-        lua_replace(L, at);
-        break;
-    }
-    case LUA_TSTRING:
-        break;
-    default:
-        luaL_error(L, "parameter %d is a %s", at - 2, luaL_typename(L, at));
-    }
-    v.text = lua_tolstring(L, at, &v.n);
-    return v;
-}
-
-/* rows = query(timeout, sql, param…); nil, message, sqlstate */
+/* rows = query(connection, timeout, sql, param…); nil, message, sqlstate */
 static int api_query(lua_State *L)
 {
     struct task *t = waiter(L);
-    double timeout = luaL_checknumber(L, 1);
-    const char *sql = luaL_checkstring(L, 2);
-    int n = lua_gettop(L) - 2;
-    if (!db) {
-        lua_pushnil(L);
-        lua_pushliteral(L, "no DATABASE_URL");
-        lua_pushliteral(L, "");
-        return 3;
-    }
-    luaL_checkstack(L, 4, "parameters");
-    struct pg_value *values = lua_newuserdata(L, (size_t)(n + 1) * sizeof *values);
-    for (int i = 0; i < n; i++)
-        values[i] = param(L, 3 + i);
-    pg_query(db, sql, values, (unsigned)n, timeout, on_rows, wait_new(t, QUERY));
+    struct pg *p = connection(L);
+    double timeout = luaL_checknumber(L, 2);
+    const char *sql = luaL_checkstring(L, 3);
+    unsigned n = (unsigned)lua_gettop(L) - 3;
+    const struct pg_value *params = pg_lua_params(L, 4, n);
+    pg_query(p, sql, params, n, timeout, on_rows, wait_new(t, QUERY));
     return yield(L);
+}
+
+/* lists of rows = transaction(connection, timeout, statements); nil, message, sqlstate, info */
+static int api_transaction(lua_State *L)
+{
+    struct task *t = waiter(L);
+    struct pg *p = connection(L);
+    double timeout = luaL_checknumber(L, 2);
+    unsigned n;
+    luaL_checktype(L, 3, LUA_TTABLE);
+    const struct pg_statement *s = pg_lua_statements(L, 3, &n);
+    pg_transaction(p, s, n, timeout, on_outcome, wait_new(t, QUERY));
+    return yield(L);
+}
+
+struct news {
+    const struct subscriber *to;
+    const char *payload;
+};
+
+static int start_subscriber(lua_State *L)
+{
+    const struct news *n = lua_touserdata(L, 1);
+    lua_rawgeti(L, LUA_REGISTRYINDEX, n->to->ref);
+    if (n->payload)
+        lua_pushstring(L, n->payload);
+    else
+        lua_pushnil(L);
+    (void)task_new(L, 1);
+    return 0;
+}
+
+static void on_notify(void *arg, const char *payload)
+{
+    struct news n = {arg, payload};
+    if (lua_cpcall(vm, start_subscriber, &n) == 0)
+        return;
+    log_error("notify_dropped", "error=%s", log_quote(lua_tostring(vm, -1)));
+    lua_pop(vm, 1);
+}
+
+/* listen(connection, channel, function): for as long as the VM lives */
+static int api_listen(lua_State *L)
+{
+    struct pg *p = connection(L);
+    size_t n;
+    const char *channel = luaL_checklstring(L, 2, &n);
+    luaL_argcheck(L, n > 0 && n <= PG_CHANNEL_MAX && strlen(channel) == n, 2, "1 to 63 bytes");
+    luaL_checktype(L, 3, LUA_TFUNCTION);
+    lua_settop(L, 3);
+    int ref = luaL_ref(L, LUA_REGISTRYINDEX);
+    struct subscriber *s = base_zalloc(sizeof *s);
+    s->ref = ref;
+    s->next = subscribers;
+    subscribers = s;
+    pg_listen(p, channel, on_notify, s);
+    return 0;
+}
+
+/* state, last error = pg_state(connection) */
+static int api_pg_state(lua_State *L)
+{
+    static const char *const names[] = {
+        [PG_CONNECTING] = "connecting", [PG_READY] = "ready", [PG_AWAY] = "away"};
+    struct pg *p = connection(L);
+    lua_pushstring(L, names[pg_state(p)]);
+    lua_pushstring(L, pg_last_error(p));
+    return 2;
 }
 
 /* ---- life of the VM ------------------------------------------------------------------------- */
@@ -565,11 +586,15 @@ static int call_module(lua_State *L)
 
 static int open_api(lua_State *L)
 {
-    static const luaL_Reg functions[] = {
-        {"sleep", api_sleep}, {"token", api_token},   {"park", api_park},   {"wake", api_wake},
-        {"spawn", api_spawn}, {"cancel", api_cancel}, {"now", api_now},     {"log", api_log},
-        {"exit", api_exit},   {"failed", api_failed}, {"fetch", api_fetch}, {"query", api_query},
-        {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"sleep", api_sleep},    {"token", api_token},
+                                         {"park", api_park},      {"wake", api_wake},
+                                         {"spawn", api_spawn},    {"cancel", api_cancel},
+                                         {"now", api_now},        {"log", api_log},
+                                         {"exit", api_exit},      {"failed", api_failed},
+                                         {"fetch", api_fetch},    {"connection", api_connection},
+                                         {"query", api_query},    {"transaction", api_transaction},
+                                         {"listen", api_listen},  {"pg_state", api_pg_state},
+                                         {"bytes", pg_lua_bytes}, {NULL, NULL}};
     lua_pushlightuserdata(L, (void *)call_module);
     lua_pushcfunction(L, call_module);
     lua_rawset(L, LUA_REGISTRYINDEX);
@@ -583,7 +608,7 @@ static int open_api(lua_State *L)
     return 0;
 }
 
-bool api_start(struct ev_loop *l, const char *database_url, struct buf *error)
+bool api_start(struct ev_loop *l, const char *url, struct buf *error)
 {
     char *why = NULL;
     must(!vm);
@@ -596,14 +621,16 @@ bool api_start(struct ev_loop *l, const char *database_url, struct buf *error)
         return false;
     }
     vm = script_new(MEMORY_MAX);
-    if (*database_url) {
-        db = pg_new(loop, database_url, PG_QUEUE, &why);
-        if (!db) {
+    if (*url) {
+        connections[0].pg = pg_new(loop, url, PG_QUEUE, PG_BYTES, &why);
+        if (!connections[0].pg) {
             buf_printf(error, "DATABASE_URL: %s\n", why);
             free(why);
             api_stop();
             return false;
         }
+        connections[0].name = base_strdup("default");
+        database_url = base_strdup(url);
     }
     lua_pushcfunction(vm, open_api);
     if (!script_call(vm, 0, 0, true, error)) {
@@ -625,9 +652,17 @@ void api_stop(void)
     if (vm)
         cancel_tasks();
     fetch_free(fetcher);
-    pg_free(db);
     fetcher = NULL;
-    db = NULL;
+    for (unsigned i = 0; i < PG_MOST; i++) {
+        pg_free(connections[i].pg);
+        free(connections[i].name);
+        connections[i].pg = NULL;
+        connections[i].name = NULL;
+    }
+    free(database_url);
+    database_url = NULL;
+    for (struct subscriber *s; (s = subscribers); free(s))
+        subscribers = s->next;
     while (waits) /* statements whose task has gone */
         wait_free(waits);
     if (vm)

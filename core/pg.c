@@ -1,24 +1,25 @@
-/* pg.c: owns one libpq connection, what is needed to make it again, and the queue of statements.
+/* pg.c: owns one libpq connection, what is needed to make it again, and the queue of transactions.
  *
  * One `phase`, changed by the functions below only:
  *
  *   AWAY ─timer→ RESOLVING ─dns→ CONNECTING ─poll→ INTERNAL ─result→ READY ⇄ BUSY
  *
- * and from anywhere back to AWAY by conn_lost(). INTERNAL runs a statement of our own: the
- * session's settings, or ROLLBACK. A statement is done once it has a result or an error; it is told
- * to its owner from its own watcher (query_due) and from nowhere else, so that owners may call
- * anything, also pg_free().
+ * and from anywhere back to AWAY by conn_lost(). INTERNAL runs statements of our own: the session's
+ * settings, LISTEN, or ROLLBACK. The connection is in pipeline mode while BUSY and only then. A
+ * query is done once its work has ended; it is told to its owner from its own watcher (query_due)
+ * and from nowhere else, so that owners may call anything, also pg_free().
  *
  * Nothing here may block the loop: names are resolved by dns.c and given to libpq as hostaddr; each
  * address is an attempt of its own with its own time-out, since libpq's connect_timeout counts only
  * in blocking calls; GSS encryption, whose handshake asks a KDC, is off unless the URL asks for it.
- * PQcancel() blocks and the key it sends isn't public: a statement that is out of time is ended by
+ * PQcancel() blocks and the key it sends isn't public: a query that is out of time is ended by
  * closing the connection, which the server notices within CHECK_MS while it works
  * (client_connection_check_interval, PostgreSQL 14), and by statement_timeout in any case. */
 #include "pg.h"
 
 #include "dns.h"
 #include "log.h"
+#include "pg_url.h"
 #include <libpq-fe.h>
 #include <math.h>
 #include <stdio.h>
@@ -28,44 +29,33 @@
 #define BACKOFF_LEAST   0.1
 #define BACKOFF_MOST    5.0
 #define CHECK_MS        1000
-#define TARGETS_MAX     16
-#define UNKNOWN         "connection lost, it is not known whether the statement took effect: "
+#define BYTES_MOST      (1u << 30) /* of a message of PostgreSQL's, which counts with int32 */
 
 enum phase { AWAY, RESOLVING, CONNECTING, INTERNAL, READY, BUSY };
-
-struct target {
-    const char *host, *addr, *port; /* NULL: not given */
-};
 
 struct query {
     struct query *next, *prev;
     struct pg *pg;
-    char *sql;
-    char **values; /* one block with the texts behind it */
-    unsigned n;
+    struct pg_work *work;
     bool done;
-    bool ended;    /* a result of success came: committed, or about to be */
-    PGresult *res; /* when done: this, or error */
-    char *error;
     ev_timer timer; /* deadline; fed by hand once done */
-    void (*cb)(void *arg, const struct pg_result *r);
+    void (*cb)(void *arg, const struct pg_outcome *o);
+    void (*cb_rows)(void *arg, const struct pg_rows *r); /* or this */
     void *arg;
 };
 
 struct pg {
     struct ev_loop *loop;
     struct dns *dns;
-    char *url;
-    PQconninfoOption *options; /* of the URL */
-    const char *password;      /* inside options; NULL or "": none */
-    struct target target[TARGETS_MAX];
-    char *lists[3]; /* what the targets point into */
-    unsigned targets;
+    char *text; /* the URL */
+    struct pg_url url;
+    struct pg_news news;
 
     enum phase phase;
     bool was_ready; /* since it was told in the log */
     bool failed;    /* the last attempt or connection ended badly */
     PGconn *conn;
+    struct pg_pipe *pipe;
     bool flushing; /* PQflush has more to send */
     ev_io io;
     ev_timer timer; /* AWAY: next round; RESOLVING to INTERNAL: end of the attempt */
@@ -79,6 +69,7 @@ struct pg {
     struct query *first, *last; /* in the order of the calls; done ones until they are told */
     struct query *flying;       /* sent; set when BUSY and only then */
     unsigned count, count_max;  /* of those not done */
+    size_t bytes, bytes_max;    /* theirs */
 };
 
 static void attempt_next(struct pg *p);
@@ -93,41 +84,27 @@ static void query_unlink(struct query *q)
 
 static void query_free(struct query *q)
 {
-    PQclear(q->res);
-    free(q->error);
-    free(q->values);
-    free(q->sql);
+    pg_work_free(q->work);
     free(q);
 }
 
-/* Consumes res and error, of which one is NULL. */
-static void query_done(struct query *q, PGresult *res, char *error)
+/* Its work has ended. */
+static void query_done(struct query *q)
 {
     struct pg *p = q->pg;
-    must(!q->done && !res == !!error);
+    must(!q->done);
     p->count--;
+    p->bytes -= pg_work_bytes(q->work);
     if (p->flying == q)
         p->flying = NULL;
     q->done = true;
-    if (q->res != res)
-        PQclear(q->res); /* of a statement that did not get to its end */
-    q->res = res;
-    q->error = error;
     ev_timer_stop(p->loop, &q->timer);
     ev_feed_event(p->loop, &q->timer, EV_TIMER);
 }
 
-/* libpq never puts the password into its messages; this makes sure of it. */
 static void set_error(struct pg *p, const char *text)
 {
-    char *s = base_strdup(text), *guess = strstr(s, "\n\t");
-    size_t secret = p->password ? strlen(p->password) : 0;
-    if (guess) /* libpq's, about what it means */
-        *guess = 0;
-    for (char *at = s; secret >= 4 && (at = strstr(at, p->password)); at += secret)
-        memset(at, '*', secret);
-    for (char *at = s; (at = strchr(at, '\n'));)
-        *at = at[1] ? ' ' : 0;
+    char *s = pg_url_mask(&p->url, text);
     free(p->last_error);
     p->last_error = s;
 }
@@ -142,6 +119,8 @@ static void conn_close(struct pg *p)
         PQfinish(p->conn);
     p->conn = NULL;
     p->flushing = false;
+    pg_pipe_forget(p->pipe);
+    pg_news_lost(&p->news);
     p->phase = AWAY;
 }
 
@@ -168,23 +147,29 @@ static void round_later(struct pg *p, bool at_once)
     set_timer(p, wait);
 }
 
+/* The connection is gone, because of last_error. */
+static void tell_away(struct pg *p)
+{
+    log_warn("pg_away", "error=%s", log_quote(p->last_error));
+    pg_news_state(&p->news, PG_AWAY);
+    p->was_ready = false;
+    p->failed = true;
+}
+
 /* The connection or the attempt to make it is over. What was in flight may or may not have been
- * done and is never sent again. When the server said why it ends the session, that is the answer:
- * then the statement was rolled back. */
+ * done and is never sent again. */
 static void conn_lost(struct pg *p, const char *why)
 {
     bool attempt = p->phase != READY && p->phase != BUSY;
     struct query *q = p->flying;
     set_error(p, why);
     if (p->was_ready || !p->failed)
-        log_warn("pg_away", "error=%s", log_quote(p->last_error));
-    p->was_ready = false;
-    p->failed = true;
+        tell_away(p);
     conn_close(p);
-    if (q && q->res && !q->ended && PQresultErrorField(q->res, PG_DIAG_SQLSTATE))
-        query_done(q, q->res, NULL);
-    else if (q)
-        query_done(q, NULL, base_printf(UNKNOWN "%s", p->last_error));
+    if (q) {
+        pg_work_lost(q->work, p->last_error);
+        query_done(q);
+    }
     if (attempt)
         attempt_next(p);
     else
@@ -212,11 +197,13 @@ static bool flush(struct pg *p)
         return false;
     }
     p->flushing = left > 0;
+    if (p->flying && !p->flushing)
+        pg_work_sent(p->flying->work);
     watch(p, p->flushing ? EV_READ | EV_WRITE : EV_READ);
     return true;
 }
 
-/* A statement of our own; READY follows. */
+/* Statements of our own; READY follows. */
 static void internal_start(struct pg *p, const char *sql)
 {
     p->phase = INTERNAL;
@@ -231,14 +218,17 @@ static void connected(struct pg *p)
 {
     /* Older servers don't know the check, and some systems can't do it: not a reason to stay away.
      */
+    char *listen = pg_news_sql(&p->news);
     char *sql = base_printf(
         "SET statement_timeout=%d;SET timezone='UTC';SET datestyle='ISO, YMD';"
-        "DO $$BEGIN SET client_connection_check_interval=%d; EXCEPTION WHEN OTHERS THEN END$$",
-        (int)(PG_TIMEOUT_MAX * 1000), CHECK_MS);
+        "SET bytea_output='hex';"
+        "DO $$BEGIN SET client_connection_check_interval=%d; EXCEPTION WHEN OTHERS THEN END$$;%s",
+        (int)(PG_TIMEOUT_MAX * 1000), CHECK_MS, listen ? listen : "");
     if (PQsetnonblocking(p->conn, 1) == 0)
         internal_start(p, sql);
     else
         conn_lost(p, PQerrorMessage(p->conn));
+    free(listen);
     free(sql);
 }
 
@@ -246,8 +236,11 @@ static void ready(struct pg *p)
 {
     ev_timer_stop(p->loop, &p->timer);
     p->phase = READY;
-    if (!p->was_ready)
+    if (!p->was_ready) {
         log_info("pg_ready", "server=%d", PQserverVersion(p->conn));
+        pg_news_state(&p->news, PG_READY);
+    }
+    pg_news_began(&p->news);
     p->was_ready = true;
     p->failed = false;
     p->backoff = 0;
@@ -273,7 +266,7 @@ static void on_notice(void *arg, const char *message)
     log_event(fatal ? LOG_WARN : LOG_DEBUG, "pg_notice", "text=%s", log_quote(message));
 }
 
-static void connect_to(struct pg *p, const struct target *t, const char *addr)
+static void connect_to(struct pg *p, const struct pg_target *t, const char *addr)
 {
     /* Of two values for a keyword libpq takes the later one; "dbname" stands for the whole URL.
      * Keep-alive finds a dead host, tcp_user_timeout one that takes no bytes. */
@@ -284,7 +277,7 @@ static void connect_to(struct pg *p, const struct target *t, const char *addr)
                                   {"keepalives_interval", "5"},
                                   {"keepalives_count", "3"},
                                   {"tcp_user_timeout", "15000"},
-                                  {"dbname", p->url},
+                                  {"dbname", p->text},
                                   {"host", t->host},
                                   {"hostaddr", addr},
                                   {"port", t->port}};
@@ -316,7 +309,7 @@ static void on_dns(void *arg, const struct dns_answer *a)
         return;
     }
     char why[320];
-    snprintf(why, sizeof why, "can't resolve %.200s: %s", p->target[p->at - 1].host, a->error);
+    snprintf(why, sizeof why, "can't resolve %.200s: %s", p->url.target[p->at - 1].host, a->error);
     conn_lost(p, why);
 }
 
@@ -328,14 +321,14 @@ static void attempt_next(struct pg *p)
     if (p->addr_next < p->addr.count) {
         char text[DNS_TEXT_MAX];
         dns_text(&p->addr.v[p->addr_next++].addr, text);
-        connect_to(p, &p->target[p->at - 1], text);
+        connect_to(p, &p->url.target[p->at - 1], text);
         return;
     }
-    if (p->at == p->targets) {
+    if (p->at == p->url.targets) {
         round_later(p, false);
         return;
     }
-    const struct target *t = &p->target[p->at++];
+    const struct pg_target *t = &p->url.target[p->at++];
     p->addr.count = p->addr_next = 0;
     if (t->addr || !t->host || strchr("/@", t->host[0])) {
         connect_to(p, t, t->addr);
@@ -358,90 +351,93 @@ static void on_timer(struct ev_loop *loop, ev_timer *w, int revents)
 
 static void start_next(struct pg *p)
 {
-    for (struct query *q = p->first; q && p->phase == READY; q = q->next) {
-        if (q->done)
-            continue;
-        p->phase = BUSY;
-        p->flying = q;
-        if (PQsendQueryParams(p->conn, q->sql, (int)q->n, NULL, (const char *const *)q->values,
-                              NULL, NULL, 0)) {
-            (void)flush(p);
-        } else if (PQstatus(p->conn) == CONNECTION_BAD) {
-            conn_lost(p, PQerrorMessage(p->conn));
-        } else {
-            query_done(q, NULL, base_strdup(PQerrorMessage(p->conn)));
-            p->phase = READY;
-        }
+    struct query *q = p->first;
+    char *listen = pg_news_sql(&p->news);
+    must(p->phase == READY);
+    if (listen) {
+        set_timer(p, ATTEMPT_SECONDS);
+        internal_start(p, listen);
+        free(listen);
+        return;
     }
+    while (q && q->done)
+        q = q->next;
+    if (!q)
+        return;
+    p->phase = BUSY;
+    p->flying = q;
+    if (pg_pipe_send(p->pipe, p->conn, q->work))
+        (void)flush(p);
+    else
+        conn_lost(p, PQerrorMessage(p->conn));
 }
 
-/* A statement that is over. One statement is one transaction here: others share the connection, so
- * a transaction left open would take in what is not its own. */
-static void statement_over(struct pg *p)
+/* What was sent is answered. Others share the connection, so a transaction left open would take in
+ * what is not its own. */
+static void flight_over(struct pg *p)
 {
     struct query *q = p->flying;
     PGTransactionStatusType t = PQtransactionStatus(p->conn);
-    if (p->phase == INTERNAL && p->internal_failed) {
-        conn_lost(p, p->last_error);
-    } else if (p->phase == INTERNAL) {
-        ready(p);
-    } else if (t == PQTRANS_INTRANS || t == PQTRANS_INERROR) {
-        query_done(q, NULL,
-                   base_strdup("the statement left a transaction open; it was rolled back"));
+    bool open = t == PQTRANS_INTRANS || t == PQTRANS_INERROR;
+    if (open)
+        pg_work_fail(q->work, base_strdup("it left a transaction open, which was rolled back"),
+                     false);
+    query_done(q);
+    if (!PQexitPipelineMode(p->conn)) {
+        conn_lost(p, PQerrorMessage(p->conn));
+    } else if (open) {
         set_timer(p, ATTEMPT_SECONDS);
         internal_start(p, "ROLLBACK");
-    } else if (!q->res) {
-        conn_lost(p, "the server sent no result");
     } else {
-        query_done(q, q->res, NULL);
         p->phase = READY;
         start_next(p);
     }
 }
 
-/* Takes one result. false: the connection was given up. */
-static bool take_result(struct pg *p, PGresult *res)
+static enum pg_step internal_take(struct pg *p, PGresult *res)
 {
-    ExecStatusType s = PQresultStatus(res);
-    if (s == PGRES_COPY_IN || s == PGRES_COPY_OUT || s == PGRES_COPY_BOTH) {
-        PQclear(res);
-        conn_lost(p, "COPY is not for here");
-        return false;
+    if (!res)
+        return PG_OVER;
+    if (PQresultStatus(res) != PGRES_COMMAND_OK) {
+        p->internal_failed = true;
+        set_error(p, PQresultErrorMessage(res));
     }
-    if (p->phase == INTERNAL) {
-        if (s != PGRES_COMMAND_OK) {
-            p->internal_failed = true;
-            set_error(p, PQresultErrorMessage(res));
-        }
-        PQclear(res);
-        return true;
-    }
-    struct query *q = p->flying;
-    must(p->phase == BUSY && q);
-    bool failed = s != PGRES_COMMAND_OK && s != PGRES_TUPLES_OK;
-    q->ended = q->ended || !failed;
-    /* The first error says why; later ones that the connection is gone. */
-    bool keep = failed && q->res && !q->ended;
-    PQclear(keep ? res : q->res);
-    q->res = keep ? q->res : res;
-    return true;
+    PQclear(res);
+    return PG_MORE;
 }
 
 static void read_results(struct pg *p)
 {
     while (!PQisBusy(p->conn)) {
         PGresult *res = PQgetResult(p->conn);
-        if (!res) {
-            if (PQstatus(p->conn) == CONNECTION_BAD)
-                break;
-            statement_over(p);
-            return;
-        }
-        if (!take_result(p, res))
-            return;
+        if (!res && PQstatus(p->conn) == CONNECTION_BAD)
+            break;
+        bool internal = p->phase == INTERNAL;
+        enum pg_step s =
+            internal ? internal_take(p, res) : pg_pipe_take(p->pipe, p->flying->work, res);
+        if (s == PG_MORE)
+            continue;
+        if (s == PG_BROKEN)
+            conn_lost(p, "COPY, or an answer that was not expected");
+        else if (internal && p->internal_failed)
+            conn_lost(p, p->last_error);
+        else if (internal)
+            ready(p);
+        else
+            flight_over(p);
+        return;
     }
     if (PQstatus(p->conn) == CONNECTION_BAD)
         conn_lost(p, PQerrorMessage(p->conn));
+}
+
+static void read_notifications(struct pg *p)
+{
+    PGnotify *n;
+    while ((n = PQnotifies(p->conn))) { /* this also reads parting words */
+        pg_news_notified(&p->news, n->relname, n->extra);
+        PQfreemem(n);
+    }
 }
 
 static void on_io(struct ev_loop *loop, ev_io *w, int revents)
@@ -457,62 +453,25 @@ static void on_io(struct ev_loop *loop, ev_io *w, int revents)
         return;
     if (p->phase != READY) {
         read_results(p); /* also of a broken connection: the reason may have come before the end */
+        if (p->phase >= INTERNAL) /* it isn't another connection by now */
+            read_notifications(p);
         return;
     }
-    PGnotify *n;
-    while ((n = PQnotifies(p->conn))) /* nobody listens; this also reads parting words */
-        PQfreemem(n);
+    read_notifications(p);
     if (!alive || PQstatus(p->conn) == CONNECTION_BAD)
         conn_lost(p, PQerrorMessage(p->conn));
 }
 
-static const char *result_name(const struct pg_result *r, int col)
+static void tell(struct query *q)
 {
-    return PQfname(r->raw, col);
-}
-
-static bool result_value(const struct pg_result *r, int row, int col, struct str *out)
-{
-    if (PQgetisnull(r->raw, row, col))
-        return false;
-    *out = (struct str){PQgetvalue(r->raw, row, col), (size_t)PQgetlength(r->raw, row, col)};
-    return true;
-}
-
-static unsigned result_type(const struct pg_result *r, int col)
-{
-    return PQftype(r->raw, col);
-}
-
-/* Fills r; returns text to be freed after its use, or NULL. */
-static char *describe(const struct query *q, struct pg_result *r)
-{
-    *r = (struct pg_result){.sqlstate = "", .name = result_name, .value = result_value};
-    r->type = result_type;
-    r->raw = q->res;
-    if (!q->res) {
-        r->error = q->error;
-        return NULL;
+    struct pg_outcome o;
+    pg_work_outcome(q->work, &o);
+    if (q->cb) {
+        q->cb(q->arg, &o);
+    } else {
+        struct pg_rows failed = {.error = o.error, .sqlstate = o.sqlstate};
+        q->cb_rows(q->arg, o.ok ? o.rows : &failed);
     }
-    ExecStatusType s = PQresultStatus(q->res);
-    r->ok = s == PGRES_TUPLES_OK || s == PGRES_COMMAND_OK;
-    if (r->ok) {
-        const char *cmd = PQcmdStatus(q->res);
-        bool select = strncmp(cmd, "SELECT", 6) == 0 || strncmp(cmd, "FETCH", 5) == 0;
-        r->rows = PQntuples(q->res);
-        r->cols = PQnfields(q->res);
-        r->affected = select ? 0 : atol(PQcmdTuples(q->res));
-        return NULL;
-    }
-    const char *state = PQresultErrorField(q->res, PG_DIAG_SQLSTATE);
-    const char *text = PQresultErrorField(q->res, PG_DIAG_MESSAGE_PRIMARY);
-    const char *detail = PQresultErrorField(q->res, PG_DIAG_MESSAGE_DETAIL);
-    if (!text)
-        text = s == PGRES_EMPTY_QUERY ? "the statement is empty" : PQresultErrorMessage(q->res);
-    char *all = detail ? base_printf("%s (%s)", text, detail) : base_strdup(text);
-    r->sqlstate = state ? state : "";
-    r->error = all;
-    return all;
 }
 
 /* The one place that tells an owner; also the end of a statement's time. */
@@ -520,53 +479,39 @@ static void query_due(struct ev_loop *loop, ev_timer *w, int revents)
 {
     struct query *q = container_of(w, struct query, timer);
     struct pg *p = q->pg;
-    bool late = !q->done, away = p->phase != READY && p->phase != BUSY && *p->last_error;
-    if (late && q == p->flying) {
+    bool late = !q->done, flying = q == p->flying;
+    bool away = p->phase != READY && p->phase != BUSY && *p->last_error;
+    if (late && flying && pg_work_was_sent(q->work)) {
+        pg_work_fail(q->work, base_strdup("time-out: cancelled, its outcome is not known"), true);
+    } else if (late) {
+        pg_work_fail(q->work,
+                     base_printf("time-out: not sent%s%s", away ? ", PostgreSQL is away: " : "",
+                                 away ? p->last_error : ""),
+                     false);
+    }
+    if (late)
+        query_done(q);
+    if (late && flying) {
         set_error(p, "a statement was out of time");
-        query_done(q, NULL, base_strdup("time-out: cancelled, its outcome is not known"));
+        tell_away(p);
         conn_close(p);
         round_later(p, true);
-    } else if (late) {
-        query_done(q, NULL,
-                   base_printf("time-out: not sent%s%s", away ? ", PostgreSQL is away: " : "",
-                               away ? p->last_error : ""));
     }
     query_unlink(q);
-    struct pg_result r;
-    char *text = describe(q, &r);
-    q->cb(q->arg, &r);
+    tell(q);
     /* p may be gone from here on; q was ours alone, and its watcher is at rest. */
-    free(text);
     query_free(q);
 }
 
-void pg_query(struct pg *p, const char *sql, const struct pg_value *params, unsigned n,
-              double timeout, void (*cb)(void *arg, const struct pg_result *r), void *arg)
+/* The caller sets one of the callbacks; they are called from the loop. */
+static struct query *query_new(struct pg *p, const struct pg_statement *statements, unsigned n,
+                               double timeout, void *arg)
 {
     struct query *q = base_zalloc(sizeof *q);
-    size_t bytes = n * sizeof(char *);
-    const char *why = NULL;
-    for (unsigned i = 0; i < n; i++)
-        bytes += params[i].text ? params[i].n + 1 : 0;
+    const char *why;
     q->pg = p;
-    q->sql = base_strdup(sql);
-    q->values = base_alloc(bytes);
-    q->n = n;
-    q->cb = cb;
     q->arg = arg;
-    char *to = (char *)(q->values + n);
-    for (unsigned i = 0; i < n; i++) {
-        q->values[i] = params[i].text ? to : NULL;
-        if (!params[i].text)
-            continue;
-        memcpy(to, params[i].text, params[i].n);
-        to[params[i].n] = 0;
-        if (strlen(to) != params[i].n)
-            why = "a parameter holds a NUL byte"; /* PostgreSQL's text can't */
-        to += params[i].n + 1;
-    }
-    if (n > 65535)
-        why = "more than 65535 parameters";
+    q->work = pg_work_new(statements, n, p->bytes_max - p->bytes, &why);
     if (p->count >= p->count_max)
         why = "queue full";
     if (!(timeout > 0 && timeout <= PG_TIMEOUT_MAX))
@@ -578,94 +523,65 @@ void pg_query(struct pg *p, const char *sql, const struct pg_value *params, unsi
     *(p->last ? &p->last->next : &p->first) = q;
     p->last = q;
     p->count++;
-    if (why)
-        query_done(q, NULL, base_strdup(why));
-    else
+    p->bytes += pg_work_bytes(q->work);
+    if (why) {
+        pg_work_fail(q->work, base_strdup(why), false);
+        query_done(q);
+    } else if (p->phase == READY) {
+        start_next(p);
+    }
+    return q;
+}
+
+void pg_transaction(struct pg *p, const struct pg_statement *statements, unsigned n, double timeout,
+                    void (*cb)(void *arg, const struct pg_outcome *o), void *arg)
+{
+    query_new(p, statements, n, timeout, arg)->cb = cb;
+}
+
+void pg_query(struct pg *p, const char *sql, const struct pg_value *params, unsigned n,
+              double timeout, void (*cb)(void *arg, const struct pg_rows *r), void *arg)
+{
+    struct pg_statement s = {sql, params, n};
+    query_new(p, &s, 1, timeout, arg)->cb_rows = cb;
+}
+
+void pg_listen(struct pg *p, const char *channel, pg_notify_fn *cb, void *arg)
+{
+    must(*channel && strlen(channel) <= PG_CHANNEL_MAX);
+    pg_news_listen(&p->news, channel, cb, arg);
+    if (p->phase == READY)
         start_next(p);
 }
 
-static unsigned elements(const char *list)
+void pg_observe(struct pg *p, pg_state_fn *cb, void *arg)
 {
-    unsigned n = list ? 1 : 0;
-    while (list && (list = strchr(list, ',')))
-        n++, list++;
-    return n;
+    pg_news_observe(&p->news, cb, arg);
 }
 
-/* An empty element: in a list, libpq would not let the one at hand stand for the whole of it. */
-static bool holes(const char *list)
-{
-    return list && (*list == ',' || strstr(list, ",,") || list[strlen(list) - 1] == ',');
-}
-
-static const char *option(const struct pg *p, const char *keyword, const char *environment)
-{
-    for (PQconninfoOption *o = p->options; o->keyword; o++)
-        if (strcmp(o->keyword, keyword) == 0 && o->val && *o->val)
-            return o->val;
-    const char *e = environment ? getenv(environment) : NULL;
-    return e && *e ? e : NULL;
-}
-
-/* host, hostaddr and port are lists in parallel. NULL, or what is wrong (static text). A password
- * with an unescaped @ or / is read as part of host, port or database by libpq, which would then
- * name it in its messages: refused here. */
-static const char *read_targets(struct pg *p, bool uri)
-{
-    const char *host = option(p, "host", "PGHOST"), *addr = option(p, "hostaddr", "PGHOSTADDR");
-    const char *port = option(p, "port", "PGPORT"), *db = option(p, "dbname", NULL);
-    unsigned n = addr ? elements(addr) : host ? elements(host) : 1;
-    if (n > TARGETS_MAX)
-        return "too many hosts";
-    if ((addr && host && elements(host) != n) || (elements(port) > 1 && elements(port) != n))
-        return "as many ports and addresses as hosts, please";
-    char *hosts = p->lists[0] = host ? base_strdup(host) : NULL;
-    char *addrs = p->lists[1] = addr ? base_strdup(addr) : NULL;
-    char *ports = p->lists[2] = port ? base_strdup(port) : NULL;
-    bool one_port = elements(port) < 2;
-    if (n > 1 && (holes(host) || holes(addr) || holes(port)))
-        return "an empty element in the list of hosts or ports";
-    for (p->targets = 0; p->targets < n; p->targets++) {
-        struct target *t = &p->target[p->targets];
-        t->host = strsep(&hosts, ",");
-        t->addr = strsep(&addrs, ",");
-        t->port = one_port ? ports : strsep(&ports, ",");
-        if (t->host && t->host[0] != '/' && strchr(t->host + 1, '@'))
-            return "the host holds an @ (in a password, write it as %40)";
-        if (t->port && t->port[strspn(t->port, "0123456789")])
-            return "the port is not a number (in a password, write / as %2F and @ as %40)";
-    }
-    if (uri && db && strchr(db, '@'))
-        return "the database name holds an @ (in a password, write / as %2F and @ as %40)";
-    return NULL;
-}
-
-struct pg *pg_new(struct ev_loop *loop, const char *url, unsigned queue_max, char **error)
+struct pg *pg_new(struct ev_loop *loop, const char *url, unsigned queue_max, size_t bytes_max,
+                  char **error)
 {
     struct pg *p = base_zalloc(sizeof *p);
-    const char *why = NULL;
-    char *message = NULL;
-    bool uri = strncmp(url, "postgres", 8) == 0;
+    const char *why;
+    must(bytes_max <= BYTES_MOST);
     p->loop = loop;
     p->count_max = queue_max;
-    p->url = base_strdup(url);
+    p->bytes_max = bytes_max;
+    p->text = base_strdup(url);
     p->last_error = base_strdup("");
+    p->pipe = pg_pipe_new();
+    pg_news_init(&p->news, loop);
     ev_init(&p->io, on_io);
     ev_init(&p->timer, on_timer);
-    p->options = PQconninfoParse(url, &message);
-    if (!p->options) {
-        /* What libpq quotes may be a part of the password. */
-        must(message); /* else out of memory */
-        message[strcspn(message, "\":\n")] = 0;
-        *error = base_printf("not a PostgreSQL URL: %s", message);
-    } else if ((why = read_targets(p, uri)) || !(p->dns = dns_new(loop, "", &why))) {
-        *error = base_printf("not a usable PostgreSQL URL: %s", why);
-    } else {
-        p->password = option(p, "password", "PGPASSWORD");
-        round_later(p, true);
-        return p;
+    if (pg_url_read(&p->url, url, error)) {
+        p->dns = dns_new(loop, "", &why);
+        if (p->dns) {
+            round_later(p, true);
+            return p;
+        }
+        *error = base_strdup(why);
     }
-    PQfreemem(message);
     pg_free(p);
     return NULL;
 }
@@ -679,10 +595,10 @@ void pg_free(struct pg *p)
         query_unlink(q);
         query_free(q);
     }
-    for (unsigned i = 0; i < COUNT_OF(p->lists); i++)
-        free(p->lists[i]);
-    PQconninfoFree(p->options);
-    free(p->url);
+    pg_news_fini(&p->news);
+    pg_pipe_free(p->pipe);
+    pg_url_fini(&p->url);
+    free(p->text);
     dns_free(p->dns);
     free(p->last_error);
     free(p);

@@ -7,7 +7,22 @@
 --   pg.query(sql, ...)                  parameters: nil, boolean, number, string
 --   pg.query({sql, timeout=30}, ...)
 --       -> {{column=value, ...}, ..., affected=rows} | nil, message, sqlstate ("" when none)
---       NULL is an absent field; int8 and numeric are numbers when whole and below 2^53, else text
+--       NULL is an absent field; int8 and numeric are numbers when whole and below 2^53, else text;
+--       bytea is a string of its bytes
+--   pg.bytes(string) -> a parameter of type bytea; pg.null, a parameter that is NULL as nil is
+--   pg.connection(name) -> connection | nil, "no DATABASE_URL"
+--       made at first use, at most 4 with the "default" one, which pg.query uses; each runs one
+--       transaction at a time, in the order of the calls
+--   connection:query(sql, ...)          as pg.query
+--   connection:transaction{{sql, p1, p2, n=count}, ..., timeout=30}
+--       -> {rows of the first, ...}, each as of pg.query | nil, message, sqlstate, {unknown=, index=}
+--       all statements or none, in one round trip; no BEGIN or COMMIT among them. n is needed when a
+--       parameter is nil. index: of the statement that failed, nil when it was none of them. unknown:
+--       the connection was lost or ran out of time when it may have been committed; if false, it
+--       was not
+--   connection:listen(channel, fn)      fn(payload) in a new task for each notification; fn(nil) when
+--       listening has begun, the first time and after each reconnect: earlier ones may be missing
+--   connection:state() -> "ready" | "connecting" | "away", last error ("" when none)
 --   sleep(seconds); now() -> seconds since 1970, with a fraction
 --   spawn(fn, ...) -> task;  task:wait() -> true, results of fn | false, message;  task:cancel()
 --       an error in fn is logged with its traceback and ends this task alone
@@ -58,10 +73,33 @@ function M.fetch(r)
   return { status = status, headers = parse_head(head), body = body }
 end
 
-M.pg = {}
+local Connection = {}
+Connection.__index = Connection
+
+function Connection:query(sql, ...)
+  if type(sql) == "table" then return api.query(self.id, sql.timeout or QUERY_TIMEOUT, sql[1], ...) end
+  return api.query(self.id, QUERY_TIMEOUT, sql, ...)
+end
+
+function Connection:transaction(statements)
+  return api.transaction(self.id, statements.timeout or QUERY_TIMEOUT, statements)
+end
+
+function Connection:listen(channel, fn) api.listen(self.id, channel, fn) end
+function Connection:state() return api.pg_state(self.id) end
+
+M.pg = { bytes = api.bytes, null = cjson.null }
+
+function M.pg.connection(name)
+  local id, err = api.connection(name)
+  if not id then return nil, err end
+  return setmetatable({ id = id }, Connection)
+end
+
+local default = M.pg.connection("default")
 function M.pg.query(sql, ...)
-  if type(sql) == "table" then return api.query(sql.timeout or QUERY_TIMEOUT, sql[1], ...) end
-  return api.query(QUERY_TIMEOUT, sql, ...)
+  if not default then return nil, "no DATABASE_URL", "" end
+  return default:query(sql, ...)
 end
 
 M.log = {}

@@ -25,7 +25,7 @@ struct seen {
     unsigned type[8];
 };
 
-static void note(void *arg, const struct pg_result *r)
+static void note(void *arg, const struct pg_rows *r)
 {
     struct seen *s = arg;
     s->calls++;
@@ -129,7 +129,7 @@ static int start(void **state)
     if (server.pid == 0 && !pgserver_run(&server))
         return -1;
     loop = ev_loop_new(EVFLAG_AUTO);
-    pg = pg_new(loop, server.url, 50, &error);
+    pg = pg_new(loop, server.url, 50, 64u << 20, &error);
     return pg ? 0 : -1;
 }
 
@@ -149,7 +149,10 @@ static void connects_in_the_background(void **state)
 
 static void parameters_and_nulls(void **state)
 {
-    const struct pg_value v[] = {{"it's; -- \\ \"x\"", 14}, {NULL, 0}, {"", 0}, {"42 and more", 2}};
+    const struct pg_value v[] = {{"it's; -- \\ \"x\"", 14, false},
+                                 {NULL, 0, false},
+                                 {"", 0, false},
+                                 {"42 and more", 2, false}};
     const struct seen *s =
         query_n("SELECT $1::text AS a, $2::text AS b, $3::text AS c, $4::int", v, 4, 5);
     assert_true(s->ok);
@@ -195,7 +198,7 @@ static void errors_carry_their_sqlstate(void **state)
 
 static void odd_statements_do_no_harm(void **state)
 {
-    const struct pg_value nul = {"a\0b", 3};
+    const struct pg_value nul = {"a\0b", 3, false};
     assert_false(query("")->ok);
     assert_false(query("SELECT 1; SELECT 2")->ok); /* with parameters: one statement only */
     assert_non_null(strstr(query_n("SELECT $1::text", &nul, 1, 5)->error, "NUL"));
@@ -238,7 +241,7 @@ static void large_parameters_are_flushed(void **state)
     size_t n = 40u << 20;
     char *text = base_alloc(n), expected[32];
     memset(text, 'x', n);
-    struct pg_value v = {text, n};
+    struct pg_value v = {text, n, false};
     snprintf(expected, sizeof expected, "%zu", n);
     const struct seen *s = query_n("SELECT length($1::text), repeat($1, 1) AS b", &v, 1, 20);
     assert_string_equal(s->error, "");
@@ -248,7 +251,7 @@ static void large_parameters_are_flushed(void **state)
 
 static char order[64];
 
-static void note_order(void *arg, const struct pg_result *r)
+static void note_order(void *arg, const struct pg_rows *r)
 {
     struct str v = {"?", 1};
     if (r->ok)
@@ -267,7 +270,7 @@ static void statements_run_in_order_and_the_queue_is_bounded(void **state)
     order[0] = 0;
     for (unsigned i = 0; i < 50; i++) {
         char digit[2] = {(char)('a' + i % 26), 0};
-        struct pg_value v = {digit, 1};
+        struct pg_value v = {digit, 1, false};
         pg_query(pg, "SELECT $1::text", &v, 1, 10, note_order, NULL);
     }
     pg_query(pg, "SELECT 1", NULL, 0, 10, note, &over);
@@ -367,9 +370,9 @@ static void in_flight_when_the_server_dies_errs_once(void **state)
 static void killed_backend_while_idle_is_noticed(void **state)
 {
     char *error, before[32];
-    struct pg *other = pg_new(loop, server.url, 5, &error);
+    struct pg *other = pg_new(loop, server.url, 5, 64u << 20, &error);
     strcpy(before, must_query("SELECT pg_backend_pid()")->cell[0][0]);
-    struct pg_value v = {before, strlen(before)};
+    struct pg_value v = {before, strlen(before), false};
     struct seen s = {0};
     pg_query(other, "SELECT pg_terminate_backend($1::int)", &v, 1, 5, note, &s);
     assert_true(run_until(was_called, &s, 5));
@@ -393,7 +396,7 @@ static void bad_urls_are_refused_without_the_password(void **state)
                                        "host=a,b port=1,2,3"};
     for (unsigned i = 0; i < COUNT_OF(urls); i++) {
         char *error = NULL;
-        assert_null(pg_new(loop, urls[i], 5, &error));
+        assert_null(pg_new(loop, urls[i], 5, 64u << 20, &error));
         assert_non_null(error);
         assert_true(strlen(error) > 20);
         assert_null(strstr(error, "ret"));
@@ -414,14 +417,14 @@ static void wrong_password_is_told_without_it(void **state)
     must_query("SELECT pg_reload_conf()");
     pg_free(pg);
     snprintf(url, sizeof url, "postgresql://guarded:wrong-one@/postgres?host=%s", server.dir);
-    pg = pg_new(loop, url, 5, &error);
+    pg = pg_new(loop, url, 5, 64u << 20, &error);
     assert_non_null(pg);
     assert_true(run_until(is_away, pg, 5));
     assert_non_null(strstr(pg_last_error(pg), "authentication failed"));
     assert_null(strstr(pg_last_error(pg), "wrong-one"));
     pg_free(pg);
     snprintf(url, sizeof url, "postgresql://guarded:right-one@/postgres?host=%s", server.dir);
-    pg = pg_new(loop, url, 5, &error);
+    pg = pg_new(loop, url, 5, 64u << 20, &error);
     assert_true(run_until(is_ready, pg, 5));
 }
 
@@ -447,7 +450,7 @@ static void hanging_and_unknown_hosts_are_passed_over(void **state)
     snprintf(url, sizeof url,
              "host=localhost,a..b,%s port=%d,5432,5432 user=postgres dbname=postgres", server.dir,
              port);
-    pg = pg_new(loop, url, 5, &error);
+    pg = pg_new(loop, url, 5, 64u << 20, &error);
     assert_non_null(pg);
     assert_false(run_until(is_ready, pg, 1)); /* still at the first one, and the loop turns */
     assert_true(run_until(is_ready, pg, 15));
@@ -475,7 +478,7 @@ static void back_off_grows(void **state)
     ev_io_start(loop, &io);
     pg_free(pg);
     snprintf(url, sizeof url, "postgresql://postgres@127.0.0.1:%d/postgres?sslmode=disable", port);
-    pg = pg_new(loop, url, 5, &error);
+    pg = pg_new(loop, url, 5, 64u << 20, &error);
     accepted = 0;
     run_until(never, NULL, 3);
     /* At most 0.05+0.1+0.2+0.4+0.8+1.6 s of waiting, at least half of that. */
@@ -484,11 +487,11 @@ static void back_off_grows(void **state)
     close(fd);
 }
 
-static void free_inside(void *arg, const struct pg_result *r)
+static void free_inside(void *arg, const struct pg_rows *r)
 {
     char *error;
     pg_free(pg);
-    pg = pg_new(loop, server.url, 5, &error);
+    pg = pg_new(loop, server.url, 5, 64u << 20, &error);
     note(arg, r);
 }
 
