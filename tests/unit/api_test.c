@@ -353,7 +353,9 @@ static void log_takes_anything(void **state)
 static void without_database_url_pg_says_so(void **state)
 {
     must_run("local rows, err, state = pg.query('SELECT 1')\n"
-             "assert(rows == nil and err == 'no DATABASE_URL' and state == '')");
+             "assert(rows == nil and err == 'no DATABASE_URL' and state == '')\n"
+             "local c\n"
+             "c, err = pg.connection('x') assert(c == nil and err == 'no DATABASE_URL')");
 }
 
 static void pg_brings_rows(void **state)
@@ -410,6 +412,87 @@ static void stale_rows_find_nobody(void **state)
     while (ev_time() < until)
         ev_run(loop, EVRUN_NOWAIT);
     must_run("assert(pg.query('SELECT 3'))"); /* a second program on the same VM */
+}
+
+static void transactions_are_all_or_nothing(void **state)
+{
+    must_run(
+        "local c = assert(pg.connection('journal'))\n"
+        "assert(pg.query('DROP TABLE IF EXISTS tx'))\n"
+        "assert(pg.query('CREATE TABLE tx (i int PRIMARY KEY, b bytea, t text)'))\n"
+        "local all = {} for i = 0, 255 do all[i + 1] = string.char(i) end\n"
+        "all = table.concat(all)\n"
+        "local r = assert(c:transaction{\n"
+        "  {'INSERT INTO tx VALUES ($1, $2, $3)', 1, pg.bytes(all), nil, n = 3},\n"
+        "  {'INSERT INTO tx VALUES ($1, $2, $3)', 2, pg.null, 'x'},\n"
+        "  {'SELECT i, b, t FROM tx ORDER BY i'}, {'DELETE FROM tx WHERE i = $1', 2}, timeout = "
+        "5})\n"
+        "assert(#r == 4 and r[1].affected == 1 and #r[1] == 0 and #r[3] == 2)\n"
+        "assert(r[3][1].i == 1 and r[3][1].b == all and r[3][1].t == nil)\n"
+        "assert(r[3][2].b == nil and r[3][2].t == 'x' and r[4].affected == 1)\n"
+        "assert(c:query('SELECT b FROM tx WHERE b = $1', pg.bytes(all))[1].b == all)\n"
+        "local no, err, sqlstate, info = c:transaction{{'INSERT INTO tx VALUES (7)'},\n"
+        "  {'INSERT INTO tx VALUES ($1)', 1}, {'SELECT 1'}}\n"
+        "assert(no == nil and err:find('duplicate key') and sqlstate == '23505')\n"
+        "assert(info.index == 2 and info.unknown == false)\n"
+        "assert(c:query({'SELECT count(*) AS n FROM tx', timeout = 5})[1].n == 1)\n"
+        "no, err, sqlstate, info = c:transaction{{'SELECT pg_sleep(20)'}, timeout = 0.2}\n"
+        "assert(no == nil and err:find('time%-out') and sqlstate == '' and info.unknown == true)\n"
+        "assert(info.index == nil)\n"
+        "no, err = c:transaction{} assert(no == nil and err == 'no statement')\n"
+        "for _, bad in ipairs{{1}, {{}}, {{'SELECT $1', {}}}, {{'SELECT 1', n = -1}},\n"
+        "  {{'SELECT 1', n = 70000}}, {{'SELECT $1', setmetatable({}, {})}}} do\n"
+        "  assert(not pcall(c.transaction, c, bad))\n"
+        "end\n"
+        "assert(not pcall(c.transaction, c) and not pcall(pg.bytes) and not pcall(pg.bytes, 1))\n"
+        "local many = {} for i = 1, 5000 do many[i] = {'SELECT $1::int AS i', i} end\n"
+        "r = assert(c:transaction(many)) assert(#r == 5000 and r[5000][1].i == 5000)");
+}
+
+static void connections_are_named(void **state)
+{
+    must_run("local pid = 'SELECT pg_backend_pid() AS pid'\n"
+             "local a, b = assert(pg.connection('a')), assert(pg.connection('b'))\n"
+             "local before = a:state() assert(before == 'connecting', before)\n"
+             "local pa, pb = a:query(pid)[1].pid, b:query(pid)[1].pid\n"
+             "assert(pa ~= pb and pg.connection('a'):query(pid)[1].pid == pa)\n"
+             "assert(pg.query(pid)[1].pid == pg.connection('default'):query(pid)[1].pid)\n"
+             "local state, err = a:state() assert(state == 'ready' and err == '')\n"
+             "assert(pg.connection('c')) assert(not pcall(pg.connection, 'd'))\n"
+             "b:query('SELECT pg_terminate_backend($1)', pa)\n"
+             "for i = 1, 500 do state, err = a:state() if state ~= 'ready' then break end "
+             "sleep(0.01) end\n"
+             "assert(state == 'away' and err ~= '', state)\n"
+             "assert(a:query(pid)[1].pid ~= pa)");
+}
+
+static void notifications_run_tasks(void **state)
+{
+    must_run("local c, seen = assert(pg.connection('ear')), {}\n"
+             "local function await(text)\n"
+             "  for i = 1, 500 do\n"
+             "    if table.concat(seen, ' ') == text then seen = {} return end\n"
+             "    sleep(0.01)\n"
+             "  end\n"
+             "  error(table.concat(seen, ' '))\n"
+             "end\n"
+             "c:listen('news', function(payload)\n"
+             "  pg.query('SELECT 1')\n" /* it may wait */
+             "  seen[#seen + 1] = payload or 'nil'\n"
+             "end)\n"
+             "await('nil')\n"
+             "assert(pg.query('SELECT pg_notify($1, $2)', 'news', 'hello')) await('hello')\n"
+             "local pid = c:query('SELECT pg_backend_pid() AS pid')[1].pid\n"
+             "assert(pg.query('SELECT pg_terminate_backend($1)', pid)) await('nil')\n"
+             "assert(pg.query('SELECT pg_notify($1, $2)', 'news', 'again')) await('again')\n"
+             "for _, bad in ipairs{'', ('x'):rep(64), 'a\\0b'} do\n"
+             "  assert(not pcall(c.listen, c, bad, print))\n"
+             "end\n"
+             "assert(not pcall(c.listen, c, 'x'))\n"
+             "local called\n"
+             "c:listen('deaf', function() called = true error('deaf ears') end)\n"
+             "for i = 1, 500 do if called then break end sleep(0.01) end assert(called)");
+    assert_non_null(strstr(told, "deaf ears"));
 }
 
 static void exit_flushes_and_ends_at_once(void **state)
@@ -512,10 +595,14 @@ int main(void)
         P(pg_brings_rows),
         P(pg_errors_are_answers),
         P(stale_rows_find_nobody),
+        P(transactions_are_all_or_nothing),
+        P(connections_are_named),
+        P(notifications_run_tasks),
         P(waiting_is_for_tasks_only),
         T(exit_flushes_and_ends_at_once),
         T(calls_from_c),
         cmocka_unit_test(bad_database_url_stops_the_start),
     };
+    cmocka_set_test_filter(getenv("TEST_FILTER")); /* NULL: all */
     return cmocka_run_group_tests(tests, start_server, stop_server);
 }

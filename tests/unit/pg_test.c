@@ -510,6 +510,410 @@ static void may_be_freed_from_its_callback(void **state)
     assert_int_equal(flying.calls, 0);
 }
 
+/* ---- transactions --------------------------------------------------------------------------- */
+
+struct whole {
+    unsigned calls, index, n;
+    bool ok, unknown;
+    char error[512], sqlstate[8];
+    struct seen of[5];
+};
+
+static void note_whole(void *arg, const struct pg_outcome *o)
+{
+    struct whole *w = arg;
+    w->calls++;
+    w->ok = o->ok;
+    w->index = o->index;
+    w->n = o->n;
+    w->unknown = o->unknown;
+    snprintf(w->error, sizeof w->error, "%s", o->error ? o->error : "");
+    snprintf(w->sqlstate, sizeof w->sqlstate, "%s", o->sqlstate);
+    for (unsigned i = 0; o->ok && i < o->n && i < COUNT_OF(w->of); i++)
+        note(&w->of[i], &o->rows[i]);
+}
+
+static bool is_whole(const void *arg)
+{
+    return ((const struct whole *)arg)->calls > 0;
+}
+
+static struct whole whole;
+
+/* Statements without parameters, up to NULL. */
+static void begin(struct whole *w, const char *const *sql, double timeout)
+{
+    struct pg_statement s[8] = {{NULL, NULL, 0}};
+    unsigned n = 0;
+    for (; sql[n]; n++)
+        s[n].sql = sql[n];
+    memset(w, 0, sizeof *w);
+    pg_transaction(pg, s, n, timeout, note_whole, w);
+    assert_int_equal(w->calls, 0);
+}
+
+static const struct whole *transaction(const char *const *sql)
+{
+    begin(&whole, sql, 10);
+    assert_true(run_until(is_whole, &whole, 20));
+    assert_int_equal(whole.calls, 1);
+    return &whole;
+}
+#define TRANSACTION(...) transaction((const char *const[]){__VA_ARGS__, NULL})
+
+static const char *count_of(const char *table)
+{
+    char sql[64];
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM %s", table);
+    return must_query(sql)->cell[0][0];
+}
+
+static void make_table(const char *name, const char *columns)
+{
+    char sql[128];
+    snprintf(sql, sizeof sql, "DROP TABLE IF EXISTS %s", name);
+    must_query(sql);
+    snprintf(sql, sizeof sql, "CREATE TABLE %s (%s)", name, columns);
+    must_query(sql);
+}
+
+/* Runs sql with one text parameter on a connection of its own. */
+static void query_elsewhere(const char *sql, const char *text)
+{
+    char *error;
+    struct seen s = {0};
+    struct pg *other = pg_new(loop, server.url, 5, 1 << 20, &error);
+    struct pg_value v = {text, strlen(text), false};
+    pg_query(other, sql, &v, 1, 10, note, &s);
+    assert_true(run_until(was_called, &s, 10));
+    assert_string_equal(s.error, "");
+    assert_int_equal(s.rows, 1);
+    assert_string_equal(s.cell[0][0], "t");
+    pg_free(other);
+}
+
+/* Until the backend with this id runs pg_sleep. */
+static void await_sleep(const char *pid)
+{
+    char *error;
+    struct seen s;
+    struct pg *other = pg_new(loop, server.url, 5, 1 << 20, &error);
+    struct pg_value v = {pid, strlen(pid), false};
+    double until = ev_time() + 10;
+    do {
+        memset(&s, 0, sizeof s);
+        pg_query(other,
+                 "SELECT count(*) FROM pg_stat_activity WHERE pid=$1::int AND wait_event='PgSleep'",
+                 &v, 1, 10, note, &s);
+        assert_true(run_until(was_called, &s, 10));
+    } while (strcmp(s.cell[0][0], "1") != 0 && ev_time() < until);
+    assert_string_equal(s.cell[0][0], "1");
+    pg_free(other);
+}
+
+static void results_come_in_the_order_of_the_statements(void **state)
+{
+    make_table("o", "i int");
+    const struct pg_value five = {"5", 1, false};
+    const struct pg_statement s[] = {{"INSERT INTO o SELECT generate_series(1, $1::int)", &five, 1},
+                                     {"SELECT count(*) FROM o", NULL, 0},
+                                     {"DELETE FROM o WHERE i > 3", NULL, 0},
+                                     {"SELECT max(i), txid_current() FROM o", NULL, 0},
+                                     {"SELECT 'x', txid_current()", NULL, 0}};
+    memset(&whole, 0, sizeof whole);
+    pg_transaction(pg, s, COUNT_OF(s), 10, note_whole, &whole);
+    assert_true(run_until(is_whole, &whole, 20));
+    assert_string_equal(whole.error, "");
+    assert_true(whole.ok);
+    assert_int_equal(whole.n, 5);
+    assert_int_equal(whole.of[0].affected, 5);
+    assert_string_equal(whole.of[1].cell[0][0], "5");
+    assert_int_equal(whole.of[2].affected, 2);
+    assert_string_equal(whole.of[3].cell[0][0], "3");
+    assert_string_equal(whole.of[4].cell[0][0], "x");
+    assert_string_equal(whole.of[3].cell[0][1], whole.of[4].cell[0][1]); /* one transaction */
+}
+
+static void an_error_undoes_all_and_names_its_statement(void **state)
+{
+    make_table("a", "i int PRIMARY KEY");
+    const struct whole *w = TRANSACTION("INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (1)",
+                                        "INSERT INTO a VALUES (2)");
+    assert_false(w->ok);
+    assert_string_equal(w->sqlstate, "23505");
+    assert_int_equal(w->index, 1);
+    assert_false(w->unknown);
+    assert_string_equal(count_of("a"), "0");
+    w = TRANSACTION("INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2)", "SELEC 3");
+    assert_int_equal(w->index, 2);
+    assert_string_equal(w->sqlstate, "42601");
+    assert_string_equal(count_of("a"), "0");
+    assert_true(TRANSACTION("INSERT INTO a VALUES (1)", "INSERT INTO a VALUES (2)")->ok);
+    assert_string_equal(count_of("a"), "2");
+    begin(&whole, (const char *const[]){NULL}, 1);
+    assert_true(run_until(is_whole, &whole, 5));
+    assert_string_equal(whole.error, "no statement");
+}
+
+static void an_error_at_the_commit_undoes_all(void **state)
+{
+    make_table("b", "i int UNIQUE DEFERRABLE INITIALLY DEFERRED");
+    const struct whole *w =
+        TRANSACTION("INSERT INTO b VALUES (1)", "INSERT INTO b VALUES (1)", "SELECT 1");
+    assert_false(w->ok);
+    assert_string_equal(w->sqlstate, "23505");
+    assert_int_equal(w->index, 3);
+    assert_false(w->unknown);
+    assert_string_equal(count_of("b"), "0");
+}
+
+static void bytes_go_both_ways(void **state)
+{
+    char bytes[256], back[300];
+    for (unsigned i = 0; i < sizeof bytes; i++)
+        bytes[i] = (char)i;
+    struct pg_value v[] = {{bytes, sizeof bytes, true}, {"", 0, true}, {NULL, 0, true}};
+    make_table("y", "b bytea, e bytea, n bytea");
+    assert_true(query_n("INSERT INTO y VALUES ($1, $2, $3)", v, 3, 10)->ok);
+    const struct seen *s = must_query(
+        "SELECT octet_length(b), octet_length(e), n IS NULL, get_byte(b, 0), get_byte(b, 255) "
+        "FROM y");
+    assert_string_equal(s->cell[0][0], "256");
+    assert_string_equal(s->cell[0][1], "0");
+    assert_string_equal(s->cell[0][2], "t");
+    assert_string_equal(s->cell[0][3], "0");
+    assert_string_equal(s->cell[0][4], "255");
+    /* Pieces of 32 bytes, as their texts fit into `seen`. */
+    for (unsigned i = 0; i < sizeof bytes; i += 32) {
+        char sql[80];
+        snprintf(sql, sizeof sql, "SELECT substr(b, %u, 32), e FROM y", i + 1);
+        s = must_query(sql);
+        assert_int_equal(s->type[0], PG_BYTEA);
+        assert_int_equal(pg_bytea(str_from(s->cell[0][0]), back), 32);
+        assert_memory_equal(back, bytes + i, 32);
+        assert_int_equal(pg_bytea(str_from(s->cell[0][1]), back), 0);
+    }
+}
+
+static const char *prepared(void)
+{
+    return must_query("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%kept%'")
+        ->cell[0][0];
+}
+
+static void statements_are_prepared_once(void **state)
+{
+    must_query("SELECT 'kept 1'");
+    must_query("SELECT 'kept 1'");
+    assert_true(TRANSACTION("SELECT 'kept 1'", "SELECT 'kept 2'", "SELECT 'kept 2'")->ok);
+    assert_string_equal(prepared(), "3"); /* and the one that asks */
+    assert_string_equal(prepared(), "3");
+    char pid[32];
+    strcpy(pid, must_query("SELECT pg_backend_pid()")->cell[0][0]);
+    query_elsewhere("SELECT pg_terminate_backend($1::int)", pid);
+    assert_true(run_until(is_away, pg, 5));
+    assert_string_equal(must_query("SELECT 'kept 1'")->cell[0][0], "kept 1");
+    assert_string_not_equal(must_query("SELECT pg_backend_pid()")->cell[0][0], pid);
+    assert_string_equal(prepared(), "2");
+}
+
+static void failures_leave_prepared_statements_right(void **state)
+{
+    must_query("DROP TABLE IF EXISTS late");
+    /* The second one's Parse is skipped, the third's refused, so neither is there. */
+    assert_int_equal(TRANSACTION("SELECT 1/0", "SELECT 'kept 3'")->index, 0);
+    assert_string_equal(query("SELECT * FROM late")->sqlstate, "42P01");
+    assert_string_equal(must_query("SELECT 'kept 3'")->cell[0][0], "kept 3");
+    make_table("late", "i int");
+    assert_int_equal(must_query("SELECT * FROM late")->cols, 1);
+    /* A plan that does not fit any more is refused once. */
+    must_query("ALTER TABLE late ADD j int");
+    assert_string_equal(query("SELECT * FROM late")->sqlstate, "0A000");
+    assert_int_equal(must_query("SELECT * FROM late")->cols, 2);
+    must_query("DEALLOCATE ALL");
+    assert_string_equal(query("SELECT 'kept 3'")->sqlstate, "26000");
+    must_query("SELECT 'kept 3'");
+}
+
+static void more_texts_than_names_still_run(void **state)
+{
+    char sql[64];
+    for (unsigned i = 0; i < 150; i++) {
+        snprintf(sql, sizeof sql, "SELECT %u, 'kept'", i);
+        assert_string_equal(must_query(sql)->cell[0][1], "kept");
+    }
+    assert_string_equal(must_query("SELECT 149, 'kept'")->cell[0][0], "149");
+    assert_string_equal(must_query("SELECT count(*) FROM pg_prepared_statements")->cell[0][0],
+                        "128");
+}
+
+static const char *const slow[] = {"INSERT INTO m VALUES (1)", "SELECT pg_sleep(30)",
+                                   "INSERT INTO m VALUES (2)", NULL};
+
+static void a_crash_in_mid_transaction_leaves_it_unknown(void **state)
+{
+    struct seen queued = {0};
+    char pid[32];
+    make_table("m", "i int");
+    strcpy(pid, must_query("SELECT pg_backend_pid()")->cell[0][0]);
+    begin(&whole, slow, 60);
+    pg_query(pg, "SELECT 'after'", NULL, 0, 30, note, &queued);
+    await_sleep(pid);
+    pgserver_kill(&server, SIGQUIT);
+    assert_true(run_until(is_whole, &whole, 5));
+    assert_false(whole.ok);
+    assert_true(whole.unknown);
+    assert_int_equal(whole.index, 3);
+    assert_string_equal(whole.sqlstate, "");
+    assert_non_null(strstr(whole.error, "not known whether"));
+    assert_true(pgserver_run(&server));
+    assert_true(run_until(was_called, &queued, 15));
+    assert_string_equal(queued.cell[0][0], "after");
+    assert_string_equal(count_of("m"), "0"); /* it was not sent again */
+    assert_int_equal(whole.calls, 1);
+}
+
+static void a_session_ended_in_mid_transaction_says_so(void **state)
+{
+    char pid[32];
+    make_table("m", "i int");
+    strcpy(pid, must_query("SELECT pg_backend_pid()")->cell[0][0]);
+    begin(&whole, slow, 60);
+    await_sleep(pid);
+    query_elsewhere("SELECT pg_terminate_backend($1::int)", pid);
+    assert_true(run_until(is_whole, &whole, 5));
+    assert_string_equal(whole.sqlstate, "57P01");
+    assert_int_equal(whole.index, 1);
+    assert_false(whole.unknown); /* ended before its end: undone for sure */
+    assert_string_equal(count_of("m"), "0");
+}
+
+static void a_transaction_out_of_time_is_unknown_only_when_sent(void **state)
+{
+    struct whole waiting;
+    make_table("m", "i int");
+    begin(&whole, slow, 0.5);
+    begin(&waiting, (const char *const[]){"INSERT INTO m VALUES (3)", NULL}, 0.2);
+    assert_true(run_until(is_whole, &waiting, 5));
+    assert_int_equal(whole.calls, 0);
+    assert_string_equal(waiting.error, "time-out: not sent");
+    assert_false(waiting.unknown);
+    assert_true(run_until(is_whole, &whole, 5));
+    assert_memory_equal(whole.error, "time-out: cancelled", 19);
+    assert_true(whole.unknown);
+    assert_int_equal(whole.index, 3);
+    assert_string_equal(count_of("m"), "0");
+}
+
+static void the_queue_is_bounded_in_bytes(void **state)
+{
+    size_t n = 40u << 20;
+    char *text = base_alloc(n);
+    memset(text, 'x', n);
+    struct pg_value v = {text, n, false};
+    struct seen first = {0}, over = {0};
+    must_query("SELECT 1");
+    pg_query(pg, "SELECT length($1::text)", &v, 1, 20, note, &first);
+    pg_query(pg, "SELECT length($1::text)", &v, 1, 20, note, &over);
+    free(text);
+    assert_true(run_until(was_called, &over, 10));
+    assert_string_equal(over.error, "queue full");
+    assert_true(run_until(was_called, &first, 20));
+    assert_true(first.ok);
+    v.text = "abc", v.n = 3; /* and there is room again */
+    assert_string_equal(query_n("SELECT length($1::text)", &v, 1, 20)->cell[0][0], "3");
+}
+
+/* ---- notifications -------------------------------------------------------------------------- */
+
+static char heard[512];
+
+static void hear(void *arg, const char *payload)
+{
+    strcat(strcat(strcat(heard, arg), payload ? payload : "-"), " ");
+}
+
+static void hear_state(void *arg, enum pg_state s)
+{
+    strcat(heard, s == PG_READY ? "READY " : s == PG_AWAY ? "AWAY " : "? ");
+}
+
+static bool has_heard(const void *text)
+{
+    return strcmp(heard, text) == 0;
+}
+
+static void must_hear(const char *text)
+{
+    if (!run_until(has_heard, text, 10))
+        assert_string_equal(heard, text);
+    heard[0] = 0;
+}
+
+static void notifications_arrive_and_reconnects_are_told(void **state)
+{
+    char one[] = "1:", two[] = "2:", pid[32];
+    heard[0] = 0;
+    pg_observe(pg, hear_state, NULL);
+    pg_listen(pg, "Chan\"nel", hear, one);
+    must_hear("READY 1:- ");
+    must_query("NOTIFY \"Chan\"\"nel\", 'own'");
+    must_hear("1:own ");
+    query_elsewhere("SELECT pg_notify('Chan\"nel', $1) IS NOT NULL", "a");
+    query_elsewhere("SELECT pg_notify('other', $1) IS NOT NULL", "b");
+    query_elsewhere("SELECT pg_notify('Chan\"nel', $1) IS NOT NULL", "");
+    must_hear("1:a 1: ");
+    pg_listen(pg, "other", hear, two); /* while it is connected */
+    must_hear("2:- ");
+    query_elsewhere("SELECT pg_notify('other', $1) IS NOT NULL", "c");
+    must_hear("2:c ");
+    strcpy(pid, must_query("SELECT pg_backend_pid()")->cell[0][0]);
+    query_elsewhere("SELECT pg_terminate_backend($1::int)", pid);
+    must_hear("AWAY READY 2:- 1:- ");
+    query_elsewhere("SELECT pg_notify('other', $1) IS NOT NULL", "d");
+    must_hear("2:d ");
+}
+
+static void notifications_arrive_while_statements_run(void **state)
+{
+    char one[] = "1:", pid[32];
+    struct seen s = {0};
+    strcpy(pid, must_query("SELECT pg_backend_pid()")->cell[0][0]);
+    heard[0] = 0;
+    pg_query(pg, "SELECT pg_sleep(0.3)", NULL, 0, 10, note, &s);
+    pg_listen(pg, "busy", hear, one); /* waits for that one */
+    await_sleep(pid);
+    assert_string_equal(heard, "");
+    must_hear("1:- ");
+    assert_int_equal(s.calls, 1);
+    memset(&s, 0, sizeof s);
+    pg_query(pg, "SELECT pg_sleep(1)", NULL, 0, 10, note, &s);
+    await_sleep(pid);
+    query_elsewhere("SELECT pg_notify('busy', $1) IS NOT NULL", "e");
+    must_hear("1:e ");
+    assert_true(run_until(was_called, &s, 5));
+    assert_true(s.ok);
+}
+
+static void free_when_heard(void *arg, const char *payload)
+{
+    char *error;
+    pg_free(pg);
+    pg = pg_new(loop, server.url, 5, 1 << 20, &error);
+    hear(arg, payload);
+}
+
+static void may_be_freed_by_a_listener(void **state)
+{
+    char one[] = "1:", two[] = "2:";
+    heard[0] = 0;
+    pg_listen(pg, "f", hear, two);
+    pg_listen(pg, "f", free_when_heard, one); /* the later one is told first */
+    must_hear("1:- ");
+    must_query("SELECT 1");
+    assert_string_equal(heard, "");
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, start, stop)
@@ -534,6 +938,21 @@ int main(void)
         T(hanging_and_unknown_hosts_are_passed_over),
         T(back_off_grows),
         T(may_be_freed_from_its_callback),
+        T(results_come_in_the_order_of_the_statements),
+        T(an_error_undoes_all_and_names_its_statement),
+        T(an_error_at_the_commit_undoes_all),
+        T(bytes_go_both_ways),
+        T(statements_are_prepared_once),
+        T(failures_leave_prepared_statements_right),
+        T(more_texts_than_names_still_run),
+        T(a_crash_in_mid_transaction_leaves_it_unknown),
+        T(a_session_ended_in_mid_transaction_says_so),
+        T(a_transaction_out_of_time_is_unknown_only_when_sent),
+        T(the_queue_is_bounded_in_bytes),
+        T(notifications_arrive_and_reconnects_are_told),
+        T(notifications_arrive_while_statements_run),
+        T(may_be_freed_by_a_listener),
     };
+    cmocka_set_test_filter(getenv("TEST_FILTER")); /* NULL: all */
     return cmocka_run_group_tests(tests, start_server, stop_server);
 }
