@@ -27,7 +27,7 @@ struct courier_call {
     struct courier_call *next, *prev;
     void (*ended)(void *arg, struct courier_call *c);
     void *arg;
-    struct node *node; /* held while under way */
+    struct node *node; /* held */
     struct conn *conn;
     ev_timer timer; /* the connect's end; an ending that is due in the next turn */
     struct buf request;
@@ -235,7 +235,6 @@ static void let_go(struct courier_call *c)
     if (c->conn)
         pool_drop(&c->conn);
     pool_leave(c->node);
-    fleet_release(&c->node);
     buf_fini(&c->request);
     c->body = (struct str){NULL, 0};
     c->over = true;
@@ -614,6 +613,7 @@ void courier_close(struct courier_call **cp)
         let_go(c);
     }
     ev_timer_stop(stream_loop(), &c->timer);
+    fleet_release(&c->node);
     buf_fini(&c->head);
     buf_fini(&c->answer);
     free(c);

@@ -55,9 +55,9 @@ void courier_stop(void);
 bool courier_started(void);
 
 /* Sends. ended is called exactly once, from the loop and never before this returns, unless the call
- * is closed first. The call and its result live until courier_close. The node is held, its inflight
- * counts the call, but nobody queues here. Nothing waits with a time-out but the connect
- * (CONNECT_TIMEOUT): how long an answer is awaited is the caller's matter. */
+ * is closed first. The call and its result live until courier_close. The node is held as long;
+ * its inflight counts the call until it ends, but nobody queues here. Nothing waits with a time-out
+ * but the connect (CONNECT_TIMEOUT): how long an answer is awaited is the caller's matter. */
 struct courier_call *courier_send(const struct courier_request *r,
                                   void (*ended)(void *arg, struct courier_call *c),
                                   void *arg) MUST_CHECK;

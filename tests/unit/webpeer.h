@@ -26,7 +26,7 @@ struct webpeer {
     struct ev_loop *loop;
     int fd, port;
     ev_io io;
-    struct webpeer_conn *conns;
+    struct webpeer_conn *conns, *held; /* held: asked for /held last */
     unsigned accepted, requests;
     char last[4096]; /* the last request, head and body */
     size_t last_n;
@@ -91,6 +91,18 @@ static void webpeer_answer(struct webpeer_conn *c, const char *path, const char 
             webpeer_say(c, "X-Fill: 01234567890123456789012345678901234567890123456789"
                            "01234567890123456789012345678901234567890123456789\r\n");
         webpeer_say(c, "\r\n");
+    }
+    if (strcmp(path, "/held") == 0)
+        c->peer->held = c;
+    if (strcmp(path, "/release") == 0) { /* answers /held, and this */
+        webpeer_say(c->peer->held, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nheld");
+        webpeer_say(c, "HTTP/1.1 204 No Content\r\n\r\n");
+    }
+    if (strcmp(path, "/alone") == 0) { /* ends all connections but this */
+        for (struct webpeer_conn *o = c->peer->conns; o; o = o->next)
+            if (o != c)
+                webpeer_close(o, true);
+        webpeer_say(c, "HTTP/1.1 204 No Content\r\n\r\n");
     }
     /* anything else ("/silent"): no answer, ever */
 }
