@@ -2,9 +2,14 @@
  *
  * Reads go to another instance until the first byte of an answer has gone to the client, within
  * MAX_TRIES, the retry budget and the request's deadline. A write is sent at most once: only a try
- * of which no byte was written may be repeated. */
+ * of which no byte was written may be repeated.
+ *
+ * With the journal, the id in the path of a data read is a logical one: each try goes to an
+ * instance whose copy may be read (copies.h), under the id that the collection has there. */
 #include "proxy.h"
 
+#include "api.h"
+#include "copies.h"
 #include "exchange.h"
 #include "health.h"
 #include "log.h"
@@ -29,8 +34,13 @@ struct proxied {
     unsigned tries;
     double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
     enum end_reason last;
-    char collection[37];
-    struct str session; /* inside r->text */
+    char collection[37]; /* of the path, canonical; "" when it has none */
+    bool mapped;         /* it is a logical id, and `copies` knows where it is */
+    bool lost;           /* the try's server says that it has no such collection */
+    uint64_t max_behind; /* entries that a copy may lack */
+    size_t id_at;        /* of the id in x.head */
+    char physical[37];   /* of this try */
+    struct str session;  /* inside r->text */
 };
 
 static const struct config *cfg;
@@ -126,19 +136,31 @@ static void arm(struct proxied *p)
  * (CONTRACTS.md: "Without the journal"), unless the operator vouches for the others. */
 static bool primary_only(const struct request *r)
 {
-    return r->route.data && (!r->route.reads || strcmp(cfg->unreplicated_reads, "any") != 0);
+    return r->route.data && !copies_on &&
+           (!r->route.reads || strcmp(cfg->unreplicated_reads, "any") != 0);
 }
 
-/* Nodes that may serve and were not tried yet: the well ones, or, when there is none, the doubtful.
- */
-static unsigned candidates(const struct proxied *p, struct node **out)
+/* NULL: the id is not mapped, or the collection was deleted meanwhile. */
+static const struct collection *collection_of(const struct proxied *p)
+{
+    return p->mapped ? copies_find(p->collection) : NULL;
+}
+
+/* Nodes that may serve, whose copy lacks at most so many entries, and that were not tried yet: the
+ * well ones, or, when there is none, the doubtful. */
+static unsigned candidates_within(const struct proxied *p, uint64_t max_behind, struct node **out)
 {
     bool primary = primary_only(p->r);
+    const struct collection *c = collection_of(p);
+    if (p->mapped && !c)
+        return 0;
     for (int last_resort = 0; last_resort < 2; last_resort++) {
         unsigned n = 0;
         for (unsigned i = 0; i < fleet_count; i++) {
             struct node *node = fleet_node[i];
             if (primary && node->role != CONFIG_PRIMARY)
+                continue;
+            if (c && !copies_may_read(c, node, max_behind))
                 continue;
             if (!(p->tried >> node->id & 1) && fleet_can_serve(node, p->collection, last_resort))
                 out[n++] = node;
@@ -147,6 +169,11 @@ static unsigned candidates(const struct proxied *p, struct node **out)
             return n;
     }
     return 0;
+}
+
+static unsigned candidates(const struct proxied *p, struct node **out)
+{
+    return candidates_within(p, p->max_behind, out);
 }
 
 /* Retries that add work to the servers are bounded by RETRY_BUDGET, in percent of the requests
@@ -195,6 +222,19 @@ static bool take_retry(struct proxied *p, bool sent, enum end_reason why)
 
 /* ---- endings ---- */
 
+/* ", 3 entries behind": what of a node's copy keeps it from serving. */
+static void tell_copy(const struct proxied *p, const struct node *node, char *out, size_t size)
+{
+    const struct collection *c = collection_of(p);
+    out[0] = 0;
+    if (c && !copies_physical(c, node))
+        snprintf(out, size, ", has no copy");
+    else if (c && !copies_may_read(c, node, UINT64_MAX))
+        snprintf(out, size, ", its copy is not to be read");
+    else if (c)
+        snprintf(out, size, ", %llu entries behind", (unsigned long long)copies_behind(c, node));
+}
+
 /* "primary is down (connection refused), replica is drained": why nobody can serve. */
 static void tell_states(const struct proxied *p, char *out, size_t size)
 {
@@ -210,8 +250,13 @@ static void tell_states(const struct proxied *p, char *out, size_t size)
                             : p->tried >> node->id & 1 ? "tried"
                                                        : fleet_health_name(node->health);
         const char *why = node->history.last_error;
-        int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s", n ? ", " : "", node->name, state,
-                         *why ? " (" : "", why, *why ? ")" : "");
+        char copy[48];
+        tell_copy(p, node, copy, sizeof copy);
+        int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s%s",
+                         n == 0      ? ""
+                         : p->mapped ? "; "
+                                     : ", ",
+                         node->name, state, *why ? " (" : "", why, *why ? ")" : "", copy);
         n += w > 0 ? (size_t)w : 0;
     }
 }
@@ -231,19 +276,56 @@ static void give_up(struct proxied *p, enum end_reason why, const char *text)
         request_error(r, why, "%s", message);
 }
 
+/* As Chroma says it. */
+static void unknown_collection(struct proxied *p)
+{
+    char text[96];
+    snprintf(text, sizeof text, "Collection [%s] does not exist.", p->collection);
+    give_up(p, END_NOT_FOUND, text);
+}
+
 static void nobody(struct proxied *p)
 {
     char states[400], text[480];
+    if (p->mapped && !collection_of(p)) {
+        unknown_collection(p);
+        return;
+    }
     tell_states(p, states, sizeof states);
+    if (p->mapped) {
+        snprintf(text, sizeof text, "no copy of this collection is up to date: %s", states);
+        give_up(p, END_NO_INSTANCE, text);
+        return;
+    }
     snprintf(text, sizeof text, "no instance can take this request: %s", states);
     give_up(p, END_NO_INSTANCE, text);
 }
 
 /* ---- tries ---- */
 
+static void choose(struct proxied *p);
+
+/* Writes the id that the collection has on this node into the head. false: its copy may not be read
+ * any more. */
+static bool map_id(struct proxied *p)
+{
+    const struct collection *c = collection_of(p);
+    if (!c || !copies_may_read(c, p->node, p->max_behind))
+        return false;
+    memcpy(p->physical, copies_physical(c, p->node), sizeof p->physical);
+    memcpy((char *)p->x.head.p + p->id_at, p->physical, sizeof p->physical - 1);
+    return true;
+}
+
 static void begin_try(struct proxied *p)
 {
     double t = now();
+    if (p->mapped && !map_id(p)) { /* it changed while we queued */
+        leave_node(p);
+        choose(p);
+        return;
+    }
+    p->lost = false;
     p->tries++;
     p->tried |= 1ull << p->node->id;
     p->r->log.attempts = p->tries;
@@ -257,8 +339,6 @@ static void begin_try(struct proxied *p)
     arm(p);
     exchange_start(&p->x, false); /* may end p */
 }
-
-static void choose(struct proxied *p);
 
 static void on_turn(struct pool_place *place, bool slot)
 {
@@ -279,15 +359,14 @@ static void on_turn(struct pool_place *place, bool slot)
         nobody(p);
 }
 
-static void choose(struct proxied *p)
+static void ask_policy(struct proxied *p, struct node *const *nodes, unsigned n,
+                       struct policy_verdict *v)
 {
+    static double behind[FLEET_MAX];
     struct request *r = p->r;
-    struct node *nodes[FLEET_MAX];
-    unsigned n = candidates(p, nodes);
-    if (n == 0) {
-        nobody(p);
-        return;
-    }
+    const struct collection *c = collection_of(p);
+    for (unsigned i = 0; c && i < n; i++)
+        behind[nodes[i]->id] = (double)copies_behind(c, nodes[i]);
     struct policy_request q = {
         .route = &r->route,
         .method = str_from(r->method_text),
@@ -297,10 +376,47 @@ static void choose(struct proxied *p)
         .tried = p->tried,
         .last_error = p->last == END_NONE ? "" : end_name(p->last),
         .bytes = r->body.length,
+        .behind = c ? behind : NULL,
         .session = p->session.n ? p->session : request_client(r),
     };
+    policy_route(&q, nodes, n, now(), v);
+}
+
+/* Copies that are behind are offered only when there is no other, and taken only within what the
+ * policy then allows: one that says nothing of max_behind gives no stale read. When it allows more
+ * than the request did and names no node within that, it is asked once more, with those that are.
+ * false: nobody may serve, and the request has ended. */
+static bool pick(struct proxied *p, struct policy_verdict *v)
+{
+    struct node *nodes[FLEET_MAX];
+    unsigned n = candidates(p, nodes);
+    bool stale = n == 0 && p->mapped;
+    if (stale)
+        n = candidates_within(p, UINT64_MAX, nodes);
+    if (n > 0)
+        ask_policy(p, nodes, n, v);
+    if (n > 0 && p->mapped && (stale || !v->node) && v->max_behind > (double)p->max_behind) {
+        p->max_behind = (uint64_t)v->max_behind;
+        stale = false;
+        if (!v->node || !copies_may_read(collection_of(p), v->node, p->max_behind)) {
+            n = candidates(p, nodes);
+            if (n > 0)
+                ask_policy(p, nodes, n, v);
+        }
+    }
+    if (n > 0 && !stale)
+        return true;
+    nobody(p);
+    return false;
+}
+
+static void choose(struct proxied *p)
+{
+    struct request *r = p->r;
+    struct node *nodes[FLEET_MAX];
     struct policy_verdict v;
-    policy_route(&q, nodes, n, now(), &v);
+    if (!pick(p, &v))
+        return;
     _Static_assert(sizeof r->detail == sizeof v.reason, "one is copied to the other");
     memcpy(r->detail, v.reason, strlen(v.reason) + 1);
     if (!v.node) {
@@ -379,6 +495,10 @@ static void note_answer(struct proxied *p, int status)
     if (p->collection[0] && (bad || n->collections)) {
         const char *end = r->route.collection.p + r->route.collection.n;
         struct str path = {r->path.p, (size_t)(end - r->path.p)};
+        if (p->mapped) { /* as this server knows it */
+            size_t skip = strlen(r->method_text) + 1;
+            path = (struct str){p->x.head.p + skip, p->id_at + sizeof p->physical - 1 - skip};
+        }
         struct collection_state *c = bad ? fleet_collection_note(n, p->collection, path)
                                          : fleet_collection(n, p->collection);
         if (c) {
@@ -392,10 +512,50 @@ static void note_answer(struct proxied *p, int status)
     health_note(n, NULL, bad ? HEALTH_5XX : HEALTH_OK, NULL);
 }
 
+/* This server has no collection with the id that it was asked for: nobody asks it again before the
+ * journal has looked. */
+static void lose(struct proxied *p)
+{
+    const struct collection *c = collection_of(p);
+    const char *current = c ? copies_physical(c, p->node) : NULL;
+    lua_State *L = api_vm();
+    if (!current || strcmp(current, p->physical) != 0) {
+        p->tried &= ~(1ull << p->node->id); /* the copy is another one since */
+        return;
+    }
+    log_warn("copy_lost", "collection=%s instance=%s id=%s", p->collection, p->node->name,
+             p->physical);
+    copies_copy_drop(p->collection, str_from(p->node->name));
+    lua_createtable(L, 0, 2);
+    lua_pushstring(L, p->collection);
+    lua_setfield(L, -2, "logical");
+    lua_pushstring(L, p->node->name);
+    lua_setfield(L, -2, "instance");
+    if (api_call("lb.journal", "lost", 1))
+        lua_pop(L, 1);
+}
+
+/* Clients know the logical id alone, also in the texts of errors. Sets p->lost. */
+static void read_error(struct proxied *p, int status)
+{
+    char *at = p->x.shown, *end = at ? at + p->x.shown_n : at;
+    while (at && (at = memmem(at, (size_t)(end - at), p->physical, sizeof p->physical - 1))) {
+        p->lost = status == 404;
+        memcpy(at, p->collection, sizeof p->collection - 1);
+        at += sizeof p->collection - 1;
+    }
+    if (p->lost)
+        lose(p);
+}
+
 static bool on_answer(struct exchange *x, int status)
 {
     struct proxied *p = container_of(x, struct proxied, x);
     note_answer(p, status);
+    if (p->mapped && status >= 400)
+        read_error(p, status);
+    if (p->lost)
+        return false;
     /* A read that one server can't answer, another may: a broken index, an overload. */
     bool other = (status >= 500 && status != 501) || status == 429;
     if (other && take_retry(p, true, END_SERVER_5XX))
@@ -436,6 +596,10 @@ static void on_ended(struct exchange *x, enum end_reason why)
         choose(p);
         return;
     }
+    if (p->lost) {
+        nobody(p);
+        return;
+    }
     snprintf(text, sizeof text, "%s: %s", name,
              why == END_SERVER_5XX ? "the server answered with an error" : x->error);
     give_up(p, why, text);
@@ -466,8 +630,17 @@ bool proxy_read_max_behind(const struct http1_head *h, bool *bounded, uint64_t *
     return true;
 }
 
-static void put_target(struct request *r)
+static void put_target(struct proxied *p)
 {
+    struct request *r = p->r;
+    if (p->mapped) { /* each try writes its own id over this one */
+        const char *id = r->route.collection.p, *rest = id + r->route.collection.n;
+        buf_put(&r->text, r->target.p, (size_t)(id - r->target.p));
+        p->id_at = r->text.tail;
+        buf_puts(&r->text, p->collection);
+        buf_put(&r->text, rest, (size_t)(r->target.p + r->target.n - rest));
+        return;
+    }
     if (!r->route.v1_alias) {
         buf_put_str(&r->text, r->target);
         return;
@@ -493,7 +666,8 @@ static void put_head(struct proxied *p, struct http1_head *h)
     }
     buf_put_str(&r->text, h->method_text);
     buf_put(&r->text, " ", 1);
-    put_target(r);
+    put_target(p);
+    p->id_at -= p->mapped ? from : 0;
     buf_put_str(&r->text, STR(" HTTP/1.1\r\n"));
     if (!http1_find(h, HTTP1_HOST))
         buf_put_str(&r->text, STR("Host: chromux\r\n"));
@@ -523,11 +697,49 @@ static void put_head(struct proxied *p, struct http1_head *h)
     must(r->text.mem == mem); /* the request's slices point into it */
 }
 
+static bool belongs(const struct collection *c, const struct route *t)
+{
+    char *text = base_alloc(t->tenant.n + t->database.n + 1);
+    struct str tenant = {text, route_decode(t->tenant, text)};
+    struct str database = {text + tenant.n, route_decode(t->database, text + tenant.n)};
+    bool same = copies_belongs(c, tenant, database);
+    free(text);
+    return same;
+}
+
+/* A data read while there is a journal. false: it can't be, and the request has ended. */
+static bool start_mapped(struct proxied *p, const struct http1_head *h)
+{
+    const struct route *t = &p->r->route;
+    bool bounded;
+    if (!copies_on) {
+        give_up(p, END_JOURNAL_AWAY, "the journal is being loaded");
+        return false;
+    }
+    if (!proxy_read_max_behind(h, &bounded, &p->max_behind)) {
+        give_up(p, END_BAD_REQUEST, proxy_bad_max_behind);
+        return false;
+    }
+    if (!route_segment_uuid(t->collection, p->collection)) {
+        give_up(p, END_BAD_REQUEST, "Collection ID is not a valid UUIDv4");
+        return false;
+    }
+    const struct collection *c = copies_find(p->collection);
+    if (!c || !belongs(c, t)) {
+        unknown_collection(p);
+        return false;
+    }
+    p->mapped = p->x.peek = true;
+    return true;
+}
+
 static void start(struct request *r, struct http1_head *h)
 {
     struct proxied *p = proxied_new(r);
     metrics_inc(PROXIED);
-    if (!r->route.by_name && r->route.collection.n &&
+    if (r->route.data && copies_expected && !start_mapped(p, h))
+        return;
+    if (!p->mapped && !r->route.by_name && r->route.collection.n &&
         !route_uuid(r->route.collection, p->collection))
         p->collection[0] = 0;
     p->x.r = r;
