@@ -556,6 +556,8 @@ static void more(struct request *r)
         submit(j);
     else if (buf_room(&r->body.bytes) == 0)
         grow(j);
+    else
+        request_want_body(r);
 }
 
 static void drained(struct request *r)

@@ -202,8 +202,10 @@ static void say(const char *text)
 /* The text has come, or the test fails with what has. */
 #define hears(text)                                                                                \
     do {                                                                                           \
-        if (!wires_until(bal.loop, heard(text)))                                                   \
-            fail_msg("line %d: no '%s' in: %s", __LINE__, text, bal.answer_n ? bal.answer : "");   \
+        const char *part_ = text;                                                                  \
+        if (!wires_until(bal.loop, heard(part_)))                                                  \
+            fail_msg("line %d: no '%s' in: %s", __LINE__, part_ ? part_ : "end",                   \
+                     bal.answer_n ? bal.answer : "");                                              \
     } while (0)
 
 /* ---- all together ---- */
