@@ -10,7 +10,7 @@ JOBS     ?= $(shell nproc)
 # The modules of core/ in their one total order: a file includes only headers to its left
 # (scripts/order.sh checks it), and a unit test links its module and those left of it.
 ORDER := base end log buf metrics value config http1_bytes http1_chunks http1 body reply route wheel dns stream fetch pg fleet copies pool \
-         script sandbox cage ask verdict settings policy kit api api_copies access health session exchange proxy journal probe admin listener main
+         script sandbox cage ask verdict settings policy kit api api_copies access health session mapped exchange proxy journal probe admin listener main
 
 PKGS   := luajit libcurl libpq libcares
 CFLAGS ?= -O2 -g

@@ -9,10 +9,9 @@
  * nothing here runs below Lua. */
 #include "journal.h"
 
-#include "copies.h"
 #include "log.h"
+#include "mapped.h"
 #include "metrics.h"
-#include "proxy.h"
 
 #include <ev.h>
 #include <stdio.h>
@@ -512,8 +511,8 @@ static enum end_reason read_head(struct journalled *j, const struct http1_head *
         }
     }
     must(r->text.mem == mem); /* session.c made room for more than the head */
-    if (!proxy_read_max_behind(h, &j->bounded, &j->max_behind)) {
-        *why = proxy_bad_max_behind;
+    if (!mapped_read_bound(h, &j->bounded, &j->max_behind)) {
+        *why = mapped_bad_bound;
         return END_BAD_REQUEST;
     }
     return END_NONE;

@@ -8,11 +8,9 @@
  * instance whose copy may be read (copies.h), under the id that the collection has there. */
 #include "proxy.h"
 
-#include "api.h"
-#include "copies.h"
 #include "exchange.h"
 #include "health.h"
-#include "log.h"
+#include "mapped.h"
 #include "policy.h"
 
 #include <stdio.h>
@@ -34,13 +32,8 @@ struct proxied {
     unsigned tries;
     double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
     enum end_reason last;
-    char collection[37]; /* of the path, canonical; "" when it has none */
-    bool mapped;         /* it is a logical id, and `copies` knows where it is */
-    bool lost;           /* the try's server says that it has no such collection */
-    uint64_t max_behind; /* entries that a copy may lack */
-    size_t id_at;        /* of the id in x.head */
-    char physical[37];   /* of this try */
-    struct str session;  /* inside r->text */
+    struct mapped map;  /* the collection of the path */
+    struct str session; /* inside r->text */
 };
 
 static const struct config *cfg;
@@ -140,19 +133,13 @@ static bool primary_only(const struct request *r)
            (!r->route.reads || strcmp(cfg->unreplicated_reads, "any") != 0);
 }
 
-/* NULL: the id is not mapped, or the collection was deleted meanwhile. */
-static const struct collection *collection_of(const struct proxied *p)
-{
-    return p->mapped ? copies_find(p->collection) : NULL;
-}
-
 /* Nodes that may serve, whose copy lacks at most so many entries, and that were not tried yet: the
  * well ones, or, when there is none, the doubtful. */
 static unsigned candidates_within(const struct proxied *p, uint64_t max_behind, struct node **out)
 {
     bool primary = primary_only(p->r);
-    const struct collection *c = collection_of(p);
-    if (p->mapped && !c)
+    const struct collection *c = mapped_collection(&p->map);
+    if (p->map.on && !c)
         return 0;
     for (int last_resort = 0; last_resort < 2; last_resort++) {
         unsigned n = 0;
@@ -162,7 +149,7 @@ static unsigned candidates_within(const struct proxied *p, uint64_t max_behind, 
                 continue;
             if (c && !copies_may_read(c, node, max_behind))
                 continue;
-            if (!(p->tried >> node->id & 1) && fleet_can_serve(node, p->collection, last_resort))
+            if (!(p->tried >> node->id & 1) && fleet_can_serve(node, p->map.id, last_resort))
                 out[n++] = node;
         }
         if (n)
@@ -173,7 +160,7 @@ static unsigned candidates_within(const struct proxied *p, uint64_t max_behind, 
 
 static unsigned candidates(const struct proxied *p, struct node **out)
 {
-    return candidates_within(p, p->max_behind, out);
+    return candidates_within(p, p->map.max_behind, out);
 }
 
 /* Retries that add work to the servers are bounded by RETRY_BUDGET, in percent of the requests
@@ -222,19 +209,6 @@ static bool take_retry(struct proxied *p, bool sent, enum end_reason why)
 
 /* ---- endings ---- */
 
-/* ", 3 entries behind": what of a node's copy keeps it from serving. */
-static void tell_copy(const struct proxied *p, const struct node *node, char *out, size_t size)
-{
-    const struct collection *c = collection_of(p);
-    out[0] = 0;
-    if (c && !copies_physical(c, node))
-        snprintf(out, size, ", has no copy");
-    else if (c && !copies_may_read(c, node, UINT64_MAX))
-        snprintf(out, size, ", its copy is not to be read");
-    else if (c)
-        snprintf(out, size, ", %llu entries behind", (unsigned long long)copies_behind(c, node));
-}
-
 /* "primary is down (connection refused), replica is drained": why nobody can serve. */
 static void tell_states(const struct proxied *p, char *out, size_t size)
 {
@@ -251,10 +225,10 @@ static void tell_states(const struct proxied *p, char *out, size_t size)
                                                        : fleet_health_name(node->health);
         const char *why = node->history.last_error;
         char copy[48];
-        tell_copy(p, node, copy, sizeof copy);
+        mapped_tell_copy(&p->map, node, copy, sizeof copy);
         int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s%s",
                          n == 0      ? ""
-                         : p->mapped ? "; "
+                         : p->map.on ? "; "
                                      : ", ",
                          node->name, state, *why ? " (" : "", why, *why ? ")" : "", copy);
         n += w > 0 ? (size_t)w : 0;
@@ -276,23 +250,16 @@ static void give_up(struct proxied *p, enum end_reason why, const char *text)
         request_error(r, why, "%s", message);
 }
 
-/* As Chroma says it. */
-static void unknown_collection(struct proxied *p)
-{
-    char text[96];
-    snprintf(text, sizeof text, "Collection [%s] does not exist.", p->collection);
-    give_up(p, END_NOT_FOUND, text);
-}
-
 static void nobody(struct proxied *p)
 {
     char states[400], text[480];
-    if (p->mapped && !collection_of(p)) {
-        unknown_collection(p);
+    if (p->map.on && !mapped_collection(&p->map)) {
+        mapped_tell_unknown(&p->map, text);
+        give_up(p, END_NOT_FOUND, text);
         return;
     }
     tell_states(p, states, sizeof states);
-    if (p->mapped) {
+    if (p->map.on) {
         snprintf(text, sizeof text, "no copy of this collection is up to date: %s", states);
         give_up(p, END_NO_INSTANCE, text);
         return;
@@ -305,27 +272,14 @@ static void nobody(struct proxied *p)
 
 static void choose(struct proxied *p);
 
-/* Writes the id that the collection has on this node into the head. false: its copy may not be read
- * any more. */
-static bool map_id(struct proxied *p)
-{
-    const struct collection *c = collection_of(p);
-    if (!c || !copies_may_read(c, p->node, p->max_behind))
-        return false;
-    memcpy(p->physical, copies_physical(c, p->node), sizeof p->physical);
-    memcpy((char *)p->x.head.p + p->id_at, p->physical, sizeof p->physical - 1);
-    return true;
-}
-
 static void begin_try(struct proxied *p)
 {
     double t = now();
-    if (p->mapped && !map_id(p)) { /* it changed while we queued */
-        leave_node(p);
+    if (p->map.on && !mapped_begin_try(&p->map, p->node, (char *)p->x.head.p)) {
+        leave_node(p); /* it changed while we queued */
         choose(p);
         return;
     }
-    p->lost = false;
     p->tries++;
     p->tried |= 1ull << p->node->id;
     p->r->log.attempts = p->tries;
@@ -364,14 +318,14 @@ static void ask_policy(struct proxied *p, struct node *const *nodes, unsigned n,
 {
     static double behind[FLEET_MAX];
     struct request *r = p->r;
-    const struct collection *c = collection_of(p);
+    const struct collection *c = mapped_collection(&p->map);
     for (unsigned i = 0; c && i < n; i++)
         behind[nodes[i]->id] = (double)copies_behind(c, nodes[i]);
     struct policy_request q = {
         .route = &r->route,
         .method = str_from(r->method_text),
         .client = request_client(r),
-        .collection_id = p->collection,
+        .collection_id = p->map.id,
         .attempt = p->tries + 1,
         .tried = p->tried,
         .last_error = p->last == END_NONE ? "" : end_name(p->last),
@@ -390,15 +344,15 @@ static bool pick(struct proxied *p, struct policy_verdict *v)
 {
     struct node *nodes[FLEET_MAX];
     unsigned n = candidates(p, nodes);
-    bool stale = n == 0 && p->mapped;
+    bool stale = n == 0 && p->map.on;
     if (stale)
         n = candidates_within(p, UINT64_MAX, nodes);
     if (n > 0)
         ask_policy(p, nodes, n, v);
-    if (n > 0 && p->mapped && (stale || !v->node) && v->max_behind > (double)p->max_behind) {
-        p->max_behind = (uint64_t)v->max_behind;
+    if (n > 0 && p->map.on && (stale || !v->node) && v->max_behind > (double)p->map.max_behind) {
+        p->map.max_behind = (uint64_t)v->max_behind;
         stale = false;
-        if (!v->node || !copies_may_read(collection_of(p), v->node, p->max_behind)) {
+        if (!v->node || !copies_may_read(mapped_collection(&p->map), v->node, p->map.max_behind)) {
             n = candidates(p, nodes);
             if (n > 0)
                 ask_policy(p, nodes, n, v);
@@ -492,15 +446,15 @@ static void note_answer(struct proxied *p, int status)
         histo_add(&n->latency, took);
         fleet_note_latency(n, took, now());
     }
-    if (p->collection[0] && (bad || n->collections)) {
+    if (p->map.id[0] && (bad || n->collections)) {
         const char *end = r->route.collection.p + r->route.collection.n;
         struct str path = {r->path.p, (size_t)(end - r->path.p)};
-        if (p->mapped) { /* as this server knows it */
+        if (p->map.on) { /* as this server knows it */
             size_t skip = strlen(r->method_text) + 1;
-            path = (struct str){p->x.head.p + skip, p->id_at + sizeof p->physical - 1 - skip};
+            path = (struct str){p->x.head.p + skip, p->map.at + sizeof p->map.physical - 1 - skip};
         }
-        struct collection_state *c = bad ? fleet_collection_note(n, p->collection, path)
-                                         : fleet_collection(n, p->collection);
+        struct collection_state *c =
+            bad ? fleet_collection_note(n, p->map.id, path) : fleet_collection(n, p->map.id);
         if (c) {
             char text[64];
             snprintf(text, sizeof text, "%s answered %d", r->route.action, status);
@@ -512,50 +466,15 @@ static void note_answer(struct proxied *p, int status)
     health_note(n, NULL, bad ? HEALTH_5XX : HEALTH_OK, NULL);
 }
 
-/* This server has no collection with the id that it was asked for: nobody asks it again before the
- * journal has looked. */
-static void lose(struct proxied *p)
-{
-    const struct collection *c = collection_of(p);
-    const char *current = c ? copies_physical(c, p->node) : NULL;
-    lua_State *L = api_vm();
-    if (!current || strcmp(current, p->physical) != 0) {
-        p->tried &= ~(1ull << p->node->id); /* the copy is another one since */
-        return;
-    }
-    log_warn("copy_lost", "collection=%s instance=%s id=%s", p->collection, p->node->name,
-             p->physical);
-    copies_copy_drop(p->collection, str_from(p->node->name));
-    lua_createtable(L, 0, 2);
-    lua_pushstring(L, p->collection);
-    lua_setfield(L, -2, "logical");
-    lua_pushstring(L, p->node->name);
-    lua_setfield(L, -2, "instance");
-    if (api_call("lb.journal", "lost", 1))
-        lua_pop(L, 1);
-}
-
-/* Clients know the logical id alone, also in the texts of errors. Sets p->lost. */
-static void read_error(struct proxied *p, int status)
-{
-    char *at = p->x.shown, *end = at ? at + p->x.shown_n : at;
-    while (at && (at = memmem(at, (size_t)(end - at), p->physical, sizeof p->physical - 1))) {
-        p->lost = status == 404;
-        memcpy(at, p->collection, sizeof p->collection - 1);
-        at += sizeof p->collection - 1;
-    }
-    if (p->lost)
-        lose(p);
-}
-
 static bool on_answer(struct exchange *x, int status)
 {
     struct proxied *p = container_of(x, struct proxied, x);
     note_answer(p, status);
-    if (p->mapped && status >= 400)
-        read_error(p, status);
-    if (p->lost)
+    if (p->map.on && status >= 400 && mapped_read_error(&p->map, status, x->shown, x->shown_n)) {
+        if (!mapped_lose(&p->map, p->node))
+            p->tried &= ~(1ull << p->node->id);
         return false;
+    }
     /* A read that one server can't answer, another may: a broken index, an overload. */
     bool other = (status >= 500 && status != 501) || status == 429;
     if (other && take_retry(p, true, END_SERVER_5XX))
@@ -596,7 +515,7 @@ static void on_ended(struct exchange *x, enum end_reason why)
         choose(p);
         return;
     }
-    if (p->lost) {
+    if (p->map.lost) {
         nobody(p);
         return;
     }
@@ -607,37 +526,14 @@ static void on_ended(struct exchange *x, enum end_reason why)
 
 /* ---- the handler ---- */
 
-const char proxy_bad_max_behind[] =
-    "X-Chromux-Max-Behind must be a whole number of journal entries, once";
-
-bool proxy_read_max_behind(const struct http1_head *h, bool *bounded, uint64_t *n)
-{
-    *bounded = false;
-    *n = 0;
-    for (unsigned i = 0; i < h->count; i++) {
-        const struct http1_field *f = &h->field[i];
-        if (f->id != HTTP1_OTHER || !str_eq_nocase(f->name, STR("X-Chromux-Max-Behind")))
-            continue;
-        if (*bounded || f->value.n == 0 || f->value.n > 15)
-            return false;
-        *bounded = true;
-        for (size_t k = 0; k < f->value.n; k++) {
-            if (f->value.p[k] < '0' || f->value.p[k] > '9')
-                return false;
-            *n = *n * 10 + (uint64_t)(f->value.p[k] - '0');
-        }
-    }
-    return true;
-}
-
 static void put_target(struct proxied *p)
 {
     struct request *r = p->r;
-    if (p->mapped) { /* each try writes its own id over this one */
+    if (p->map.on) { /* each try writes its own id over this one */
         const char *id = r->route.collection.p, *rest = id + r->route.collection.n;
         buf_put(&r->text, r->target.p, (size_t)(id - r->target.p));
-        p->id_at = r->text.tail;
-        buf_puts(&r->text, p->collection);
+        p->map.at = r->text.tail;
+        buf_puts(&r->text, p->map.id);
         buf_put(&r->text, rest, (size_t)(r->target.p + r->target.n - rest));
         return;
     }
@@ -667,7 +563,7 @@ static void put_head(struct proxied *p, struct http1_head *h)
     buf_put_str(&r->text, h->method_text);
     buf_put(&r->text, " ", 1);
     put_target(p);
-    p->id_at -= p->mapped ? from : 0;
+    p->map.at -= p->map.on ? from : 0;
     buf_put_str(&r->text, STR(" HTTP/1.1\r\n"));
     if (!http1_find(h, HTTP1_HOST))
         buf_put_str(&r->text, STR("Host: chromux\r\n"));
@@ -697,51 +593,21 @@ static void put_head(struct proxied *p, struct http1_head *h)
     must(r->text.mem == mem); /* the request's slices point into it */
 }
 
-static bool belongs(const struct collection *c, const struct route *t)
-{
-    char *text = base_alloc(t->tenant.n + t->database.n + 1);
-    struct str tenant = {text, route_decode(t->tenant, text)};
-    struct str database = {text + tenant.n, route_decode(t->database, text + tenant.n)};
-    bool same = copies_belongs(c, tenant, database);
-    free(text);
-    return same;
-}
-
-/* A data read while there is a journal. false: it can't be, and the request has ended. */
-static bool start_mapped(struct proxied *p, const struct http1_head *h)
-{
-    const struct route *t = &p->r->route;
-    bool bounded;
-    if (!copies_on) {
-        give_up(p, END_JOURNAL_AWAY, "the journal is being loaded");
-        return false;
-    }
-    if (!proxy_read_max_behind(h, &bounded, &p->max_behind)) {
-        give_up(p, END_BAD_REQUEST, proxy_bad_max_behind);
-        return false;
-    }
-    if (!route_segment_uuid(t->collection, p->collection)) {
-        give_up(p, END_BAD_REQUEST, "Collection ID is not a valid UUIDv4");
-        return false;
-    }
-    const struct collection *c = copies_find(p->collection);
-    if (!c || !belongs(c, t)) {
-        unknown_collection(p);
-        return false;
-    }
-    p->mapped = p->x.peek = true;
-    return true;
-}
-
 static void start(struct request *r, struct http1_head *h)
 {
     struct proxied *p = proxied_new(r);
     metrics_inc(PROXIED);
-    if (r->route.data && copies_expected && !start_mapped(p, h))
+    char text[MAPPED_TEXT_MAX];
+    enum end_reason bad =
+        r->route.data && copies_expected ? mapped_start(&p->map, &r->route, h, text) : END_NONE;
+    if (bad != END_NONE) {
+        give_up(p, bad, text);
         return;
-    if (!p->mapped && !r->route.by_name && r->route.collection.n &&
-        !route_uuid(r->route.collection, p->collection))
-        p->collection[0] = 0;
+    }
+    if (!p->map.on && !r->route.by_name && r->route.collection.n &&
+        !route_uuid(r->route.collection, p->map.id))
+        p->map.id[0] = 0;
+    p->x.peek = p->map.on;
     p->x.r = r;
     p->x.retain = r->route.reads;
     p->x.wanted = on_answer;
