@@ -329,7 +329,7 @@ static void collect(struct journalled *j)
         submit(j);
         return;
     }
-    request_keep_body(j->r, allowed(j));
+    body_keep(&j->r->body, allowed(j));
     request_want_body(j->r);
 }
 
@@ -351,7 +351,7 @@ static void ask_memory(struct journalled *j, uint64_t n)
         return;
     }
     size_t there = buf_len(&j->r->body.bytes);
-    request_keep_body(j->r, there ? there : 1);
+    body_keep(&j->r->body, there ? there : 1);
     queue_join(j, n);
 }
 
@@ -540,6 +540,8 @@ static void start(struct request *r, struct http1_head *h)
                                                        : r->body.length;
     if (r->body.framing == HTTP1_CHUNKED && size > (uint64_t)cfg->journal_memory)
         size = (uint64_t)cfg->journal_memory;
+    if (size < r->body.seen)
+        size = r->body.seen; /* it came with the head */
     if (size)
         ask_memory(j, size);
     else
