@@ -12,13 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum {
-    LINGER_SECONDS = 2,
-    BODY_PIECE = 65536,
-    UPLOAD_MAX = 262144,
-    FREE_MAX = 512,
-    FREE_TEXT_MAX = 4096
-};
+enum { LINGER_SECONDS = 2, FREE_MAX = 512, FREE_TEXT_MAX = 4096 };
+enum { BODY_PIECE = 65536, UPLOAD_MAX = 262144 };
 
 enum session_state {
     IDLE,   /* between requests: not a byte of the next one */
