@@ -658,6 +658,9 @@ void journal_reload(const struct config *c)
         return;
     cfg = c;
     wake(); /* there may be more memory */
+    push_settings(api_vm());
+    if (api_call("lb.journal", "reload", 1))
+        lua_pop(api_vm(), 1);
 }
 
 bool journal_finished(void)

@@ -5,6 +5,7 @@ local copies = require("chromux.copies")
 local M = {}
 
 function M.start() copies.on(true) end
+function M.reload() end
 function M.submit(request) answer.refuse(request.ticket, "journal_away", "the journal is not there yet", 1) end
 function M.gone() end
 function M.lost() end

@@ -134,6 +134,7 @@ static const char engine[] =
     "package.preload['lb.journal'] = function()\n"
     "  return {\n"
     "    start = function(s) settings = s end,\n"
+    "    reload = function(s) settings = s end,\n"
     "    submit = function(r) asked[#asked + 1] = r; if on_submit then on_submit(r) end end,\n"
     "    gone = function(t) gone[#gone + 1] = t end,\n"
     "    lost = function(c) lost[#lost + 1] = c.logical .. ' ' .. c.instance end,\n"

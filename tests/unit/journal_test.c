@@ -69,6 +69,18 @@ static void test_start_gets_settings_and_instances(void **state)
     assert_string_equal(lua("return tostring(settings.DATABASE_URL)"), "nil");
 }
 
+static void test_a_reload_is_told(void **state)
+{
+    struct config *was = bal.cfg;
+    bal.cfg = config_of((const char *const[]){"REQUEST_TIMEOUT", "7", NULL});
+    session_shared.cfg = bal.cfg;
+    pool_reload(bal.cfg);
+    proxy_reload(bal.cfg);
+    journal_reload(bal.cfg);
+    config_free(was);
+    assert_string_equal(lua("return tostring(settings.REQUEST_TIMEOUT)"), "7");
+}
+
 static void test_a_write_is_asked_with_all_its_parts(void **state)
 {
     say("POST /api/v2/tenants/t%20t/databases/d%C3%A9/collections/"
@@ -451,6 +463,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(test_##name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(start_gets_settings_and_instances),
+        TEST(a_reload_is_told),
         TEST(a_write_is_asked_with_all_its_parts),
         TEST(a_catalogue_read_is_asked_too),
         TEST(reads_of_records_are_not_asked),
