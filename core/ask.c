@@ -250,7 +250,7 @@ static void put_identity(lua_State *L, const struct node *n, struct ask_node *s,
 }
 
 /* Most calls change few nodes: a node's table is fetched for the first value that changed. */
-static void put_node(lua_State *L, struct ask *a, const struct node *n, double now)
+static void put_node(lua_State *L, struct ask *a, const struct node *n, double behind, double now)
 {
     struct ask_node *s = &a->node[n->id];
     s->weight = fleet_weight(n, now, a->slow_start);
@@ -258,7 +258,7 @@ static void put_node(lua_State *L, struct ask *a, const struct node *n, double n
         [NODE_PRIORITY] = (double)n->priority, [NODE_WEIGHT] = s->weight,
         [NODE_INFLIGHT] = n->inflight,         [NODE_QUEUED] = n->queued,
         [NODE_MAXCONN] = (double)n->maxconn,   [NODE_EWMA] = faded_ewma(n, now),
-        [NODE_FAILS] = n->history.fails,       [NODE_BEHIND] = 0,
+        [NODE_FAILS] = n->history.fails,       [NODE_BEHIND] = behind,
         [NODE_REQUESTS] = (double)n->requests,
     };
     bool same = s->known && s->role == (int)n->role && s->state == (int)n->health &&
@@ -314,7 +314,7 @@ void ask_refresh(lua_State *L, struct ask *a, const struct policy_request *r,
     a->count = count;
     put_request(L, a, r);
     for (unsigned i = 0; i < count; i++)
-        put_node(L, a, candidates[i], now);
+        put_node(L, a, candidates[i], r->behind ? r->behind[candidates[i]->id] : 0, now);
     put_list(L, a);
 }
 

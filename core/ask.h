@@ -20,7 +20,8 @@ struct policy_request {
     uint64_t tried;            /* bits of node ids tried before */
     const char *last_error;    /* end reason of the last try, "" at the first */
     uint64_t bytes;            /* of the body, 0 when not known */
-    struct str session;        /* what `sticky` keeps together: X-Chromux-Session, else client */
+    const double *behind; /* by node id: entries that its copy of this collection lacks; NULL: 0 */
+    struct str session;   /* what `sticky` keeps together: X-Chromux-Session, else client */
 };
 
 enum { ASK_TEXTS = 10, ASK_NUMBERS = 2, ASK_NODE_NUMBERS = 9, ASK_TEXT_MAX = 80 };

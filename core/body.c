@@ -18,6 +18,12 @@ void body_fini(struct body *b)
     buf_fini(&b->trailers);
 }
 
+void body_keep(struct body *b, size_t keep)
+{
+    must(keep >= buf_len(&b->bytes) && keep > 0 && keep <= 1u << 30);
+    b->bytes.cap = (uint32_t)keep;
+}
+
 static void take_plain(struct body *b, struct buf *in)
 {
     size_t n = buf_len(in), room = buf_room(&b->bytes);

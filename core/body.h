@@ -24,6 +24,8 @@ struct body_limits {
 /* keep: the most decoded bytes that wait to be taken. Allocates nothing. */
 void body_init(struct body *b, enum http1_framing framing, uint64_t length, size_t keep);
 void body_fini(struct body *b);
+/* Another `keep`; what is there already stays. */
+void body_keep(struct body *b, size_t keep);
 /* Takes what it can from `in`. END_NONE: fine (see b->done). Otherwise END_BAD_REQUEST or
  * END_BODY_TOO_BIG, and *rule says what was broken. */
 enum end_reason body_take(struct body *b, struct buf *in, const struct body_limits *limits,

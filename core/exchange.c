@@ -10,7 +10,7 @@
 
 /* SMALL: a body of up to so many bytes goes out behind its head as one piece of memory, which costs
  * the kernel less than two pieces do. */
-enum { CHUNK_MAX = 16384, SMALL = 4096 };
+enum { CHUNK_MAX = 16384, SMALL = 4096, SHOWN_MAX = 16384 };
 
 /* More than a head can grow to when it is written again: MAX_HEAD_BYTES is 1 MiB at the most, each
  * field gains at most two bytes, and what we add is under 4 kB. */
@@ -430,6 +430,13 @@ static void relay(struct exchange *x)
     stream_read_off(&x->conn->stream);
 }
 
+/* Is the body of this answer one to show? Its head takes `used` bytes of `in`. */
+static bool shows(const struct exchange *x, const struct http1_head *h, size_t used)
+{
+    return x->peek && h->status >= 400 && h->framing == HTTP1_LENGTH && h->length <= SHOWN_MAX &&
+           used + h->length <= x->conn->stream.in.cap;
+}
+
 /* Heads, interim ones first. */
 static void read_head(struct exchange *x)
 {
@@ -454,6 +461,11 @@ static void read_head(struct exchange *x)
             garbage(x, fault.rule);
             return;
         }
+        bool show = shows(x, &head, used);
+        if (show && buf_len(in) - used < head.length)
+            return; /* parsed again when more has come */
+        x->shown = show ? in->mem + in->head + used : NULL;
+        x->shown_n = show ? (size_t)head.length : 0;
         buf_consume(in, used); /* moves nothing: head's slices stay good */
         if (head.status >= 200)
             break;

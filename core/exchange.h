@@ -20,6 +20,7 @@ struct exchange {
 
     uint64_t sent;        /* body bytes given to this connection */
     uint64_t dropped;     /* body bytes that are gone from the front of r->body, over all tries */
+    bool peek;            /* show wanted() the bodies of error answers */
     bool retain;          /* keep the body for another try, as long as it fits */
     bool reused, touched; /* on a kept connection; a byte was written to it */
     bool upload_dead;     /* the peer takes no more: only its answer still counts */
@@ -32,6 +33,10 @@ struct exchange {
     bool in_trailers;
     double progress; /* loop time of the last byte from the server */
     int status;
+    /* With peek, while wanted() is called for a status over 399: the whole body, which it may
+     * change in place; NULL when it is too long, or its length is not known beforehand. */
+    char *shown;
+    size_t shown_n;
     char error[96]; /* what the failure was, one line */
 };
 

@@ -9,10 +9,9 @@
  * nothing here runs below Lua. */
 #include "journal.h"
 
-#include "copies.h"
 #include "log.h"
+#include "mapped.h"
 #include "metrics.h"
-#include "proxy.h"
 
 #include <ev.h>
 #include <stdio.h>
@@ -330,7 +329,7 @@ static void collect(struct journalled *j)
         submit(j);
         return;
     }
-    request_keep_body(j->r, allowed(j));
+    body_keep(&j->r->body, allowed(j));
     request_want_body(j->r);
 }
 
@@ -352,7 +351,7 @@ static void ask_memory(struct journalled *j, uint64_t n)
         return;
     }
     size_t there = buf_len(&j->r->body.bytes);
-    request_keep_body(j->r, there ? there : 1);
+    body_keep(&j->r->body, there ? there : 1);
     queue_join(j, n);
 }
 
@@ -512,8 +511,8 @@ static enum end_reason read_head(struct journalled *j, const struct http1_head *
         }
     }
     must(r->text.mem == mem); /* session.c made room for more than the head */
-    if (!proxy_read_max_behind(h, &j->bounded, &j->max_behind)) {
-        *why = proxy_bad_max_behind;
+    if (!mapped_read_bound(h, &j->bounded, &j->max_behind)) {
+        *why = mapped_bad_bound;
         return END_BAD_REQUEST;
     }
     return END_NONE;
@@ -541,6 +540,8 @@ static void start(struct request *r, struct http1_head *h)
                                                        : r->body.length;
     if (r->body.framing == HTTP1_CHUNKED && size > (uint64_t)cfg->journal_memory)
         size = (uint64_t)cfg->journal_memory;
+    if (size < r->body.seen)
+        size = r->body.seen; /* it came with the head */
     if (size)
         ask_memory(j, size);
     else
@@ -556,6 +557,8 @@ static void more(struct request *r)
         submit(j);
     else if (buf_room(&r->body.bytes) == 0)
         grow(j);
+    else
+        request_want_body(r);
 }
 
 static void drained(struct request *r)
@@ -655,6 +658,9 @@ void journal_reload(const struct config *c)
         return;
     cfg = c;
     wake(); /* there may be more memory */
+    push_settings(api_vm());
+    if (api_call("lb.journal", "reload", 1))
+        lua_pop(api_vm(), 1);
 }
 
 bool journal_finished(void)

@@ -5,6 +5,7 @@
  *
  *   start(settings)   all settings but secrets by name, and instances = {{name=, url=, role=,
  *                     priority=, weight=}, …}; an error stops the start
+ *   reload(settings)  the same, after a HUP; the fleet has changed already
  *   submit(request)   {ticket=, method=, action=, class=, reads=, tenant=, database=, collection=,
  *                     by_name=, target=, query=, type=, key=, token=, id=, body=, deadline=,
  *                     max_behind=}: texts as sent, but tenant, database and collection decoded and

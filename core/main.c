@@ -183,11 +183,11 @@ static void reload(void)
         pool_reload(next);
         courier_reload(next);
         proxy_reload(next);
-        journal_reload(next);
         probe_reload(next);
         admin_reload(next);
         apply_log(next);
         apply_instances(next);
+        journal_reload(next);
         config_free(old);
         admin_reload_error("");
         if (buf_len(&names))
@@ -388,13 +388,12 @@ static int run(int argc, char **argv)
     if (ok) {
         watch_signals();
         if (!session_shared.journal)
-            log_warn(
-                "replication_off", "reason=%s",
-                log_quote(strcmp(cfg->unreplicated_reads, "any") == 0
-                              ? "this version keeps no journal: writes go to the primary, reads "
-                                "to all (UNREPLICATED_READS=any); replicas are not fed"
-                              : "this version keeps no journal: data routes go to the primary, "
-                                "and replicas are not fed"));
+            log_warn("replication_off", "reason=%s",
+                     log_quote(strcmp(cfg->unreplicated_reads, "any") == 0
+                                   ? "no DATABASE_URL, so no journal: writes go to the primary, "
+                                     "reads to all (UNREPLICATED_READS=any); replicas are not fed"
+                                   : "no DATABASE_URL, so no journal: data routes go to the "
+                                     "primary, and replicas are not fed"));
         log_info("started", "version=%s pid=%d instances=%u policies=%s", CHROMUX_VERSION,
                  (int)getpid(), fleet_count, log_quote(cfg->policy_dir));
         tell_systemd("READY=1");

@@ -2,12 +2,15 @@
  *
  * Reads go to another instance until the first byte of an answer has gone to the client, within
  * MAX_TRIES, the retry budget and the request's deadline. A write is sent at most once: only a try
- * of which no byte was written may be repeated. */
+ * of which no byte was written may be repeated.
+ *
+ * With the journal, the id in the path of a data read is a logical one: each try goes to an
+ * instance whose copy may be read (copies.h), under the id that the collection has there. */
 #include "proxy.h"
 
 #include "exchange.h"
 #include "health.h"
-#include "log.h"
+#include "mapped.h"
 #include "policy.h"
 
 #include <stdio.h>
@@ -29,7 +32,7 @@ struct proxied {
     unsigned tries;
     double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
     enum end_reason last;
-    char collection[37];
+    struct mapped map;  /* the collection of the path */
     struct str session; /* inside r->text */
 };
 
@@ -126,27 +129,38 @@ static void arm(struct proxied *p)
  * (CONTRACTS.md: "Without the journal"), unless the operator vouches for the others. */
 static bool primary_only(const struct request *r)
 {
-    return r->route.data && (!r->route.reads || strcmp(cfg->unreplicated_reads, "any") != 0);
+    return r->route.data && !copies_on &&
+           (!r->route.reads || strcmp(cfg->unreplicated_reads, "any") != 0);
 }
 
-/* Nodes that may serve and were not tried yet: the well ones, or, when there is none, the doubtful.
- */
-static unsigned candidates(const struct proxied *p, struct node **out)
+/* Nodes that may serve, whose copy lacks at most so many entries, and that were not tried yet: the
+ * well ones, or, when there is none, the doubtful. */
+static unsigned candidates_within(const struct proxied *p, uint64_t max_behind, struct node **out)
 {
     bool primary = primary_only(p->r);
+    const struct collection *c = mapped_collection(&p->map);
+    if (p->map.on && !c)
+        return 0;
     for (int last_resort = 0; last_resort < 2; last_resort++) {
         unsigned n = 0;
         for (unsigned i = 0; i < fleet_count; i++) {
             struct node *node = fleet_node[i];
             if (primary && node->role != CONFIG_PRIMARY)
                 continue;
-            if (!(p->tried >> node->id & 1) && fleet_can_serve(node, p->collection, last_resort))
+            if (c && !copies_may_read(c, node, max_behind))
+                continue;
+            if (!(p->tried >> node->id & 1) && fleet_can_serve(node, p->map.id, last_resort))
                 out[n++] = node;
         }
         if (n)
             return n;
     }
     return 0;
+}
+
+static unsigned candidates(const struct proxied *p, struct node **out)
+{
+    return candidates_within(p, p->map.max_behind, out);
 }
 
 /* Retries that add work to the servers are bounded by RETRY_BUDGET, in percent of the requests
@@ -210,8 +224,13 @@ static void tell_states(const struct proxied *p, char *out, size_t size)
                             : p->tried >> node->id & 1 ? "tried"
                                                        : fleet_health_name(node->health);
         const char *why = node->history.last_error;
-        int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s", n ? ", " : "", node->name, state,
-                         *why ? " (" : "", why, *why ? ")" : "");
+        char copy[48];
+        mapped_tell_copy(&p->map, node, copy, sizeof copy);
+        int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s%s",
+                         n == 0      ? ""
+                         : p->map.on ? "; "
+                                     : ", ",
+                         node->name, state, *why ? " (" : "", why, *why ? ")" : "", copy);
         n += w > 0 ? (size_t)w : 0;
     }
 }
@@ -234,16 +253,33 @@ static void give_up(struct proxied *p, enum end_reason why, const char *text)
 static void nobody(struct proxied *p)
 {
     char states[400], text[480];
+    if (p->map.on && !mapped_collection(&p->map)) {
+        mapped_tell_unknown(&p->map, text);
+        give_up(p, END_NOT_FOUND, text);
+        return;
+    }
     tell_states(p, states, sizeof states);
+    if (p->map.on) {
+        snprintf(text, sizeof text, "no copy of this collection is up to date: %s", states);
+        give_up(p, END_NO_INSTANCE, text);
+        return;
+    }
     snprintf(text, sizeof text, "no instance can take this request: %s", states);
     give_up(p, END_NO_INSTANCE, text);
 }
 
 /* ---- tries ---- */
 
+static void choose(struct proxied *p);
+
 static void begin_try(struct proxied *p)
 {
     double t = now();
+    if (p->map.on && !mapped_begin_try(&p->map, p->node, (char *)p->x.head.p)) {
+        leave_node(p); /* it changed while we queued */
+        choose(p);
+        return;
+    }
     p->tries++;
     p->tried |= 1ull << p->node->id;
     p->r->log.attempts = p->tries;
@@ -257,8 +293,6 @@ static void begin_try(struct proxied *p)
     arm(p);
     exchange_start(&p->x, false); /* may end p */
 }
-
-static void choose(struct proxied *p);
 
 static void on_turn(struct pool_place *place, bool slot)
 {
@@ -279,28 +313,64 @@ static void on_turn(struct pool_place *place, bool slot)
         nobody(p);
 }
 
-static void choose(struct proxied *p)
+static void ask_policy(struct proxied *p, struct node *const *nodes, unsigned n,
+                       struct policy_verdict *v)
 {
+    static double behind[FLEET_MAX];
     struct request *r = p->r;
-    struct node *nodes[FLEET_MAX];
-    unsigned n = candidates(p, nodes);
-    if (n == 0) {
-        nobody(p);
-        return;
-    }
+    const struct collection *c = mapped_collection(&p->map);
+    for (unsigned i = 0; c && i < n; i++)
+        behind[nodes[i]->id] = (double)copies_behind(c, nodes[i]);
     struct policy_request q = {
         .route = &r->route,
         .method = str_from(r->method_text),
         .client = request_client(r),
-        .collection_id = p->collection,
+        .collection_id = p->map.id,
         .attempt = p->tries + 1,
         .tried = p->tried,
         .last_error = p->last == END_NONE ? "" : end_name(p->last),
         .bytes = r->body.length,
+        .behind = c ? behind : NULL,
         .session = p->session.n ? p->session : request_client(r),
     };
+    policy_route(&q, nodes, n, now(), v);
+}
+
+/* Copies that are behind are offered only when there is no other, and taken only within what the
+ * policy then allows: one that says nothing of max_behind gives no stale read. When it allows more
+ * than the request did and names no node within that, it is asked once more, with those that are.
+ * false: nobody may serve, and the request has ended. */
+static bool pick(struct proxied *p, struct policy_verdict *v)
+{
+    struct node *nodes[FLEET_MAX];
+    unsigned n = candidates(p, nodes);
+    bool stale = n == 0 && p->map.on;
+    if (stale)
+        n = candidates_within(p, UINT64_MAX, nodes);
+    if (n > 0)
+        ask_policy(p, nodes, n, v);
+    if (n > 0 && p->map.on && (stale || !v->node) && v->max_behind > (double)p->map.max_behind) {
+        p->map.max_behind = (uint64_t)v->max_behind;
+        stale = false;
+        if (!v->node || !copies_may_read(mapped_collection(&p->map), v->node, p->map.max_behind)) {
+            n = candidates(p, nodes);
+            if (n > 0)
+                ask_policy(p, nodes, n, v);
+        }
+    }
+    if (n > 0 && !stale)
+        return true;
+    nobody(p);
+    return false;
+}
+
+static void choose(struct proxied *p)
+{
+    struct request *r = p->r;
+    struct node *nodes[FLEET_MAX];
     struct policy_verdict v;
-    policy_route(&q, nodes, n, now(), &v);
+    if (!pick(p, &v))
+        return;
     _Static_assert(sizeof r->detail == sizeof v.reason, "one is copied to the other");
     memcpy(r->detail, v.reason, strlen(v.reason) + 1);
     if (!v.node) {
@@ -376,11 +446,15 @@ static void note_answer(struct proxied *p, int status)
         histo_add(&n->latency, took);
         fleet_note_latency(n, took, now());
     }
-    if (p->collection[0] && (bad || n->collections)) {
+    if (p->map.id[0] && (bad || n->collections)) {
         const char *end = r->route.collection.p + r->route.collection.n;
         struct str path = {r->path.p, (size_t)(end - r->path.p)};
-        struct collection_state *c = bad ? fleet_collection_note(n, p->collection, path)
-                                         : fleet_collection(n, p->collection);
+        if (p->map.on) { /* as this server knows it */
+            size_t skip = strlen(r->method_text) + 1;
+            path = (struct str){p->x.head.p + skip, p->map.at + sizeof p->map.physical - 1 - skip};
+        }
+        struct collection_state *c =
+            bad ? fleet_collection_note(n, p->map.id, path) : fleet_collection(n, p->map.id);
         if (c) {
             char text[64];
             snprintf(text, sizeof text, "%s answered %d", r->route.action, status);
@@ -396,6 +470,11 @@ static bool on_answer(struct exchange *x, int status)
 {
     struct proxied *p = container_of(x, struct proxied, x);
     note_answer(p, status);
+    if (p->map.on && status >= 400 && mapped_read_error(&p->map, status, x->shown, x->shown_n)) {
+        if (!mapped_lose(&p->map, p->node))
+            p->tried &= ~(1ull << p->node->id);
+        return false;
+    }
     /* A read that one server can't answer, another may: a broken index, an overload. */
     bool other = (status >= 500 && status != 501) || status == 429;
     if (other && take_retry(p, true, END_SERVER_5XX))
@@ -436,6 +515,10 @@ static void on_ended(struct exchange *x, enum end_reason why)
         choose(p);
         return;
     }
+    if (p->map.lost) {
+        nobody(p);
+        return;
+    }
     snprintf(text, sizeof text, "%s: %s", name,
              why == END_SERVER_5XX ? "the server answered with an error" : x->error);
     give_up(p, why, text);
@@ -443,31 +526,17 @@ static void on_ended(struct exchange *x, enum end_reason why)
 
 /* ---- the handler ---- */
 
-const char proxy_bad_max_behind[] =
-    "X-Chromux-Max-Behind must be a whole number of journal entries, once";
-
-bool proxy_read_max_behind(const struct http1_head *h, bool *bounded, uint64_t *n)
+static void put_target(struct proxied *p)
 {
-    *bounded = false;
-    *n = 0;
-    for (unsigned i = 0; i < h->count; i++) {
-        const struct http1_field *f = &h->field[i];
-        if (f->id != HTTP1_OTHER || !str_eq_nocase(f->name, STR("X-Chromux-Max-Behind")))
-            continue;
-        if (*bounded || f->value.n == 0 || f->value.n > 15)
-            return false;
-        *bounded = true;
-        for (size_t k = 0; k < f->value.n; k++) {
-            if (f->value.p[k] < '0' || f->value.p[k] > '9')
-                return false;
-            *n = *n * 10 + (uint64_t)(f->value.p[k] - '0');
-        }
+    struct request *r = p->r;
+    if (p->map.on) { /* each try writes its own id over this one */
+        const char *id = r->route.collection.p, *rest = id + r->route.collection.n;
+        buf_put(&r->text, r->target.p, (size_t)(id - r->target.p));
+        p->map.at = r->text.tail;
+        buf_puts(&r->text, p->map.id);
+        buf_put(&r->text, rest, (size_t)(r->target.p + r->target.n - rest));
+        return;
     }
-    return true;
-}
-
-static void put_target(struct request *r)
-{
     if (!r->route.v1_alias) {
         buf_put_str(&r->text, r->target);
         return;
@@ -493,7 +562,8 @@ static void put_head(struct proxied *p, struct http1_head *h)
     }
     buf_put_str(&r->text, h->method_text);
     buf_put(&r->text, " ", 1);
-    put_target(r);
+    put_target(p);
+    p->map.at -= p->map.on ? from : 0;
     buf_put_str(&r->text, STR(" HTTP/1.1\r\n"));
     if (!http1_find(h, HTTP1_HOST))
         buf_put_str(&r->text, STR("Host: chromux\r\n"));
@@ -527,9 +597,17 @@ static void start(struct request *r, struct http1_head *h)
 {
     struct proxied *p = proxied_new(r);
     metrics_inc(PROXIED);
-    if (!r->route.by_name && r->route.collection.n &&
-        !route_uuid(r->route.collection, p->collection))
-        p->collection[0] = 0;
+    char text[MAPPED_TEXT_MAX];
+    enum end_reason bad =
+        r->route.data && copies_expected ? mapped_start(&p->map, &r->route, h, text) : END_NONE;
+    if (bad != END_NONE) {
+        give_up(p, bad, text);
+        return;
+    }
+    if (!p->map.on && !r->route.by_name && r->route.collection.n &&
+        !route_uuid(r->route.collection, p->map.id))
+        p->map.id[0] = 0;
+    p->x.peek = p->map.on;
     p->x.r = r;
     p->x.retain = r->route.reads;
     p->x.wanted = on_answer;

@@ -12,13 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum {
-    LINGER_SECONDS = 2,
-    BODY_PIECE = 65536,
-    UPLOAD_MAX = 262144,
-    FREE_MAX = 512,
-    FREE_TEXT_MAX = 4096
-};
+enum { LINGER_SECONDS = 2, FREE_MAX = 512, FREE_TEXT_MAX = 4096 };
+enum { BODY_PIECE = 65536, UPLOAD_MAX = 262144 };
 
 enum session_state {
     IDLE,   /* between requests: not a byte of the next one */
@@ -298,9 +293,8 @@ bool request_send(struct request *r, const struct iovec *iov, int n)
 ssize_t request_offer(struct request *r, const struct iovec *iov, int n)
 {
     ssize_t w = stream_offer(&r->s->stream, iov, n);
-    if (w >= 0) {
+    if (w >= 0)
         note_sent(r, r->s->stream.blocked);
-    }
     return w;
 }
 
@@ -353,7 +347,7 @@ void request_refuse(struct request *r, enum end_reason why, unsigned retry_after
     int status = end_status(why);
     must(status != 0);
     struct buf body;
-    buf_init(&body, 16384 + 6 * strlen(text)); /* a byte is at most six in JSON */
+    buf_init(&body, 16384 + 6 * strlen(text)); /* a byte is at most six of JSON */
     reply_put_error(&body, status, text);
     char extra[256] = "";
     if (retry_after)
@@ -370,11 +364,8 @@ void request_refuse(struct request *r, enum end_reason why, unsigned retry_after
 static void nothing(struct request *r)
 {
 }
-static void nothing_start(struct request *r, struct http1_head *h)
-{
-}
 /* For answers that the session gives itself, in the moment between their start and end. */
-static const struct handler no_handler = {nothing_start, nothing, nothing, nothing, nothing};
+static const struct handler no_handler = {NULL, nothing, nothing, nothing, nothing};
 
 static void refuse(struct session *s, enum end_reason why, const char *rule)
 {
@@ -504,12 +495,6 @@ static void feed(struct session *s)
         r->handler->more(r);
     }
     s->feeding = false;
-}
-
-void request_keep_body(struct request *r, size_t most)
-{
-    must(most > 0 && most <= 1u << 30);
-    r->body.bytes.cap = (uint32_t)most;
 }
 
 void request_want_body(struct request *r)
@@ -654,11 +639,10 @@ void session_start(int fd, const struct sockaddr *peer, bool local_only)
 {
     struct session *s = base_zalloc(sizeof *s);
     stream_open(&s->stream, fd, unread_cap(), on_event);
+    const void *ip = &((const struct sockaddr_in *)peer)->sin_addr;
     if (peer->sa_family == AF_INET6)
-        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)peer)->sin6_addr, s->peer,
-                  sizeof s->peer);
-    else
-        inet_ntop(AF_INET, &((const struct sockaddr_in *)peer)->sin_addr, s->peer, sizeof s->peer);
+        ip = &((const struct sockaddr_in6 *)peer)->sin6_addr;
+    inet_ntop(peer->sa_family == AF_INET6 ? AF_INET6 : AF_INET, ip, s->peer, sizeof s->peer);
     s->local_only = local_only;
     s->next = all.next;
     s->prev = &all;

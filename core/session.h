@@ -88,11 +88,8 @@ void request_room(struct request *r, size_t n);
 /* When the handler will see `late`; replaces the one before. 0: never. */
 void request_arm(struct request *r, double deadline);
 /* The handler is ready for the body: sends 100 Continue if the client waits for it, and reads on
- * after bytes were consumed from r->body.bytes. */
+ * after bytes were consumed from r->body.bytes, or body_keep() allowed more. */
 void request_want_body(struct request *r);
-/* How many bytes of the body may wait in r->body.bytes, at most 1 GiB; more are left in the socket.
- * Say request_want_body() to read on after more were allowed. */
-void request_keep_body(struct request *r, size_t most);
 /* Will the connection live after this answer? Decided once, when the head of the answer is written.
  */
 bool request_keeps(struct request *r);

@@ -302,8 +302,8 @@ static void take_verdict(lua_State *L, struct verdict_vm *vm, int at)
         if (lua_isnil(L, at + 1))
             wrong(vm, POLICY_FAIL_ANSWER,
                   "answered nil without a reason: expected a node's name, or nil and a reason");
-        else
-            (void)take_reason(L, vm, at + 1, v->reason);
+        else if (take_reason(L, vm, at + 1, v->reason))
+            (void)take_options(L, vm, at + 2);
         return;
     }
     if (lua_type(L, at) != LUA_TSTRING) {

@@ -27,7 +27,7 @@ struct policy_verdict {
     struct node *node; /* NULL: none may serve */
     char reason[128];
     double timeout;    /* seconds for this try; 0: the setting's */
-    double max_behind; /* entries; -1: none allowed (needs the journal) */
+    double max_behind; /* entries that a copy may lack; -1: nothing said */
     bool by_fallback;
 };
 

@@ -561,6 +561,11 @@ function M.restart()
   start_once(J.life)
 end
 
+-- Settings that may change while it runs.
+function M.reload(settings)
+  for name, value in pairs(settings) do J.settings[name] = value end
+end
+
 function M.stop()
   J.life = (J.life or 0) + 1
   if J.context then J.context.dead = true end

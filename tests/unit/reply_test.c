@@ -137,9 +137,9 @@ static void errors_have_names_that_clients_know(void **state)
     } rows[] = {
         {400, "InvalidArgumentError"}, {404, "NotFoundError"},        {405, "ChromaError"},
         {408, "InvalidArgumentError"}, {413, "InvalidArgumentError"}, {414, "InvalidArgumentError"},
-        {417, "InvalidArgumentError"}, {431, "InvalidArgumentError"}, {500, "InternalError"},
-        {501, "ChromaError"},          {502, "InternalError"},        {503, "ChromaError"},
-        {504, "InternalError"},        {505, "ChromaError"},
+        {415, "ChromaError"},          {417, "InvalidArgumentError"}, {431, "InvalidArgumentError"},
+        {500, "InternalError"},        {501, "ChromaError"},          {502, "InternalError"},
+        {503, "ChromaError"},          {504, "InternalError"},        {505, "ChromaError"},
     };
     char want[128];
     for (size_t i = 0; i < COUNT_OF(rows); i++) {

@@ -310,6 +310,51 @@ static void reads_uuids_in_every_spelling(void **state)
     }
 }
 
+static void undoes_percent_encoding(void **state)
+{
+    static const struct {
+        const char *text, *want;
+    } rows[] = {{"", ""},         {"plain", "plain"}, {"a%20b", "a b"}, {"%C3%a9", "\xc3\xa9"},
+                {"a+b", "a+b"},   {"%", "%"},         {"%2", "%2"},     {"%zz", "%zz"},
+                {"%2%20", "%2 "}, {"%%41", "%A"},     {"a%2Fb", "a/b"}, {"%2520", "%20"}};
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        char out[16];
+        size_t n = strlen(rows[i].text);
+        size_t got = route_decode((struct str){guard_put(&guard, rows[i].text, n), n}, out);
+        assert_int_equal(got, strlen(rows[i].want));
+        assert_memory_equal(out, rows[i].want, got);
+    }
+}
+
+static void reads_uuids_of_segments(void **state)
+{
+    static const char want[] = "0b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11";
+    static const char *const good[] = {"0B1F3C1E-5AD5-4A7B-9D0C-5A8F6C2F1B11",
+                                       "0b1f3c1e5ad54a7b9d0c5a8f6c2f1b11",
+                                       "%30b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11",
+                                       "{0b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11}",
+                                       "%7b0b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11%7D",
+                                       "urn:uuid:0b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11"};
+    static const char *const bad[] = {"",
+                                      "{",
+                                      "name",
+                                      "{0b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11",
+                                      "urn:uuid:",
+                                      "%%30b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11",
+                                      "urn:uuid:{0b1f3c1e-5ad5-4a7b-9d0c-5a8f6c2f1b11}"};
+    char out[37], all[4 * 36 + 1] = "";
+    for (size_t i = 0; i < COUNT_OF(good); i++) {
+        assert_true(route_segment_uuid(str_from(good[i]), out));
+        assert_string_equal(out, want);
+    }
+    for (size_t i = 0; i < COUNT_OF(bad); i++)
+        assert_false(route_segment_uuid(str_from(bad[i]), out));
+    for (unsigned i = 0; i < 36; i++) /* every byte encoded */
+        snprintf(all + 3 * i, 4, "%%%02x", want[i]);
+    assert_true(route_segment_uuid(str_from(all), out));
+    assert_string_equal(out, want);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -321,6 +366,8 @@ int main(void)
         cmocka_unit_test(refuses_what_only_looks_like_a_route),
         cmocka_unit_test(looks_at_no_byte_behind_a_path),
         cmocka_unit_test(reads_uuids_in_every_spelling),
+        cmocka_unit_test(undoes_percent_encoding),
+        cmocka_unit_test(reads_uuids_of_segments),
     };
     guard = guard_new(1 << 12);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

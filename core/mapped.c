@@ -1,0 +1,133 @@
+/* mapped.c: checks ids and bounds, swaps ids, and tells the journal of copies that are lost. */
+#include "mapped.h"
+
+#include "api.h"
+#include "log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { ID = 36 };
+
+const char mapped_bad_bound[] =
+    "X-Chromux-Max-Behind must be a whole number of journal entries, once";
+
+bool mapped_read_bound(const struct http1_head *h, bool *bounded, uint64_t *n)
+{
+    *bounded = false;
+    *n = 0;
+    for (unsigned i = 0; i < h->count; i++) {
+        const struct http1_field *f = &h->field[i];
+        if (f->id != HTTP1_OTHER || !str_eq_nocase(f->name, STR("X-Chromux-Max-Behind")))
+            continue;
+        if (*bounded || f->value.n == 0 || f->value.n > 15)
+            return false;
+        *bounded = true;
+        for (size_t k = 0; k < f->value.n; k++) {
+            if (f->value.p[k] < '0' || f->value.p[k] > '9')
+                return false;
+            *n = *n * 10 + (uint64_t)(f->value.p[k] - '0');
+        }
+    }
+    return true;
+}
+
+/* Chroma does not check this (up to 1.5.9). */
+static bool belongs(const struct collection *c, const struct route *t)
+{
+    char *text = base_alloc(t->tenant.n + t->database.n + 1);
+    struct str tenant = {text, route_decode(t->tenant, text)};
+    struct str database = {text + tenant.n, route_decode(t->database, text + tenant.n)};
+    bool same = copies_belongs(c, tenant, database);
+    free(text);
+    return same;
+}
+
+void mapped_tell_unknown(const struct mapped *m, char text[MAPPED_TEXT_MAX])
+{
+    snprintf(text, MAPPED_TEXT_MAX, "Collection [%s] does not exist.", m->id);
+}
+
+enum end_reason mapped_start(struct mapped *m, const struct route *t, const struct http1_head *h,
+                             char text[MAPPED_TEXT_MAX])
+{
+    bool bounded;
+    if (!copies_on) {
+        snprintf(text, MAPPED_TEXT_MAX, "the journal is being loaded");
+        return END_JOURNAL_AWAY;
+    }
+    if (!mapped_read_bound(h, &bounded, &m->max_behind)) {
+        snprintf(text, MAPPED_TEXT_MAX, "%s", mapped_bad_bound);
+        return END_BAD_REQUEST;
+    }
+    if (!route_segment_uuid(t->collection, m->id)) {
+        m->id[0] = 0;
+        snprintf(text, MAPPED_TEXT_MAX, "Collection ID is not a valid UUIDv4"); /* Chroma's words */
+        return END_BAD_REQUEST;
+    }
+    const struct collection *c = copies_find(m->id);
+    if (!c || !belongs(c, t)) {
+        mapped_tell_unknown(m, text);
+        return END_NOT_FOUND;
+    }
+    m->on = true;
+    return END_NONE;
+}
+
+const struct collection *mapped_collection(const struct mapped *m)
+{
+    return m->on ? copies_find(m->id) : NULL;
+}
+
+void mapped_tell_copy(const struct mapped *m, const struct node *n, char *out, size_t size)
+{
+    const struct collection *c = mapped_collection(m);
+    out[0] = 0;
+    if (c && !copies_physical(c, n))
+        snprintf(out, size, ", has no copy");
+    else if (c && !copies_may_read(c, n, UINT64_MAX))
+        snprintf(out, size, ", its copy is not to be read");
+    else if (c)
+        snprintf(out, size, ", %llu entries behind", (unsigned long long)copies_behind(c, n));
+}
+
+bool mapped_begin_try(struct mapped *m, const struct node *n, char *head)
+{
+    const struct collection *c = mapped_collection(m);
+    m->lost = false;
+    if (!c || !copies_may_read(c, n, m->max_behind))
+        return false;
+    memcpy(m->physical, copies_physical(c, n), sizeof m->physical);
+    memcpy(head + m->at, m->physical, ID);
+    return true;
+}
+
+bool mapped_read_error(struct mapped *m, int status, char *body, size_t size)
+{
+    char *at = body, *end = body + size;
+    while (size && (at = memmem(at, (size_t)(end - at), m->physical, ID))) {
+        m->lost = status == 404;
+        memcpy(at, m->id, ID);
+        at += ID;
+    }
+    return m->lost;
+}
+
+bool mapped_lose(const struct mapped *m, const struct node *n)
+{
+    const struct collection *c = mapped_collection(m);
+    const char *current = c ? copies_physical(c, n) : NULL;
+    lua_State *L = api_vm();
+    if (!current || strcmp(current, m->physical) != 0)
+        return false;
+    log_warn("copy_lost", "collection=%s instance=%s id=%s", m->id, n->name, m->physical);
+    copies_copy_drop(m->id, str_from(n->name));
+    lua_createtable(L, 0, 2);
+    lua_pushstring(L, m->id);
+    lua_setfield(L, -2, "logical");
+    lua_pushstring(L, n->name);
+    lua_setfield(L, -2, "instance");
+    if (api_call("lb.journal", "lost", 1))
+        lua_pop(L, 1);
+    return true;
+}

@@ -1,0 +1,47 @@
+/* mapped.h: the collection of a read while there is a journal: a logical id in the path, and for
+ * each try the id that the collection has on the server that is asked. */
+#ifndef MAPPED_H
+#define MAPPED_H
+
+#include "copies.h"
+#include "http1.h"
+#include "route.h"
+
+struct mapped {
+    bool on;     /* false: ids mean what the servers mean by them, and candidates are not limited */
+    char id[37]; /* of the path, canonical; also when off; "" when it has none */
+    uint64_t max_behind; /* entries that a copy may lack */
+    char physical[37];   /* of the try under way */
+    size_t at;           /* where the id is in the request's head */
+    bool lost;           /* the server of the try says that it has no such collection */
+};
+
+/* X-Chromux-Max-Behind: N, the entries of the journal that a copy may lack of what this balancer
+ * knows to be applied. false: it is no whole number below 10^15, or is there twice; the sentence
+ * for the client is mapped_bad_bound. Without the field *bounded is false and *n is 0. */
+bool mapped_read_bound(const struct http1_head *h, bool *bounded, uint64_t *n) MUST_CHECK;
+extern const char mapped_bad_bound[];
+
+enum { MAPPED_TEXT_MAX = 96 };
+/* Turns it on for a route with `data` and the id of a collection. END_NONE, or why not; text is
+ * what the client is told. */
+enum end_reason mapped_start(struct mapped *m, const struct route *t, const struct http1_head *h,
+                             char text[MAPPED_TEXT_MAX]) MUST_CHECK;
+/* NULL: it is off, or the collection was deleted meanwhile. */
+const struct collection *mapped_collection(const struct mapped *m);
+/* "Collection [id] does not exist.", as Chroma says it. */
+void mapped_tell_unknown(const struct mapped *m, char text[MAPPED_TEXT_MAX]);
+/* ", 3 entries behind": what of a node's copy keeps it from serving; "" when off. */
+void mapped_tell_copy(const struct mapped *m, const struct node *n, char *out, size_t size);
+
+/* Before a try: writes the id that the collection has on this node to head + m->at. false: its copy
+ * may not be read any more. */
+bool mapped_begin_try(struct mapped *m, const struct node *n, char *head) MUST_CHECK;
+/* The body of an error answer to the try: the logical id replaces the physical one. True, and
+ * m->lost, when the server says that it has no such collection. */
+bool mapped_read_error(struct mapped *m, int status, char *body, size_t size);
+/* After m->lost: nobody asks this copy again before the journal has looked. false: the copy is
+ * another one since the try began, and may be asked again. */
+bool mapped_lose(const struct mapped *m, const struct node *n);
+
+#endif
