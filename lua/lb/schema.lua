@@ -14,12 +14,12 @@ local M = {}
 M.steps = {
   {
     [[CREATE TABLE journal_meta (
-        only boolean PRIMARY KEY DEFAULT true CHECK (only),
+        one boolean PRIMARY KEY DEFAULT true CHECK (one),
         journal_id text NOT NULL,
         created_at timestamptz NOT NULL DEFAULT now())]],
     [[INSERT INTO journal_meta (journal_id) VALUES (md5(random()::text || clock_timestamp()::text))]],
     [[CREATE TABLE journal_lease (
-        only boolean PRIMARY KEY DEFAULT true CHECK (only),
+        one boolean PRIMARY KEY DEFAULT true CHECK (one),
         holder text NOT NULL DEFAULT '',
         address text NOT NULL DEFAULT '',
         epoch bigint NOT NULL DEFAULT 0,

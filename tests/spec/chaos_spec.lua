@@ -12,14 +12,14 @@ local NULL = (require("cjson")).null
 -- w: {action=, body=}; each is acknowledged, at [10 n, 10 n + 5].
 local function history(writes)
   local h = { ops = {}, entries = {}, collections = { { lane = 1, logical = "L", name = "c" } }, servers = {} }
-  h.ops[1] = { id = 0, class = "catalogue", action = "create_collection", token = "u0", name = "c", start = 0, stop = 1,
-    outcome = "ack", status = 200, lane = 0, n = 1 }
+  h.ops[1] = { id = 0, class = "catalogue", action = "create_collection", token = "u0", name = "c", start = 0,
+    stop = 1, outcome = "ack", status = 200, lane = 0, n = 1 }
   h.entries[1] = { lane = 0, n = 1, action = "create_collection", token = "u0", verdict = "applied", name = "c",
     logical = "L" }
   local lane = Model.new()
   for n, w in ipairs(writes) do
-    h.ops[#h.ops + 1] = { id = n, class = "write", action = w.action, token = "u" .. n, start = 10 * n, raw = "raw" .. n,
-      stop = 10 * n + 5, outcome = "ack", status = 200, lane = 1, n = n, logical = "L", body = w.body }
+    h.ops[#h.ops + 1] = { id = n, class = "write", action = w.action, token = "u" .. n, start = 10 * n,
+      raw = "raw" .. n, stop = 10 * n + 5, outcome = "ack", status = 200, lane = 1, n = n, logical = "L", body = w.body }
     h.entries[#h.entries + 1] = { lane = 1, n = n, action = w.action, token = "u" .. n, verdict = "applied",
       body = w.body, raw = "raw" .. n }
     Model.apply(lane, n, w.action, w.body)
@@ -75,7 +75,8 @@ describe("the model", function()
   end)
 
   it("leaves an existing record to add", function()
-    Model.apply(lane, 2, "add", { ids = { "x", "y", "y" }, documents = { "e", "f", "g" }, embeddings = { { 2 }, { 3 }, { 4 } } })
+    Model.apply(lane, 2, "add", { ids = { "x", "y", "y" }, documents = { "e", "f", "g" },
+      embeddings = { { 2 }, { 3 }, { 4 } } })
     assert.equal("d", lane.records.x.doc)
     assert.equal("f", lane.records.y.doc)
   end)
@@ -180,7 +181,8 @@ describe("the checker", function()
     table.insert(h.ops, read("get_ids", 26, { x = record(7) }, { ids = { "x" } }))
     assert.equal("unknown state", kinds(h))
     h = two()
-    table.insert(h.ops, read("get_ids", 26, { x = { doc = "d2", meta = { u = 2 }, emb = { 1, 0.5 } } }, { ids = { "x" } }))
+    table.insert(h.ops, read("get_ids", 26, { x = { doc = "d2", meta = { u = 2 }, emb = { 1, 0.5 } } },
+      { ids = { "x" } }))
     assert.equal("unknown state", kinds(h))
   end)
 
@@ -242,8 +244,8 @@ describe("the checker", function()
     h.collections[1].deleted = true
     for _, c in ipairs(h.copies) do if c.lane == 0 then c.position, c.head = 2, 2 end end
     h.servers.a.Pa, h.servers.b.Pb = nil, nil
-    table.insert(h.ops, { id = 9, class = "catalogue", action = "delete_collection", token = "u9", name = "c", start = 30,
-      stop = 31, outcome = "ack", status = 200, lane = 0, n = 2 })
+    table.insert(h.ops, { id = 9, class = "catalogue", action = "delete_collection", token = "u9", name = "c",
+      start = 30, stop = 31, outcome = "ack", status = 200, lane = 0, n = 2 })
     assert.equal("", kinds(h))
     table.insert(h.ops, read("get_ids", 35, { x = record(2) }, { ids = { "x" } }))
     assert.equal("stale", kinds(h))
