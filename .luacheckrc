@@ -37,5 +37,6 @@ files["scripts"] = {
 files["lua/lb"] = {
   read_globals = { "fetch", "pg", "sleep", "now", "spawn", "json", "log", "env" },
 }
+files["tests/chaos"] = files["scripts"]
 files["tests/spec"] = { std = "luajit+busted" }
 files["policies/*_spec.lua"] = { std = "luajit+busted" }

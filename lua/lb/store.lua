@@ -35,7 +35,7 @@ function Store:migrate() return schema.migrate(self.append) end
 local function bytes_of(statements)
   local n = 0
   for _, s in ipairs(statements) do
-    for i = 2, s.n or #s do
+    for i = 2, (s.n or #s - 1) + 1 do
       local v = s[i]
       if type(v) == "string" then n = n + #v elseif type(v) == "table" and v.bytes then n = n + #v.bytes end
     end
@@ -70,7 +70,7 @@ local function attempt(self, items)
     return "again"
   end
   -- 57P0x: PostgreSQL stops; 53xxx: it is full; 40xxx, 55P03: it asks to try again.
-  if state == "" or state:match("^57P0") or state:match("^53") or state:match("^40") or state:match("^08")
+  if state == "" or state:match("^57P0") or state:match("^53") or state:match("^40") or (state:match("^08") and state ~= "08P01")
     or state == "55P03" or state == "57014" then
     return "again"
   end
@@ -257,7 +257,7 @@ end
 function Store.decide(lane, n, hi, verdict, answer, authority)
   return { [[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
       decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
-    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, n = 9 }
+    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, n = 8 }
 end
 
 function Store.position(lane, copy, p)
@@ -311,7 +311,7 @@ end
 
 function Store.event(kind, from, to, reason, success)
   return { [[INSERT INTO failover_events (event_type, from_instance, to_instance, reason, success)
-      VALUES ($1, $2, $3, $4, $5)]], kind, from, to, reason, success ~= false, n = 6 }
+      VALUES ($1, $2, $3, $4, $5)]], kind, from, to, reason, success ~= false, n = 5 }
 end
 
 return Store

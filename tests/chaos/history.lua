@@ -1,0 +1,101 @@
+-- history.lua: what is left of a round, in the form that check.lua judges: the journal's rows, and what each
+-- server says when it is asked directly.
+local clients = require("clients")
+
+local M = {}
+
+local function rows(sql, ...)
+  local got, why = pg.query({ sql, timeout = 20 }, ...)
+  return got or error("PostgreSQL: " .. tostring(why), 0)
+end
+
+-- ---- rest ------------------------------------------------------------------------------------------------
+
+local OPEN = "lane IN (SELECT lane FROM journal_lanes WHERE open)"
+
+-- nil when the journal has nothing left to do, else what it still has.
+local function unrest()
+  local undecided, why = pg.query("SELECT count(*) AS n FROM journal_entries WHERE verdict IS NULL AND " .. OPEN)
+  if not undecided then return "PostgreSQL: " .. tostring(why) end
+  if undecided[1].n > 0 then return undecided[1].n .. " undecided entries" end
+  local behind, reason = pg.query([[SELECT c.lane, c.instance, c.position, l.next - 1 AS head FROM journal_copies c
+    JOIN journal_lanes l USING (lane) WHERE l.open AND c.state = 'ready' AND c.position < l.next - 1
+    ORDER BY c.lane LIMIT 1]])
+  if not behind then return "PostgreSQL: " .. tostring(reason) end
+  local b = behind[1]
+  return b and string.format("lane %d on %s at %d of %d", b.lane, b.instance, b.position, b.head) or nil
+end
+
+-- Waits until it has come to rest: nil, or what it still has to do after that many seconds.
+function M.await_rest(seconds)
+  local till, why = now() + seconds
+  repeat
+    why = unrest()
+    if not why then return nil end
+    sleep(0.1)
+  until now() > till
+  return why
+end
+
+-- ---- the journal -----------------------------------------------------------------------------------------
+
+local ACTIONS = { create_collection = true, delete_collection = true, update_collection = true }
+
+local function read_entries()
+  local out = {}
+  for _, r in ipairs(rows([[SELECT lane, n, token, action, rest, verdict, status, convert_from(body, 'UTF8') AS body,
+      convert_from(resolved, 'UTF8') AS resolved, convert_from(answer, 'UTF8') AS answer
+      FROM journal_entries ORDER BY lane, n]])) do
+    local e = { lane = r.lane, n = r.n, action = r.action, verdict = r.verdict, status = r.status, raw = r.body }
+    e.body = json.decode(r.body) or {}
+    e.resolved = r.resolved and json.decode(r.resolved) or nil
+    e.token = r.lane == 0 and r.token:match("^key:(u%d+)$") or r.body:match('"(u%d+)[ "]')
+    if not e.token then
+      local u = r.body:match('"u":(%d+)')
+      e.token = u and "u" .. u or r.token
+    end
+    if ACTIONS[r.action] then
+      local p = json.decode(r.rest) or {}
+      local answer = r.answer and json.decode(r.answer)
+      e.name = p.name or p.collection
+      e.new_name = p.new_name
+      e.logical = r.action == "create_collection" and answer and answer.id or p.collection
+    end
+    out[#out + 1] = e
+  end
+  return out
+end
+
+-- ---- the servers -----------------------------------------------------------------------------------------
+
+local function ask(url, body)
+  local a, why = fetch { url = url, method = body and "POST" or "GET", body = body, timeout = 20,
+    headers = body and { ["Content-Type"] = "application/json" } or nil }
+  if not a or a.status ~= 200 then
+    error(url .. ": " .. (a and a.status .. " " .. a.body:sub(1, 200) or tostring(why)), 0)
+  end
+  return json.decode(a.body)
+end
+
+-- physical id -> {name=, records=} of one server.
+function M.read_server(url)
+  local base = url .. "/api/v2/tenants/default_tenant/databases/default_database/collections"
+  local out = {}
+  for _, c in ipairs(ask(base)) do
+    local got = ask(base .. "/" .. c.id .. "/get", '{"include":["documents","metadatas","embeddings"]}')
+    out[c.id] = { name = c.name, records = clients.records_of(got) }
+  end
+  return out
+end
+
+-- Everything, for check.all. servers: name -> url.
+function M.gather(ops, servers, rebuild_most)
+  local h = { ops = ops, rebuild_most = rebuild_most, servers = {}, entries = read_entries() }
+  h.collections = rows("SELECT lane, logical, name, deleted FROM journal_collections")
+  h.copies = rows([[SELECT c.lane, c.instance, c.physical, c.position, c.state, c.reason, l.next - 1 AS head
+    FROM journal_copies c JOIN journal_lanes l USING (lane)]])
+  for name, url in pairs(servers) do h.servers[name] = M.read_server(url) end
+  return h
+end
+
+return M

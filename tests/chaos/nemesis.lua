@@ -1,0 +1,77 @@
+-- nemesis.lua: the faults of a round: which, when and for how long, all of it decided by the seed beforehand.
+local process = require("process")
+
+local M = {}
+
+-- name -> {target=, kind=, least=, most=: seconds until it is undone}
+M.faults = {
+  kill_primary = { target = "primary", kind = "kill", least = 0.05, most = 2.5 },
+  kill_replica = { target = "replica", kind = "kill", least = 0.05, most = 2.5 },
+  pause_primary = { target = "primary", kind = "pause", least = 0.1, most = 3.5 },
+  pause_replica = { target = "replica", kind = "pause", least = 0.1, most = 3.5 },
+  kill_chromux = { target = "chromux", kind = "kill", least = 0, most = 0.5 },
+  pause_chromux = { target = "chromux", kind = "pause", least = 0.1, most = 4 },
+  kill_postgres = { target = "postgres", kind = "quit", least = 0, most = 1.5 },
+}
+M.names = {}
+for name in pairs(M.faults) do M.names[#M.names + 1] = name end
+table.sort(M.names)
+
+-- {{at=, until_=, name=, target=, kind=}, ...} in the order of their beginnings; at most one at a time per target.
+function M.schedule(rng, names, seconds)
+  local plan, busy = {}, {}
+  for _ = 1, rng:int(2, 6) do
+    local name = rng:pick(names)
+    local f = M.faults[name] or error("unknown fault " .. name)
+    local at = rng:unit() * seconds
+    -- Often close to another: overlaps are what breaks protocols.
+    if #plan > 0 and rng:chance(0.5) then at = math.max(0, rng:pick(plan).at + (rng:unit() - 0.3) * 0.8) end
+    local until_ = at + f.least + rng:unit() ^ 2 * (f.most - f.least)
+    local free = true
+    for _, b in ipairs(busy[f.target] or {}) do free = free and (until_ + 0.3 < b.at or at > b.until_ + 0.3) end
+    if free then
+      local one = { at = at, until_ = until_, name = name, target = f.target, kind = f.kind }
+      plan[#plan + 1] = one
+      busy[f.target] = busy[f.target] or {}
+      table.insert(busy[f.target], one)
+    end
+  end
+  table.sort(plan, function(a, b) return a.at < b.at end)
+  return plan
+end
+
+function M.describe(plan)
+  local out = {}
+  for i, f in ipairs(plan) do out[i] = string.format("%s@%.2f-%.2f", f.name, f.at, f.until_) end
+  return table.concat(out, " ")
+end
+
+local function apply(stage, f)
+  local p = stage[f.target]
+  if f.kind == "pause" then p:pause()
+  elseif f.kind == "quit" then p:kill(process.QUIT)
+  else p:kill(process.KILL) end
+end
+
+local function undo(stage, f)
+  local p = stage[f.target]
+  if f.kind == "pause" then p:resume() elseif p:ended() then p:start() end
+end
+
+-- Plays the plan from now on and returns when the last fault is undone.
+function M.play(stage, plan, note)
+  local began, tasks = now(), {}
+  for i, f in ipairs(plan) do
+    tasks[i] = spawn(function()
+      sleep(math.max(0, began + f.at - now()))
+      note(f, "begins")
+      apply(stage, f)
+      sleep(math.max(0, began + f.until_ - now()))
+      undo(stage, f)
+      note(f, "ends")
+    end)
+  end
+  for _, t in ipairs(tasks) do assert(t:wait()) end
+end
+
+return M

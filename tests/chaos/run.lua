@@ -1,0 +1,152 @@
+-- run.lua: the history checker. Each round plays a seeded schedule of faults on real servers under clients that
+-- record everything, waits until the journal has come to rest, and judges what happened (check.lua).
+--
+--   build/chromux script tests/chaos/run.lua [--rounds N] [--seed S] [--faults a,b] [--clients N] [--seconds N]
+--       [--rebuilds N: copies to be made anew that a round may end with] [--chromux PATH] [--keep: folders of rounds]
+--
+-- A round's seed is the first one's plus its number. A failing round's folder with all logs and the recorded
+-- operations stays.
+package.path = (arg[0]:match("^(.*)/[^/]*$") or ".") .. "/?.lua;" .. package.path
+local process = require("process")
+
+local options = { rounds = 10, seed = nil, faults = nil, clients = 6, seconds = 5, rebuilds = 0,
+  chromux = "build/chromux", keep = false, shown = 12 }
+do
+  local i = 1
+  while arg[i] do
+    local name = arg[i]:match("^%-%-(%a+)$")
+    if name == "keep" then
+      options.keep = true
+    elseif name and arg[i + 1] then
+      options[name] = tonumber(arg[i + 1]) or arg[i + 1]
+      i = i + 1
+    else
+      io.stderr:write("what does " .. arg[i] .. " mean?\n")
+      os.exit(2)
+    end
+    i = i + 1
+  end
+end
+
+-- The runtime's PostgreSQL is the one of its environment: this program starts itself again with that.
+if not os.getenv("CHAOS_DIR") then
+  local dir = process.temporary()
+  local pg_dir = dir .. "/pg"
+  os.execute("chmod 711 " .. dir)
+  local url = process.output("scripts/pg.sh url " .. pg_dir)
+  local argv = { "chromux", "script", arg[0] }
+  for _, a in ipairs(arg) do argv[#argv + 1] = a end
+  process.again({ CHAOS_DIR = dir, CHAOS_PG = pg_dir, DATABASE_URL = url, LC_ALL = "C.UTF-8" }, argv)
+end
+
+local Rng = require("rng")
+local Stage = require("stage")
+local Clients = require("clients")
+local Nemesis = require("nemesis")
+local History = require("history")
+local Check = require("check")
+
+local root = os.getenv("CHAOS_DIR")
+local postgres -- one for all rounds
+local first_seed = options.seed or os.time() % 1000000
+local function say(...)
+  io.stdout:write(string.format(...), "\n")
+  io.stdout:flush()
+end
+
+local function fault_names()
+  if not options.faults then return Nemesis.names end
+  local out = {}
+  for name in tostring(options.faults):gmatch("[^,]+") do out[#out + 1] = name end
+  return out
+end
+
+local function tally(ops)
+  local t = { ack = 0, reject = 0, not_kept = 0, kept = 0, unknown = 0, reads = 0, failed_reads = 0 }
+  for _, op in ipairs(ops) do
+    if op.class ~= "read" then
+      t[op.outcome] = t[op.outcome] + 1
+    else
+      t.reads = t.reads + 1
+      if not op.status or op.status >= 500 then t.failed_reads = t.failed_reads + 1 end
+    end
+  end
+  return t
+end
+
+-- What was done and what was found, for whoever looks into it later.
+local function write_down(path, history, events, violations)
+  local f = assert(io.open(path, "w"))
+  for _, text in ipairs(violations) do f:write("violation ", text, "\n") end
+  for _, e in ipairs(events) do f:write("event ", json.encode(e), "\n") end
+  for _, op in ipairs(history.ops) do f:write("op ", json.encode(op) or tostring(op.id), "\n") end
+  for _, e in ipairs(history.entries or {}) do f:write("entry ", json.encode(e), "\n") end
+  for _, c in ipairs(history.copies or {}) do f:write("copy ", json.encode(c), "\n") end
+  for _, c in ipairs(history.collections or {}) do f:write("collection ", json.encode(c), "\n") end
+  for name, held in pairs(history.servers or {}) do f:write("server ", name, " ", json.encode(held), "\n") end
+  f:close()
+end
+
+local function play(seed)
+  local dir = root .. "/" .. seed
+  os.execute("mkdir " .. dir)
+  local stage = Stage.new { dir = dir, rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
+    chromux = options.chromux }
+  stage.postgres = postgres or stage.postgres
+  postgres = stage.postgres
+  local ops, events, violations, history = {}, {}, {}, nil
+  local ok, why = xpcall(function()
+    stage:raise()
+    local workload = Clients.new { url = stage.url, ops = ops, think = 0.03 }
+    workload:found(Rng.new(seed, "found"), 3)
+    local plan = Nemesis.schedule(Rng.new(seed, "faults"), fault_names(), options.seconds)
+    events.plan = plan
+    local began, tasks = now(), {}
+    local till = began + options.seconds
+    for _, f in ipairs(plan) do till = math.max(till, began + f.until_ + 0.5) end
+    for i = 1, options.clients do
+      tasks[i] = spawn(function() workload:run(Rng.new(seed, "client" .. i), till) end)
+    end
+    Nemesis.play(stage, plan, function(f, what)
+      events[#events + 1] = { at = now(), fault = f.name, what = what }
+    end)
+    for _, t in ipairs(tasks) do assert(t:wait()) end
+    stage:mend()
+    stage:await_journal(30)
+    local unrest = History.await_rest(40)
+    if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
+    history = History.gather(ops, stage.servers, options.rebuilds)
+    local found, aside = Check.all(history)
+    for _, text in ipairs(found) do violations[#violations + 1] = text end
+    history.aside = aside
+  end, function(e) return debug.traceback(tostring(e), 2) end)
+  if not ok then violations[#violations + 1] = "round: " .. why end
+  local t = tally(ops)
+  say("seed %d: %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of them "
+    .. "failed; %d copies set aside; faults: %s; %s", seed, #ops, t.ack, t.reject, t.not_kept, t.kept, t.unknown,
+    t.reads, t.failed_reads, history and history.aside and #history.aside or 0, Nemesis.describe(events.plan or {}),
+    #violations == 0 and "clean" or #violations .. " VIOLATIONS")
+  for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
+  for _, c in ipairs(history and history.aside or {}) do
+    say("    set aside: lane %d on %s is %s: %s", c.lane, c.instance, c.state, tostring(c.reason))
+  end
+  if #violations > 0 or options.keep then
+    write_down(dir .. "/history", history or { ops = ops }, events, violations)
+    say("    all of it: %s", dir)
+  end
+  stage:strike()
+  if #violations == 0 and not options.keep then os.execute("rm -rf " .. dir) end
+  return #violations == 0
+end
+
+local passed, failed = 0, 0
+say("%d rounds from seed %d, %d clients, faults: %s", options.rounds, first_seed, options.clients,
+  table.concat(fault_names(), ","))
+for i = 0, options.rounds - 1 do
+  if play(first_seed + i) then passed = passed + 1 else failed = failed + 1 end
+end
+if postgres then postgres:kill(process.QUIT) end
+os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
+if failed == 0 then os.execute("rm -rf " .. root) end
+say("%d passed, %d failed, 0 skipped", passed, failed)
+os.exit(failed == 0 and 0 or 1)

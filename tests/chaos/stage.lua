@@ -1,0 +1,99 @@
+-- stage.lua: what a round is played on: PostgreSQL, two Chroma servers and chromux, each with data of this round.
+local process = require("process")
+
+local M = {}
+
+-- What chromux is told: short times, so that a round sees every one of them pass.
+local SETTINGS = {
+  CHECK_INTERVAL = "0.2", PROBE_TIMEOUT = "0.5", TRY_TIMEOUT = "1", REQUEST_TIMEOUT = "10", CONNECT_TIMEOUT = "0.5",
+  LEASE_TIMEOUT = "2", WRITE_HORIZON = "2", ACCESS_LOG = "off", LOG_LEVEL = "debug", SLOW_START = "0",
+}
+
+local function answers(url)
+  return function()
+    local a = fetch { url = url, timeout = 1 }
+    return a ~= nil and a.status == 200
+  end
+end
+
+-- {dir=, rng=, journal=true: with PostgreSQL, chromux=path of the program, settings={...}}
+function M.new(s)
+  local ports = {}
+  for _, name in ipairs { "primary", "replica", "chromux" } do ports[name] = process.free_port(s.rng) end
+  local stage = setmetatable({ dir = s.dir, ports = ports, servers = {}, journal = s.journal }, { __index = M })
+  for _, name in ipairs { "primary", "replica" } do
+    stage.servers[name] = "http://127.0.0.1:" .. ports[name]
+  end
+  stage.url = "http://127.0.0.1:" .. ports.chromux
+  local env_chromux = {
+    PORT = ports.chromux, LISTEN_ADDRESS = "127.0.0.1", ADMIN_PORT = false, CHROMA_INSTANCES = false,
+    PRIMARY_URL = stage.servers.primary, REPLICA_URL = stage.servers.replica,
+    DATABASE_URL = s.journal and os.getenv("DATABASE_URL") or false }
+  for k, v in pairs(SETTINGS) do env_chromux[k] = v end
+  for k, v in pairs(s.settings or {}) do env_chromux[k] = v end
+  stage.postgres = process.new { name = "postgres", argv = { "scripts/pg.sh", "run", os.getenv("CHAOS_PG") or "" },
+    env = { PG_FSYNC = "off", DATABASE_URL = false }, log = os.getenv("CHAOS_DIR") .. "/postgres.log",
+    ready = function() return pg.query { "SELECT 1", timeout = 1 } ~= nil end }
+  for _, name in ipairs { "primary", "replica" } do
+    stage[name] = process.new { name = name, log = s.dir .. "/" .. name .. ".log",
+      argv = { "scripts/chroma.sh", "start", tostring(ports[name]), s.dir .. "/" .. name },
+      ready = answers(stage.servers[name] .. "/api/v2/heartbeat") }
+  end
+  stage.chromux = process.new { name = "chromux", argv = { s.chromux, "run" }, env = env_chromux,
+    log = s.dir .. "/chromux.log", ready = answers(stage.url .. "/health") }
+  return stage
+end
+
+-- A database without anything, and everything up.
+function M:raise()
+  self.primary:start()
+  self.replica:start()
+  if self.journal then
+    self.postgres:await()
+    assert(pg.query("DROP SCHEMA public CASCADE"))
+    assert(pg.query("CREATE SCHEMA public"))
+  end
+  self.primary:await()
+  self.replica:await()
+  self.chromux:await()
+  if self.journal then self:await_journal(30) end
+end
+
+-- Until the journal takes writes.
+function M:await_journal(patience)
+  local till = now() + patience
+  local last
+  while now() < till do
+    local a = fetch { url = self.url .. "/status", timeout = 2 }
+    local s = a and a.status == 200 and json.decode(a.body)
+    last = s and (s.journal and tostring(s.journal.state) .. " " .. tostring(s.journal.why) or s.replication)
+      or "no /status"
+    if s and type(s.journal) == "table" and s.journal.state == "on" then return end
+    sleep(0.05)
+  end
+  error("the journal does not start: " .. tostring(last) .. "; see " .. self.chromux.log, 0)
+end
+
+local NAMES = { "postgres", "primary", "replica", "chromux" }
+
+-- Whatever was done to them, all run and answer.
+function M:mend()
+  for _, name in ipairs(NAMES) do
+    if name ~= "postgres" or self.journal then
+      self[name]:resume()
+      self[name]:await()
+    end
+  end
+end
+
+-- All but PostgreSQL, which the next round uses again.
+function M:strike()
+  for _, name in ipairs { "chromux", "primary", "replica" } do
+    self[name]:resume()
+    self[name]:kill(process.KILL)
+  end
+end
+
+function M:stop_postgres() self.postgres:kill(process.QUIT) end
+
+return M

@@ -1,0 +1,280 @@
+-- The history checker of tests/chaos: each kind of wrong is found in a history that has it, and nothing in one that
+-- has none.
+package.path = "tests/chaos/?.lua;" .. package.path
+local Model = require("model")
+local Check = require("check")
+local Rng = require("rng")
+local Nemesis = require("nemesis")
+
+local NULL = (require("cjson")).null
+
+-- A history of one collection (lane 1, id L) on two servers: created, then these writes, in order.
+-- w: {action=, body=}; each is acknowledged, at [10 n, 10 n + 5].
+local function history(writes)
+  local h = { ops = {}, entries = {}, collections = { { lane = 1, logical = "L", name = "c" } }, servers = {} }
+  h.ops[1] = { id = 0, class = "catalogue", action = "create_collection", token = "u0", name = "c", start = 0,
+    stop = 1, outcome = "ack", status = 200, lane = 0, n = 1 }
+  h.entries[1] = { lane = 0, n = 1, action = "create_collection", token = "u0", verdict = "applied", name = "c",
+    logical = "L" }
+  local lane = Model.new()
+  for n, w in ipairs(writes) do
+    h.ops[#h.ops + 1] = { id = n, class = "write", action = w.action, token = "u" .. n, start = 10 * n,
+      raw = "raw" .. n, stop = 10 * n + 5, outcome = "ack", status = 200, lane = 1, n = n, logical = "L", body = w.body }
+    h.entries[#h.entries + 1] = { lane = 1, n = n, action = w.action, token = "u" .. n, verdict = "applied",
+      body = w.body, raw = "raw" .. n }
+    Model.apply(lane, n, w.action, w.body)
+  end
+  h.copies = {}
+  for _, name in ipairs { "a", "b" } do
+    local records = {}
+    for id, r in pairs(lane.records) do
+      records[id] = { doc = r.doc, emb = r.emb, meta = {} }
+      for k, v in pairs(r.meta) do records[id].meta[k] = v end
+    end
+    h.servers[name] = { ["P" .. name] = { name = "c", records = records } }
+    table.insert(h.copies, { lane = 0, instance = name, physical = "", position = 1, head = 1, state = "ready" })
+    table.insert(h.copies, { lane = 1, instance = name, physical = "P" .. name, position = #writes, head = #writes,
+      state = "ready" })
+  end
+  return h
+end
+
+local function upsert(u, ...)
+  local body = { ids = { ... }, documents = {}, metadatas = {}, embeddings = {} }
+  for i in ipairs(body.ids) do
+    body.documents[i], body.metadatas[i], body.embeddings[i] = "d" .. u, { u = u }, { u, 0.5 }
+  end
+  return { action = "upsert", body = body }
+end
+
+local function read(action, start, seen, body)
+  return { id = "read", class = "read", action = action, logical = "L", start = start, stop = start + 1, status = 200,
+    seen = seen, body = body, instance = "a" }
+end
+
+local function record(u) return { doc = "d" .. u, meta = { u = u }, emb = { u, 0.5 } } end
+
+-- The kinds of what was found.
+local function kinds(h)
+  local out = {}
+  for _, text in ipairs((Check.all(h))) do out[text:match("^([^:]+):")] = true end
+  local list = {}
+  for k in pairs(out) do list[#list + 1] = k end
+  table.sort(list)
+  return table.concat(list, " ")
+end
+
+local function two() return history { upsert(1, "x"), upsert(2, "x", "y") } end
+
+describe("the model", function()
+  local lane
+  before_each(function()
+    lane = Model.new()
+    Model.apply(lane, 1, "upsert", { ids = { "x" }, documents = { "d" }, metadatas = { { a = 1, b = "t" } },
+      embeddings = { { 1 } } })
+  end)
+
+  it("leaves an existing record to add", function()
+    Model.apply(lane, 2, "add", { ids = { "x", "y", "y" }, documents = { "e", "f", "g" },
+      embeddings = { { 2 }, { 3 }, { 4 } } })
+    assert.equal("d", lane.records.x.doc)
+    assert.equal("f", lane.records.y.doc)
+  end)
+
+  it("merges metadata, and keeps what is not sent", function()
+    Model.apply(lane, 2, "upsert", { ids = { "x" }, documents = { NULL }, metadatas = { { a = NULL, c = 3 } },
+      embeddings = { { 2 } } })
+    assert.equal("doc:d b=string:t c=3", Model.text(lane.records.x))
+    assert.equal("2", Model.vector(lane.records.x))
+  end)
+
+  it("makes nothing by update", function()
+    Model.apply(lane, 2, "update", { ids = { "y" }, documents = { "d" } })
+    assert.is_nil(lane.records.y)
+  end)
+
+  it("deletes what a filter matches", function()
+    Model.apply(lane, 2, "delete", { where = { ["$or"] = { { a = { ["$gte"] = 2 } }, { b = "t" } } } })
+    assert.is_nil(lane.records.x)
+    assert.equal(0, lane.count)
+  end)
+
+  it("knows what may be seen from an entry on", function()
+    Model.apply(lane, 2, "delete", { ids = { "x" } })
+    Model.apply(lane, 5, "add", { ids = { "x" }, embeddings = { { 9 } } })
+    local seen = Model.versions_from(lane, "x", 3)
+    assert.equal(2, #seen)
+    assert.is_nil(seen[1].record)
+    assert.equal("9", Model.vector(seen[2].record))
+  end)
+end)
+
+describe("the checker", function()
+  it("has nothing against a clean history", function()
+    local h = two()
+    table.insert(h.ops, read("get_ids", 16, { x = record(1) }, { ids = { "x", "z" } }))
+    table.insert(h.ops, read("get_ids", 21, { x = record(2), y = record(2) }, { ids = { "x", "y" } }))
+    table.insert(h.ops, read("count", 26, 2))
+    table.insert(h.ops, read("get_where", 26, { x = record(2), y = record(2) }, { where = { u = 2 } }))
+    assert.equal("", kinds(h))
+  end)
+
+  it("finds a lost acknowledged write", function()
+    local h = two()
+    table.remove(h.entries)
+    for _, c in ipairs(h.copies) do if c.lane == 1 then c.head, c.position = 1, 1 end end
+    for name in pairs(h.servers) do h.servers[name]["P" .. name].records = { x = record(1) } end
+    assert.equal("lost", kinds(h))
+  end)
+
+  it("finds an acknowledged write that was rejected, and a rejected one that was applied", function()
+    local h = history { upsert(1, "x") }
+    h.entries[2].verdict = "rejected"
+    for name in pairs(h.servers) do h.servers[name]["P" .. name].records = {} end
+    assert.equal("lost", kinds(h))
+    h = two()
+    h.ops[3].outcome = "reject"
+    assert.equal("rejected", kinds(h))
+  end)
+
+  it("finds a write that was said not to be kept", function()
+    local h = two()
+    h.ops[3].outcome, h.ops[3].lane, h.ops[3].n = "not_kept", nil, nil
+    assert.equal("not_kept", kinds(h))
+    h.ops[3].outcome = "unknown"
+    assert.equal("", kinds(h))
+  end)
+
+  it("finds one write twice in the journal", function()
+    local h = two()
+    table.insert(h.entries, { lane = 1, n = 3, action = "upsert", token = "u2", verdict = "applied", raw = "raw2",
+      body = upsert(2, "x", "y").body })
+    for _, c in ipairs(h.copies) do if c.lane == 1 then c.head, c.position = 3, 3 end end
+    assert.equal("twice", kinds(h))
+  end)
+
+  it("finds numbers against the order of time", function()
+    local h = two()
+    h.ops[2].start, h.ops[2].stop = 40, 45
+    h.ops[3].start, h.ops[3].stop = 20, 25
+    assert.equal("order", kinds(h))
+  end)
+
+  it("finds a stale read of a record, a filter and a count", function()
+    for _, r in ipairs {
+      read("get_ids", 26, { x = record(1) }, { ids = { "x" } }),
+      read("get_ids", 26, {}, { ids = { "y" } }),
+      read("get_where", 26, { x = record(2) }, { where = { u = 2 } }),
+      read("query", 26, { x = record(1) }),
+      read("count", 26, 1),
+    } do
+      local h = two()
+      table.insert(h.ops, r)
+      assert.equal("stale", kinds(h), r.action)
+      r.start, r.stop = 24, 27
+      assert.equal("", kinds(h), r.action)
+    end
+  end)
+
+  it("finds a read of what was never applied, and of half a write", function()
+    local h = two()
+    table.insert(h.ops, read("get_ids", 26, { x = record(7) }, { ids = { "x" } }))
+    assert.equal("unknown state", kinds(h))
+    h = two()
+    table.insert(h.ops, read("get_ids", 26, { x = { doc = "d2", meta = { u = 2 }, emb = { 1, 0.5 } } },
+      { ids = { "x" } }))
+    assert.equal("unknown state", kinds(h))
+  end)
+
+  it("finds a copy that differs in a document, a vector or by a record", function()
+    for _, change in ipairs {
+      function(r) r.x.doc = "other" end, function(r) r.x.emb = { 1, 0.5 } end, function(r) r.y = nil end,
+      function(r) r.z = record(3) end, function(r) r.x.meta.extra = 1 end,
+    } do
+      local h = two()
+      change(h.servers.b.Pb.records)
+      assert.equal("diverged", kinds(h))
+    end
+  end)
+
+  it("finds a collection that is missing, nameless or nobody's", function()
+    local h = two()
+    h.servers.b.Pb = nil
+    assert.equal("diverged", kinds(h))
+    h = two()
+    h.servers.b.Pb.name = "d"
+    assert.equal("diverged", kinds(h))
+    h = two()
+    h.servers.b.Q = { name = "q", records = {} }
+    assert.equal("ghost", kinds(h))
+  end)
+
+  it("finds names that the catalogue's rows and entries see differently", function()
+    local h = two()
+    h.collections[1].deleted = true
+    assert.truthy(kinds(h):find("catalogue", 1, true))
+  end)
+
+  it("finds a journal that has not come to rest", function()
+    local h = two()
+    h.copies[4].position = 1
+    assert.equal("behind", kinds(h))
+    h = two()
+    h.entries[3].verdict = nil
+    assert.truthy(kinds(h):find("undecided", 1, true))
+  end)
+
+  it("counts copies that are to be made anew against what is allowed", function()
+    local h = two()
+    h.copies[4].state = "rebuild"
+    h.servers.b.Pb.records = {}
+    assert.equal("rebuild", kinds(h))
+    h.rebuild_most = 1
+    assert.equal("", kinds(h))
+  end)
+
+  it("finds a collection that is said to be gone, and one read after its end", function()
+    local h = two()
+    local r = read("get_ids", 26, nil, { ids = { "x" } })
+    r.status = 404
+    table.insert(h.ops, r)
+    assert.equal("missing", kinds(h))
+    h = two()
+    h.entries[4] = { lane = 0, n = 2, action = "delete_collection", token = "u9", verdict = "applied", name = "c" }
+    h.collections[1].deleted = true
+    for _, c in ipairs(h.copies) do if c.lane == 0 then c.position, c.head = 2, 2 end end
+    h.servers.a.Pa, h.servers.b.Pb = nil, nil
+    table.insert(h.ops, { id = 9, class = "catalogue", action = "delete_collection", token = "u9", name = "c",
+      start = 30, stop = 31, outcome = "ack", status = 200, lane = 0, n = 2 })
+    assert.equal("", kinds(h))
+    table.insert(h.ops, read("get_ids", 35, { x = record(2) }, { ids = { "x" } }))
+    assert.equal("stale", kinds(h))
+  end)
+
+  it("finds a name that is seen as it was before", function()
+    local h = two()
+    local r = read("get_name", 5)
+    r.name, r.logical, r.status = "c", nil, 404
+    table.insert(h.ops, r)
+    assert.equal("stale", kinds(h))
+    r.start = 0.5
+    assert.equal("", kinds(h))
+  end)
+
+  it("compares only between servers what failed everywhere", function()
+    local h = two()
+    h.ops[3].outcome, h.ops[3].n, h.entries[3].verdict = "unknown", nil, "failed"
+    assert.equal("", kinds(h))
+    h.servers.b.Pb.records.x.doc = "other"
+    assert.equal("diverged", kinds(h))
+  end)
+end)
+
+describe("a schedule of faults", function()
+  it("is the same for the same seed", function()
+    local names = Nemesis.names
+    local function plan(seed) return Nemesis.describe(Nemesis.schedule(Rng.new(seed, "faults"), names, 5)) end
+    assert.equal(plan(5), plan(5))
+    assert.not_equal(plan(5), plan(6))
+  end)
+end)
