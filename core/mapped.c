@@ -45,7 +45,7 @@ static bool belongs(const struct collection *c, const struct route *t)
 
 void mapped_tell_unknown(const struct mapped *m, char text[MAPPED_TEXT_MAX])
 {
-    snprintf(text, MAPPED_TEXT_MAX, "Collection [%s] does not exist.", m->id);
+    snprintf(text, MAPPED_TEXT_MAX, "Collection [%s] does not exists.", m->id);
 }
 
 enum end_reason mapped_start(struct mapped *m, const struct route *t, const struct http1_head *h,

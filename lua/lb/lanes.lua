@@ -9,6 +9,7 @@
 --   copy   {instance=, server=, physical=, incarnation=, p=, state=, doubt=}   doubt: the highest entry that was sent
 --          and got no definite answer; 0 when none is above p
 local Store = require("lb.store")
+local mend = require("lb.mend")
 local slice = require("chromux.slice")
 local json = json
 
@@ -237,6 +238,20 @@ local function transmit(lane, copy, group, late)
     if n then deleted = (deleted or 0) + n end
   end
   if e.resolved and deleted then answer.body = '{"deleted":' .. deleted .. "}" end
+  return kind, answer
+end
+
+-- transmit(), and what a second time needs besides.
+local function try(lane, copy, group, late)
+  local again = copy.doubt >= group[1].n
+  local kind, answer = transmit(lane, copy, group, late)
+  if kind ~= "applied" or not again or group[1].action ~= "add" then return kind, answer end
+  for _, e in ipairs(group) do
+    local whole, why = mend.add(e.body, function(rest, body)
+      return copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body, lane.context.settings.TRY_TIMEOUT)
+    end)
+    if not whole then return "later", why end
+  end
   return kind, answer
 end
 
@@ -476,7 +491,7 @@ local function step(lane, copy)
   if e.verdict and e.verdict ~= "applied" then return pass_over(lane, copy, e) end
   if e.verdict == "applied" then
     local group = group_from(lane, copy, e)
-    return digest(lane, copy, group, transmit(lane, copy, group))
+    return digest(lane, copy, group, try(lane, copy, group))
   end
   if lane.decider then return STOP end
   local first = deciders(lane, n)
@@ -499,7 +514,7 @@ local function step(lane, copy)
     kind, answer = "applied", { status = 200, type = "application/json",
       body = copy.server.counts_deleted and '{"deleted":0}' or "{}" }
   else
-    kind, answer = transmit(lane, copy, group, function()
+    kind, answer = try(lane, copy, group, function()
       copy.draining = true
       release(lane, copy, n)
     end)
