@@ -3,6 +3,7 @@
 #include "admin.h"
 #include "api_copies.h"
 #include "api_courier.h"
+#include "api_route.h"
 #include "api_slice.h"
 #include "courier.h"
 #include "journal.h"
@@ -324,6 +325,7 @@ static bool start_all(struct buf *errors)
     if (!api_start(loop, cfg->database_url, errors))
         return false;
     api_slice_open(api_vm());
+    api_route_open(api_vm());
     api_courier_open();
     session_shared.cfg = cfg;
     session_shared.proxy = &proxy_handler;

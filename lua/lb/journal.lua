@@ -12,6 +12,7 @@ local adopt = require("lb.adopt")
 local courier = require("lb.courier")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
+local route = require("chromux.route")
 local json = json
 
 local M = {}
@@ -435,7 +436,7 @@ local function start_once(life)
   local context = {
     settings = settings, store = store, copies = copies, encode = encode, fault = fault, dead = false, ready = false,
     journal_id = loaded.meta[1].journal_id, memory = { used = 0, most = settings.JOURNAL_MEMORY_BYTES / 2 },
-    answer = send_verdict,
+    answer = send_verdict, choose = route.choose,
     horizon = function() return dead and Servers.SETTLE_DEAD or settings.WRITE_HORIZON end,
   }
   J.context = context

@@ -339,9 +339,9 @@ end
 
 -- ---- the driver ------------------------------------------------------------------------------------------
 
--- Copies that could decide n: they have all before it and can be reached. Those whose server is well come first,
--- each kind in the servers' order.
-local function deciders(lane, n)
+-- The copy that is to decide n: of those that have all before it and can be reached, on servers that are well if
+-- there are such, the one that the route policy wants. It is asked once for each try.
+local function choose_decider(lane, n)
   local well, doubtful = {}, {}
   for _, server in ipairs(lane.context.servers.list) do
     local copy = lane.copies[server.name]
@@ -350,7 +350,17 @@ local function deciders(lane, n)
       table.insert(server.health == "up" and well or doubtful, copy)
     end
   end
-  return well[1] or doubtful[1]
+  local able = #well > 0 and well or doubtful
+  if #able < 2 then return able[1] end
+  local names = {}
+  for i, copy in ipairs(able) do
+    if lane.chosen_for == n and lane.chosen == copy then return copy end
+    names[i] = copy.instance
+  end
+  local e = lane.entries[n]
+  local name = lane.context.choose(target_of(lane, { physical = lane.logical }, e), #e.body, 1, names)
+  lane.chosen_for, lane.chosen = n, lane.copies[name] or able[1]
+  return lane.chosen
 end
 
 -- All have tried it in vain: from the start, after a pause.
@@ -494,7 +504,7 @@ local function step(lane, copy)
     return digest(lane, copy, group, try(lane, copy, group))
   end
   if lane.decider then return STOP end
-  local first = deciders(lane, n)
+  local first = choose_decider(lane, n)
   if not first then return try_all_again(lane, n) and PAUSE or STOP end
   if first ~= copy then
     lane:kick_copy(first)
