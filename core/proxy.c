@@ -476,7 +476,9 @@ static void put_head(struct proxied *p, struct http1_head *h)
         buf_put_str(&r->text, STR("Host: chromux\r\n"));
     http1_put_fields(&r->text, h);
     http1_put_framing(&r->text, r->body.framing, r->body.length);
-    buf_put_str(&r->text, STR("Via: 1.1 chromux\r\nX-Request-Id: "));
+    /* The version is the one that the client spoke (RFC 9110 7.6.3). */
+    buf_put_str(&r->text, r->minor ? STR("Via: 1.1") : STR("Via: 1.0"));
+    buf_put_str(&r->text, STR(" chromux\r\nX-Request-Id: "));
     buf_puts(&r->text, r->id);
     buf_put_str(&r->text, STR("\r\nX-Forwarded-For: "));
     buf_put_str(&r->text, request_client(r));
