@@ -364,19 +364,22 @@ static void note_failure(struct proxied *p, enum end_reason why)
 }
 
 /* An answer of the server: 5xx counts against the collection it is about, and only as a streak
- * against the instance. 501 and 503 say "not this" and "not now", no fault. */
+ * against the instance. 501 and 503 say "not this" and "not now", no fault. Catalog routes do not
+ * touch a collection's index (and a rename to a taken name is a 500): no sign of it, good or bad.
+ */
 static void note_answer(struct proxied *p, int status)
 {
     struct request *r = p->r;
     struct node *n = p->node;
-    bool bad = status >= 500 && status != 501 && status != 503;
+    bool bad = status >= 500 && status != 501 && status != 503 && !r->route.fragile;
     n->answers[status / 100 <= 5 ? status / 100 : 0]++;
     if (r->log.connected > 0 && r->log.first >= r->log.connected) {
         double took = r->log.first - r->log.connected;
         histo_add(&n->latency, took);
         fleet_note_latency(n, took, now());
     }
-    if (p->collection[0] && (bad || n->collections)) {
+    bool telling = r->route.class != ROUTE_CATALOG && !r->route.fragile;
+    if (p->collection[0] && telling && (bad || n->collections)) {
         const char *end = r->route.collection.p + r->route.collection.n;
         struct str path = {r->path.p, (size_t)(end - r->path.p)};
         struct collection_state *c = bad ? fleet_collection_note(n, p->collection, path)

@@ -543,6 +543,26 @@ static void a_500_is_passed_on_for_writes_and_avoided_for_reads(void **state)
     check_int(a->status, 200);
 }
 
+/* A single Chroma server answers 500 to indexing_status, and to a rename to a name that is taken,
+ * however well it is. */
+static void errors_of_healthy_servers_are_no_bad_sign(void **state)
+{
+    struct peer *p = peer_start(fail_500), *q = peer_start(fail_500);
+    struct chromux *x = in_front_of(p, q, "LOAD_BALANCE_STRATEGY=priority", NULL);
+    for (int i = 0; i < 10; i++) {
+        struct answer *a = ask(x, "GET", COLL "/indexing_status"), *b = ask(x, "PUT", COLL);
+        check(a && b);
+        check_int(a->status, 500);
+        check_int(b->status, 500);
+    }
+    check_int(peer_requests(p), 20);
+    check_int(peer_requests(q), 0);
+    check_lacks(chromux_log(x), "collection_down");
+    for (int i = 0; i < 10; i++) /* other routes still take it out */
+        check(read_one(x) != NULL);
+    check_soon(strstr(chromux_log(x), "collection_down name=primary") != NULL, 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -563,6 +583,7 @@ int main(void)
         TEST(refused_connections_are_not_seen_by_reads),
         TEST(everybody_away_is_503),
         TEST(a_500_is_passed_on_for_writes_and_avoided_for_reads),
+        TEST(errors_of_healthy_servers_are_no_bad_sign),
     };
     return RUN(tests);
 }
