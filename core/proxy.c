@@ -28,6 +28,7 @@ struct proxied {
     uint64_t tried; /* bits of node ids */
     unsigned tries;
     double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
+    double try_span; /* seconds from a try's begin, or the client's last byte, to try_at; 0: any */
     enum end_reason last;
     char collection[37];
     struct str session; /* inside r->text */
@@ -250,8 +251,7 @@ static void begin_try(struct proxied *p)
     p->x.node = p->node;
     memcpy(p->r->instance, p->node->name, strlen(p->node->name) + 1);
     p->connect_at = t + cfg->connect_timeout;
-    if (p->try_at == 0 && p->r->route.reads)
-        p->try_at = t + cfg->try_timeout;
+    p->try_at = p->try_span > 0 ? t + p->try_span : 0;
     if (p->tries > 1)
         metrics_inc(RETRIES);
     arm(p);
@@ -311,7 +311,7 @@ static void choose(struct proxied *p)
     }
     p->node = v.node;
     fleet_hold(p->node);
-    p->try_at = v.timeout > 0 ? now() + v.timeout : 0;
+    p->try_span = v.timeout > 0 ? v.timeout : r->route.reads ? cfg->try_timeout : 0;
     switch (pool_enter(p->node, &p->place)) {
     case POOL_IN:
         p->slot = true;
@@ -525,7 +525,18 @@ static void start(struct request *r, struct http1_head *h)
 static void more(struct request *r)
 {
     struct proxied *p = r->state;
+    if (p->try_at != 0)
+        p->try_at = now() + p->try_span; /* the answer can't be due before its request is there */
     exchange_more(&p->x);
+}
+
+/* The server has all that came of the body, and the client owes the rest: who is late is not the
+ * server. */
+static bool client_owes(const struct proxied *p)
+{
+    const struct exchange *x = &p->x;
+    return x->conn && !x->conn->stream.connecting && !x->upload_dead && !p->r->body.done &&
+           x->sent == p->r->body.seen && stream_unsent(&x->conn->stream) == 0;
 }
 
 static void drained(struct request *r)
@@ -557,11 +568,12 @@ static void late_answer(struct proxied *p)
 /* TRY_TIMEOUT passed without an answer. */
 static void late_try(struct proxied *p)
 {
-    if (take_retry(p, true, END_TRY_TIMEOUT)) {
+    if (client_owes(p)) {
+        p->try_at = now() + p->try_span;
+    } else if (take_retry(p, true, END_TRY_TIMEOUT)) {
         exchange_fail(&p->x, END_TRY_TIMEOUT, "no answer within TRY_TIMEOUT");
         return;
-    }
-    if (can_retry(p, true)) {
+    } else if (can_retry(p, true)) {
         p->try_at = now() + BUDGET_WAIT; /* the budget is used up: wait for a place in it */
     } else {
         /* Nobody else can be asked: wait on, up to REQUEST_TIMEOUT. */
@@ -578,8 +590,7 @@ static void late(struct request *r)
     double t = now();
     if (p->x.relaying) {
         late_answer(p);
-    } else if (t >= p->total_at && p->x.conn && !r->body.done && !p->x.upload_dead &&
-               buf_len(&r->body.bytes) == 0) {
+    } else if (t >= p->total_at && client_owes(p)) {
         exchange_cancel(&p->x);
         leave_node(p);
         give_up(p, END_CLIENT_SLOW_BODY, "the request body did not arrive within REQUEST_TIMEOUT");
