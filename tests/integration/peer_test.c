@@ -482,8 +482,8 @@ static void connections_closed_while_idle_cost_nothing(void **state)
 {
     struct peer *p = peer_start(close_idle);
     struct chromux *x = in_front_of(p, NULL, NULL);
-    for (int i = 0; i < 20; i++) {
-        struct answer *a = write_one(x);
+    for (int i = 0; i < 40; i++) {
+        struct answer *a = i % 2 ? write_one(x) : read_one(x);
         check(a != NULL);
         check_int(a->status, 200);
     }
