@@ -318,7 +318,6 @@ static void choose(struct proxied *p)
         begin_try(p);
         break;
     case POOL_QUEUED:
-        p->try_at = 0; /* the clock of the try starts with it */
         p->queue_since = now();
         p->queue_at = now() + cfg->queue_timeout;
         arm(p);
