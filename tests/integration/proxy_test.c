@@ -454,6 +454,27 @@ static void forwarded_fields_tell_where_it_came_from(void **state)
     check_str(head_field(head, "traceparent"), "00-1-2-01");
 }
 
+/* What sticky goes by: the header, or the address, which is one for all here. */
+static void session_header_reaches_the_policy(void **state)
+{
+    struct peer *p = peer_start(serve_ok), *q = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, q, "LOAD_BALANCE_STRATEGY=sticky", NULL);
+    unsigned on_primary = 0;
+    enum { SESSIONS = 20 };
+    for (int i = 0; i < SESSIONS; i++) {
+        char *session = keepf("X-Chromux-Session: user %d\r\n", i), *first = NULL;
+        for (int again = 0; again < 2; again++) {
+            struct answer *a = http_send(x->port, "GET", COLL "/count", session, NULL);
+            check(a && a->status == 200);
+            char *by = head_field(a->head, "X-Chromux-Instance");
+            check_str(by, first ? first : by);
+            first = by;
+        }
+        on_primary += strcmp(first, "primary") == 0;
+    }
+    check(on_primary > 0 && on_primary < SESSIONS);
+}
+
 static void every_answer_has_its_own_request_id(void **state)
 {
     struct peer *p = peer_start(serve_ok);
@@ -631,6 +652,7 @@ int main(void)
         TEST(hop_by_hop_answer_fields_stay_behind),
         TEST(answer_without_a_date_gets_one),
         TEST(forwarded_fields_tell_where_it_came_from),
+        TEST(session_header_reaches_the_policy),
         TEST(every_answer_has_its_own_request_id),
         TEST(target_bytes_pass_unchanged),
         TEST(absolute_target_becomes_origin_form),
