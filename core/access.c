@@ -191,7 +191,7 @@ void access_log(const struct access_record *r)
     put_count("bytes_in", r->bytes_in);
     put_count("bytes_out", r->bytes_out);
     put_ms("tr", ms(r->start, r->head));
-    put_ms("tq", r->attempts ? r->queued * 1000 : -1);
+    put_ms("tq", r->attempts || r->queued > 0 ? r->queued * 1000 : -1);
     put_ms("tc", ms(r->picked, r->connected));
     put_ms("tf", ms(r->connected, r->first));
     put_ms("ta", ms(r->start, r->end));

@@ -233,6 +233,14 @@ static bool relay_interim(struct exchange *x, const struct http1_head *h)
     return ok;
 }
 
+/* Fields that only chromux may say: the client must be able to trust them. */
+static bool ours(const struct http1_field *f)
+{
+    static const struct str instance = {"X-Chromux-Instance", 18};
+    return f->id == HTTP1_X_REQUEST_ID ||
+           (f->name.n == instance.n && str_eq_nocase(f->name, instance));
+}
+
 /* Writes the head of the answer for the client, and with it as much of a plain body as came along.
  */
 static bool answer_head(struct exchange *x, struct http1_head *h)
@@ -242,9 +250,12 @@ static bool answer_head(struct exchange *x, struct http1_head *h)
     if (!out.cap)
         buf_init(&out, HEAD_CAP);
     buf_clear(&out);
-    for (unsigned i = 0; i < h->count; i++)
-        if (h->field[i].id == HTTP1_X_REQUEST_ID)
-            h->field[i].hop = true;
+    bool dated = false;
+    for (unsigned i = 0; i < h->count; i++) {
+        struct http1_field *f = &h->field[i];
+        f->hop = f->hop || ours(f);
+        dated = dated || f->id == HTTP1_DATE;
+    }
     x->framing = h->framing;
     x->left = h->framing == HTTP1_LENGTH ? h->length : 0;
     bool stream = h->framing == HTTP1_CHUNKED || h->framing == HTTP1_UNTIL_CLOSE;
@@ -269,7 +280,7 @@ static bool answer_head(struct exchange *x, struct http1_head *h)
         if (f && h->status >= 200 && h->status != 204)
             buf_printf(&out, "Content-Length: %.*s\r\n", (int)f->value.n, f->value.p);
     }
-    request_put_common(r, &out, x->node->name, false);
+    request_put_common(r, &out, x->node->name, !dated);
     buf_put(&out, "\r\n", 2);
 
     struct buf *in = upstream_in(x);

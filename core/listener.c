@@ -33,7 +33,8 @@ static void refuse(int fd)
 {
     static const char text[] =
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-        "Content-Length: 88\r\nConnection: close\r\n\r\n" NO_ROOM;
+        "Content-Length: 88\r\nVia: 1.1 chromux\r\nX-Chromux-Instance: -\r\nConnection: "
+        "close\r\n\r\n" NO_ROOM;
     char unread[4096];
     metrics_inc(CONNECTIONS_REFUSED);
     if (send(fd, text, sizeof text - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)

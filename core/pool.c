@@ -236,13 +236,33 @@ static void wake_all(struct ev_loop *loop, ev_prepare *w, int revents)
         ev_feed_event(loop, &sweeper, EV_TIMER); /* come round again without sleeping */
 }
 
+static void look_up_in(struct pool *p, double seconds)
+{
+    ev_timer_stop(stream_loop(), &p->lookup);
+    ev_timer_set(&p->lookup, seconds, 0);
+    ev_timer_start(stream_loop(), &p->lookup);
+}
+
+/* An instance that is down may have moved: its name is asked for at once. */
 static void on_health(struct node *n, struct collection_state *c, enum node_health was,
                       const char *reason)
 {
     (void)was;
     (void)reason;
-    if (!c && n->health == NODE_DOWN && n->queued > 0)
+    if (c || n->health != NODE_DOWN)
+        return;
+    look_up_in(pool_of(n), 0);
+    if (n->queued > 0)
         wake_later(pool_of(n));
+}
+
+/* The address in use as long as the name has it; where the instance is down there, the next one. */
+static unsigned pick_address(const struct node *n, const struct dns_answer *a)
+{
+    for (unsigned i = 0; i < a->count; i++)
+        if (a->v[i].len == n->addr_len && memcmp(&a->v[i].addr, &n->addr, n->addr_len) == 0)
+            return n->health == NODE_DOWN ? (i + 1) % a->count : i;
+    return 0;
 }
 
 static void on_address(void *arg, const struct dns_answer *a)
@@ -253,26 +273,22 @@ static void on_address(void *arg, const struct dns_answer *a)
     if (a->count == 0) {
         log_warn("dns_failed", "instance=%s host=%s error=%s kept=%s", n->name, n->host,
                  log_quote(a->error), n->addr_len ? "yes" : "no");
-        ev_timer_set(&p->lookup, n->addr_len ? cfg->dns_interval : 1, 0);
-        ev_timer_start(stream_loop(), &p->lookup);
+        look_up_in(p, n->addr_len ? cfg->dns_interval : 1);
         return;
     }
-    bool still = false; /* an address that the name still has is kept */
-    for (unsigned i = 0; i < a->count && !still; i++)
-        still = a->v[i].len == n->addr_len && memcmp(&a->v[i].addr, &n->addr, n->addr_len) == 0;
-    if (!still) {
+    unsigned i = pick_address(n, a);
+    if (a->v[i].len != n->addr_len || memcmp(&a->v[i].addr, &n->addr, n->addr_len) != 0) {
         if (n->addr_len)
             log_info("dns_changed", "instance=%s host=%s", n->name, n->host);
-        n->addr = a->v[0].addr;
-        n->addr_len = a->v[0].len;
+        n->addr = a->v[i].addr;
+        n->addr_len = a->v[i].len;
         n->addr_changes++;
         while (p->idle.next != &p->idle) {
             struct conn *c = p->idle.next;
             pool_drop(&c);
         }
     }
-    ev_timer_set(&p->lookup, cfg->dns_interval, 0);
-    ev_timer_start(stream_loop(), &p->lookup);
+    look_up_in(p, cfg->dns_interval);
 }
 
 static void look_up(struct pool *p)

@@ -31,6 +31,7 @@ struct proxied {
     uint64_t tried; /* bits of node ids */
     unsigned tries;
     double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
+    double try_span; /* seconds from a try's begin, or the client's last byte, to try_at; 0: any */
     enum end_reason last;
     struct mapped map;  /* the collection of the path */
     struct str session; /* inside r->text */
@@ -286,8 +287,7 @@ static void begin_try(struct proxied *p)
     p->x.node = p->node;
     memcpy(p->r->instance, p->node->name, strlen(p->node->name) + 1);
     p->connect_at = t + cfg->connect_timeout;
-    if (p->try_at == 0 && p->r->route.reads)
-        p->try_at = t + cfg->try_timeout;
+    p->try_at = p->try_span > 0 ? t + p->try_span : 0;
     if (p->tries > 1)
         metrics_inc(RETRIES);
     arm(p);
@@ -381,14 +381,13 @@ static void choose(struct proxied *p)
     }
     p->node = v.node;
     fleet_hold(p->node);
-    p->try_at = v.timeout > 0 ? now() + v.timeout : 0;
+    p->try_span = v.timeout > 0 ? v.timeout : r->route.reads ? cfg->try_timeout : 0;
     switch (pool_enter(p->node, &p->place)) {
     case POOL_IN:
         p->slot = true;
         begin_try(p);
         break;
     case POOL_QUEUED:
-        p->try_at = 0; /* the clock of the try starts with it */
         p->queue_since = now();
         p->queue_at = now() + cfg->queue_timeout;
         arm(p);
@@ -434,19 +433,22 @@ static void note_failure(struct proxied *p, enum end_reason why)
 }
 
 /* An answer of the server: 5xx counts against the collection it is about, and only as a streak
- * against the instance. 501 and 503 say "not this" and "not now", no fault. */
+ * against the instance. 501 and 503 say "not this" and "not now", no fault. Catalog routes do not
+ * touch a collection's index (and a rename to a taken name is a 500): no sign of it, good or bad.
+ */
 static void note_answer(struct proxied *p, int status)
 {
     struct request *r = p->r;
     struct node *n = p->node;
-    bool bad = status >= 500 && status != 501 && status != 503;
+    bool bad = status >= 500 && status != 501 && status != 503 && !r->route.fragile;
     n->answers[status / 100 <= 5 ? status / 100 : 0]++;
     if (r->log.connected > 0 && r->log.first >= r->log.connected) {
         double took = r->log.first - r->log.connected;
         histo_add(&n->latency, took);
         fleet_note_latency(n, took, now());
     }
-    if (p->map.id[0] && (bad || n->collections)) {
+    bool telling = r->route.class != ROUTE_CATALOG && !r->route.fragile;
+    if (p->map.id[0] && telling && (bad || n->collections)) {
         const char *end = r->route.collection.p + r->route.collection.n;
         struct str path = {r->path.p, (size_t)(end - r->path.p)};
         if (p->map.on) { /* as this server knows it */
@@ -569,7 +571,9 @@ static void put_head(struct proxied *p, struct http1_head *h)
         buf_put_str(&r->text, STR("Host: chromux\r\n"));
     http1_put_fields(&r->text, h);
     http1_put_framing(&r->text, r->body.framing, r->body.length);
-    buf_put_str(&r->text, STR("Via: 1.1 chromux\r\nX-Request-Id: "));
+    /* The version is the one that the client spoke (RFC 9110 7.6.3). */
+    buf_put_str(&r->text, r->minor ? STR("Via: 1.1") : STR("Via: 1.0"));
+    buf_put_str(&r->text, STR(" chromux\r\nX-Request-Id: "));
     buf_puts(&r->text, r->id);
     buf_put_str(&r->text, STR("\r\nX-Forwarded-For: "));
     buf_put_str(&r->text, request_client(r));
@@ -621,7 +625,18 @@ static void start(struct request *r, struct http1_head *h)
 static void more(struct request *r)
 {
     struct proxied *p = r->state;
+    if (p->try_at != 0)
+        p->try_at = now() + p->try_span; /* the answer can't be due before its request is there */
     exchange_more(&p->x);
+}
+
+/* The server has all that came of the body, and the client owes the rest: who is late is not the
+ * server. */
+static bool client_owes(const struct proxied *p)
+{
+    const struct exchange *x = &p->x;
+    return x->conn && !x->conn->stream.connecting && !x->upload_dead && !p->r->body.done &&
+           x->sent == p->r->body.seen && stream_unsent(&x->conn->stream) == 0;
 }
 
 static void drained(struct request *r)
@@ -653,11 +668,12 @@ static void late_answer(struct proxied *p)
 /* TRY_TIMEOUT passed without an answer. */
 static void late_try(struct proxied *p)
 {
-    if (take_retry(p, true, END_TRY_TIMEOUT)) {
+    if (client_owes(p)) {
+        p->try_at = now() + p->try_span;
+    } else if (take_retry(p, true, END_TRY_TIMEOUT)) {
         exchange_fail(&p->x, END_TRY_TIMEOUT, "no answer within TRY_TIMEOUT");
         return;
-    }
-    if (can_retry(p, true)) {
+    } else if (can_retry(p, true)) {
         p->try_at = now() + BUDGET_WAIT; /* the budget is used up: wait for a place in it */
     } else {
         /* Nobody else can be asked: wait on, up to REQUEST_TIMEOUT. */
@@ -674,8 +690,7 @@ static void late(struct request *r)
     double t = now();
     if (p->x.relaying) {
         late_answer(p);
-    } else if (t >= p->total_at && p->x.conn && !r->body.done && !p->x.upload_dead &&
-               buf_len(&r->body.bytes) == 0) {
+    } else if (t >= p->total_at && client_owes(p)) {
         exchange_cancel(&p->x);
         leave_node(p);
         give_up(p, END_CLIENT_SLOW_BODY, "the request body did not arrive within REQUEST_TIMEOUT");

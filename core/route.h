@@ -34,8 +34,8 @@ struct route {
     bool data;     /* depends on what the server holds (tenants, databases, collections, records);
                       false for heartbeat, version, pre-flight checks, identity, documentation, OPTIONS
                     */
-    bool fragile;  /* makes some servers drop the connection (GET /api/v2/collections/{crn}): not
-                      tried  again, and no sign of bad health */
+    bool fragile;  /* fails on healthy servers (…/collections/{crn} drops the connection,
+                      indexing_status is a 500): not tried again, and no sign of bad health */
     bool v1_alias; /* GET /api/v1/heartbeat and /version: sent upstream as /api/v2/… */
     enum end_reason
         refusal;       /* with ROUTE_UNSUPPORTED: END_UNSUPPORTED, END_METHOD or END_NOT_FOUND */

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Runs the fuzz targets that `make fuzz` has built, one after the other: each libFuzzer target of
-# tests/fuzz with its corpus (tests/fuzz/corpus/NAME), and each tests/fuzz/*_fuzz.sh with FUZZ_SECONDS
-# and CHROMUX (the program with sanitizers) in the environment. Stops at the first finding; the input
-# that made it lies in $BUILD/fuzz. Inputs that reached something new are kept in $BUILD/fuzz/NAME;
+# tests/fuzz with its corpus (tests/fuzz/corpus/NAME) and its dictionary (NAME.dict, if there is one),
+# and each tests/fuzz/*_fuzz.sh with FUZZ_SECONDS and CHROMUX (the program with sanitizers) in the
+# environment. Stops at the first finding; the input that made it lies in $BUILD/fuzz. Inputs that
+# reached something new are kept in $BUILD/fuzz/NAME;
 #   build/clang/fuzz/NAME_fuzz -merge=1 tests/fuzz/corpus/NAME build/fuzz/NAME
 # takes those that add to the corpus into it.
 #
@@ -33,6 +34,7 @@ for t in "${targets[@]}"; do
         command=("$BUILD/clang/fuzz/${name}_fuzz" "-max_total_time=$FUZZ_SECONDS" -timeout=10
             -rss_limit_mb=2048 "-artifact_prefix=$found/$name-" "$found/$name")
         [ ! -d "$corpus" ] || command+=("$corpus")
+        [ ! -e "tests/fuzz/$name.dict" ] || command+=("-dict=tests/fuzz/$name.dict")
         ;;
     *.sh) command=(bash "$t") ;;
     esac

@@ -1,6 +1,6 @@
 /* Chroma's own JavaScript client through chromux, against real servers: everything it can do with
- * collections and records, with results equal to those of a direct connection. The program is
- * tests/integration/js/client.js. */
+ * collections and records, with results equal to those of a direct connection; and the routes that
+ * the servers say they have. The programs are tests/integration/js/client.js and routes.js. */
 #include "chroma.h"
 #include "fixture.h"
 
@@ -56,8 +56,23 @@ static void javascript_client_does_everything(void **state)
     }
 }
 
+static void every_route_of_the_server_is_known(void **state)
+{
+    struct chroma *a = chroma_start(keepf("%s/only", temp_folder()));
+    struct chromux *x = chromux_start(keepf("PRIMARY_URL=%s", a->url), NULL);
+    chromux_wait_healthy(x, 1);
+    run_client("routes.js", keepf("http://127.0.0.1:%d", x->port), a->url);
+    check_lacks(chromux_access(x), " class=unsupported ");
+    /* Nor did any of it look like trouble. */
+    check_lacks(chromux_log(x), "_suspect");
+    check_lacks(chromux_log(x), "_down");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(javascript_client_does_everything)};
+    const struct CMUnitTest tests[] = {
+        TEST(javascript_client_does_everything),
+        TEST(every_route_of_the_server_is_known),
+    };
     return RUN(tests);
 }

@@ -91,10 +91,34 @@ static void waiting_too_long_in_the_queue_is_503(void **state)
     check_busy(wire_answer(send_read(x, 1), false));
     check(now_seconds() - began < slow(2));
     check_str(kv(chromux_access_line(x, "n=1", 1), "end"), "queue_timeout");
+    check(atof(kv(chromux_access_line(x, "n=1", 1), "tq")) > 250);
     peer_release(p);
     struct answer *a = wire_answer(first, false);
     check(a && a->status == 200);
     check_int(peer_requests(p), 1);
+}
+
+/* A time that the policy allows for a try holds for one that had to wait, too. */
+static void policy_time_out_outlives_the_queue(void **state)
+{
+    struct peer *p = peer_start(gated), *q = peer_start(serve_ok);
+    char *folder = own_policies();
+    write_file(keepf("%s/route.lua", folder),
+               "local M = {}\nfunction M.route(req, nodes)\n"
+               "  return nodes[1].name, 'first', {timeout = req.action == 'get' and 0.3 or 60}\n"
+               "end\nreturn M\n");
+    struct chromux *x = in_front_of(p, q, "MAXCONN=1", "QUEUE_TIMEOUT=30", "TRY_TIMEOUT=60",
+                                    "REQUEST_TIMEOUT=60", keepf("POLICY_DIR=%s", folder), NULL);
+    struct wire *first = send_read(x, 0), *second = wire_open(x->port);
+    check_soon(peer_requests(p) == 1, 5);
+    wire_sendf(second, "POST " COLL "/get HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}");
+    check_soon(metric(x, "chromux_requests_queued") == 1, 5);
+    wire_close(first);
+    struct answer *a = wire_answer(second, false);
+    check(a != NULL);
+    check_int(a->status, 200);
+    check_str(head_field(a->head, "X-Chromux-Instance"), "replica");
+    check_int(peer_requests(p), 2);
 }
 
 static void maxconn_is_never_passed(void **state)
@@ -325,6 +349,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(full_queue_is_503),
         TEST(waiting_too_long_in_the_queue_is_503),
+        TEST(policy_time_out_outlives_the_queue),
         TEST(maxconn_is_never_passed),
         TEST(retries_of_errors_stay_within_their_budget),
         TEST(reads_on_a_dying_server_all_move_on),

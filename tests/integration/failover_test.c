@@ -1,5 +1,6 @@
-/* What chromux is for: under a steady load of reads, servers are killed, stopped and started again,
- * and no client notices. Real servers with one data folder, copied; clients that never try again.
+/* What chromux is for: under a steady load of reads, servers are killed, stopped, told to end and
+ * started again, and no client notices. Real servers with one data folder, copied; clients that
+ * never try again.
  *
  * TEST_ROUNDS sets the number of rounds (20). */
 #include "chroma.h"
@@ -62,6 +63,12 @@ static unsigned second_attempts(struct chromux *x)
     return n;
 }
 
+/* How a server goes. SIGTERM: an older server ends; a newer one still accepts and never answers. */
+static const struct {
+    int sig;
+    const char *what;
+} ways[] = {{SIGKILL, "killed"}, {SIGSTOP, "stopped"}, {SIGTERM, "told to end"}};
+
 static void check_load(struct load *l, int round, const char *when)
 {
     if (load_bad(l) > 0)
@@ -86,28 +93,27 @@ static void reads_never_notice_a_server_dying(void **state)
     struct load *l = load_start(x->port, CLIENTS, &plan);
     for (int round = 0; round < rounds; round++) {
         struct chroma *victim = pair[round % 2];
-        bool killed = round / 2 % 2 == 0;
+        unsigned way = (unsigned)round / 2 % COUNT_OF(ways);
         unsigned good = load_good(l), retried = second_attempts(x);
         check_soon(load_good(l) > good + 50 || load_bad(l) > 0, 20);
-        if (killed)
-            chroma_kill(victim);
-        else
-            chroma_signal(victim, SIGSTOP);
+        chroma_signal(victim, ways[way].sig);
         chromux_wait_healthy(x, 1);
         /* A request caught by a stopped server moves on when its try is over. */
         check_soon(second_attempts(x) > retried || load_bad(l) > 0, 10);
         good = load_good(l);
         check_soon(load_good(l) > good + 50 || load_bad(l) > 0, 20);
-        check_load(l, round, killed ? "killed" : "stopped");
-        if (killed)
-            chroma_again(victim);
-        else
+        check_load(l, round, ways[way].what);
+        if (ways[way].sig == SIGSTOP) {
             chroma_signal(victim, SIGCONT);
+        } else {
+            chroma_kill(victim); /* what is left of it */
+            chroma_again(victim);
+        }
         chromux_wait_healthy(x, 2);
         check_load(l, round, "back");
         print_message("round %d: %s %s, %u requests so far, %u with a second attempt\n", round,
-                      victim == pair[0] ? "primary" : "replica", killed ? "killed" : "stopped",
-                      load_good(l), second_attempts(x));
+                      victim == pair[0] ? "primary" : "replica", ways[way].what, load_good(l),
+                      second_attempts(x));
     }
     load_stop(l);
     check_load(l, rounds, "at the end");

@@ -36,6 +36,14 @@ struct chromux *in_front_of(struct peer *a, struct peer *b, ...)
     return x;
 }
 
+char *own_policies(void)
+{
+    char *folder = keepf("%s/policies", temp_folder());
+    const char *const copy[] = {"cp", "-r", "policies", folder, NULL};
+    check_int(run_program(copy, NULL, 10).status, 0);
+    return folder;
+}
+
 bool conn_answer(struct conn *c, const char *body)
 {
     return conn_send(c, "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n%s", strlen(body), body);

@@ -17,6 +17,9 @@
  * Waits until all are healthy. */
 struct chromux *in_front_of(struct peer *a, struct peer *b, ...) __attribute__((sentinel));
 
+/* A folder of policies of the test's own: the shipped ones, to be edited. */
+char *own_policies(void);
+
 /* A whole answer for scripts: 200 with this body. */
 bool conn_answer(struct conn *c, const char *body);
 

@@ -120,7 +120,12 @@ static void too_many_clients_are_turned_away_and_let_in_again(void **state)
     struct wire *extra = wire_open(x->port);
     wire_sendf(extra, "GET " HEARTBEAT " HTTP/1.1\r\nHost: h\r\n\r\n");
     struct answer *a = wire_answer(extra, false);
-    check(a == NULL || a->status == 503);
+    check(a != NULL);
+    check_int(a->status, 503);
+    check_has(a->body, "MAX_CLIENTS");
+    check(head_field(a->head, "Retry-After") != NULL);
+    check_str(head_field(a->head, "X-Chromux-Instance"), "-");
+    check(wire_closed(extra));
     check_int(peer_requests(p), 3);
     wire_close(w[0]);
     check_soon((a = http_get(x->port, HEARTBEAT)) != NULL && a->status == 200, 5);

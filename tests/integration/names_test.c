@@ -12,15 +12,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Answers every question for an A record with `address`; 0 says that there is no such name,
- * SILENT says nothing at all. */
+/* Answers every question for an A record with `address`, and `also` when that is not 0; an address
+ * of 0 says that there is no such name, SILENT says nothing at all. */
 #define SILENT 0xffffffffu
 static struct {
     int fd;
     unsigned port;
     pthread_t thread;
     atomic_bool stop;
-    atomic_uint address, asked;
+    atomic_uint address, also, asked;
 } names;
 
 static void answer(const unsigned char *q, size_t n, const struct sockaddr_in *to)
@@ -41,10 +41,13 @@ static void answer(const unsigned char *q, size_t n, const struct sockaddr_in *t
     a[5] = 1;
     if (found && wants_a) {
         static const unsigned char record[] = {0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4};
-        a[7] = 1;
-        memcpy(a + end, record, sizeof record);
-        memcpy(a + end + sizeof record, &address, 4);
-        end += sizeof record + 4;
+        const uint32_t all[] = {address, atomic_load(&names.also)};
+        for (unsigned i = 0; i < 2 && all[i]; i++) {
+            a[7]++;
+            memcpy(a + end, record, sizeof record);
+            memcpy(a + end + sizeof record, &all[i], 4);
+            end += sizeof record + 4;
+        }
     }
     sendto(names.fd, a, end, 0, (const struct sockaddr *)to, sizeof *to);
 }
@@ -85,6 +88,7 @@ static int names_setup(void **state)
     names.port = ntohs(a.sin_port);
     atomic_store(&names.stop, false);
     atomic_store(&names.asked, 0);
+    atomic_store(&names.also, 0);
     say("127.0.0.1");
     return pthread_create(&names.thread, NULL, serve_names, NULL);
 }
@@ -98,12 +102,17 @@ static int names_teardown(void **state)
     return well;
 }
 
-static struct chromux *by_name(unsigned port, const char *more)
+static struct chromux *by_name_every(double interval, unsigned port, const char *more)
 {
     return chromux_start(
         keepf("CHROMA_INSTANCES=far=http://chroma.example:%u,priority=100%s", port, more),
-        keepf("DNS_SERVERS=127.0.0.1:%u", names.port), "DNS_INTERVAL=0.2", "CHECK_INTERVAL=0.2",
-        "UNREPLICATED_READS=any", NULL);
+        keepf("DNS_SERVERS=127.0.0.1:%u", names.port), keepf("DNS_INTERVAL=%g", interval),
+        "CHECK_INTERVAL=0.2", "UNREPLICATED_READS=any", NULL);
+}
+
+static struct chromux *by_name(unsigned port, const char *more)
+{
+    return by_name_every(0.2, port, more);
 }
 
 static bool served_by(struct chromux *x, const char *name)
@@ -134,6 +143,28 @@ static void instance_that_moves_is_followed(void **state)
     for (int i = 0; i < 5; i++)
         check(served_by(x, "far"));
     check_int(peer_requests(p), before);
+}
+
+/* Who is down may have moved, however long it is to the next look-up. */
+static void instance_that_moves_is_sought_when_it_is_down(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    struct peer *moved = peer_start_at(serve_ok, "127.0.0.2", peer_port(p));
+    struct chromux *x = by_name_every(3600, peer_port(p), "");
+    check_soon(served_by(x, "far"), 5);
+    say("127.0.0.2");
+    peer_stop(p);
+    check_soon(served_by(x, "far"), 10);
+    check(peer_requests(moved) > 0);
+}
+
+/* As localhost has, where the server listens on ::1 only. */
+static void second_address_serves_when_the_first_is_dead(void **state)
+{
+    struct peer *p = peer_start_at(serve_ok, "127.0.0.2", free_port());
+    atomic_store(&names.also, inet_addr("127.0.0.2"));
+    struct chromux *x = by_name_every(3600, peer_port(p), "");
+    check_soon(served_by(x, "far"), 10);
 }
 
 /* The last good address counts while the name server is away. */
@@ -189,6 +220,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         NAMES_TEST(named_instance_serves_and_keeps_its_host),
         NAMES_TEST(instance_that_moves_is_followed),
+        NAMES_TEST(instance_that_moves_is_sought_when_it_is_down),
+        NAMES_TEST(second_address_serves_when_the_first_is_dead),
         NAMES_TEST(lost_name_server_changes_nothing),
         NAMES_TEST(silent_name_server_stops_nobody_else),
         NAMES_TEST(name_that_appears_later_is_taken_up),

@@ -291,6 +291,61 @@ static void silent_instance_costs_a_read_one_try(void **state)
     check_soon(peer_gone(p) == 1, 5);
 }
 
+/* Half of a body, no more of it for a while (which proves that nobody is blamed), and the rest. */
+static struct wire *send_haltingly(struct chromux *x, struct peer *p, struct peer *q)
+{
+    struct wire *w = wire_open(x->port);
+    wire_sendf(w, "POST " COLL "/get HTTP/1.1\r\nHost: h\r\nContent-Length: 13\r\n\r\n{\"ids\"");
+    check_soon(peer_requests(p) == 1, 5);
+    if (wait_until(peer_requests(q) > 0 || strstr(chromux_log(x), "instance_suspect"), 1))
+        harness_fail(__FILE__, __LINE__, "the client is slow, and a server pays for it");
+    wire_sendf(w, ":[\"a\"]}");
+    return w;
+}
+
+static void slow_upload_is_not_the_servers_fault(void **state)
+{
+    struct peer *p = peer_start(serve_echo), *q = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, q, keepf("TRY_TIMEOUT=%g", slow(0.3)),
+                                    "LOAD_BALANCE_STRATEGY=priority", NULL);
+    struct answer *a = wire_answer(send_haltingly(x, p, q), false);
+    check(a != NULL);
+    check_str(a->body, "{\"ids\":[\"a\"]}");
+    check_str(head_field(a->head, "X-Chromux-Instance"), "primary");
+    check_int(peer_requests(q), 0);
+}
+
+/* The clock of the try starts with the client's last byte; it is not stopped for good. */
+static void silence_after_a_slow_upload_moves_a_read_on(void **state)
+{
+    struct peer *p = peer_start(never), *q = peer_start(serve_echo);
+    struct chromux *x = in_front_of(p, q, keepf("TRY_TIMEOUT=%g", slow(0.3)),
+                                    "LOAD_BALANCE_STRATEGY=priority", NULL);
+    struct answer *a = wire_answer(send_haltingly(x, p, q), false);
+    check(a != NULL);
+    check_str(a->body, "{\"ids\":[\"a\"]}");
+    check_str(head_field(a->head, "X-Chromux-Instance"), "replica");
+    check(strstr(chromux_log(x), "instance_suspect name=primary") != NULL);
+}
+
+static void upload_slower_than_the_request_may_be_is_408(void **state)
+{
+    static const char *const targets[] = {COLL "/get", COLL "/add"};
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, "REQUEST_TIMEOUT=0.6", "TRY_TIMEOUT=0.2", NULL);
+    for (unsigned i = 0; i < COUNT_OF(targets); i++) {
+        struct wire *w = wire_open(x->port);
+        wire_sendf(w, "POST %s HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc", targets[i]);
+        struct answer *a = wire_answer(w, false);
+        check(a != NULL);
+        check_int(a->status, 408);
+        check(wire_closed(w));
+        check_str(kv(chromux_access_line(x, targets[i], 1), "end"), "client_slow_body");
+    }
+    check_int(peer_completed(p), 0);
+    check_lacks(chromux_log(x), "instance_suspect");
+}
+
 static void stall_in_mid_answer(struct conn *c)
 {
     conn_request(c);
@@ -427,8 +482,8 @@ static void connections_closed_while_idle_cost_nothing(void **state)
 {
     struct peer *p = peer_start(close_idle);
     struct chromux *x = in_front_of(p, NULL, NULL);
-    for (int i = 0; i < 20; i++) {
-        struct answer *a = write_one(x);
+    for (int i = 0; i < 40; i++) {
+        struct answer *a = i % 2 ? write_one(x) : read_one(x);
         check(a != NULL);
         check_int(a->status, 200);
     }
@@ -543,6 +598,26 @@ static void a_500_is_passed_on_for_writes_and_avoided_for_reads(void **state)
     check_int(a->status, 200);
 }
 
+/* A single Chroma server answers 500 to indexing_status, and to a rename to a name that is taken,
+ * however well it is. */
+static void errors_of_healthy_servers_are_no_bad_sign(void **state)
+{
+    struct peer *p = peer_start(fail_500), *q = peer_start(fail_500);
+    struct chromux *x = in_front_of(p, q, "LOAD_BALANCE_STRATEGY=priority", NULL);
+    for (int i = 0; i < 10; i++) {
+        struct answer *a = ask(x, "GET", COLL "/indexing_status"), *b = ask(x, "PUT", COLL);
+        check(a && b);
+        check_int(a->status, 500);
+        check_int(b->status, 500);
+    }
+    check_int(peer_requests(p), 20);
+    check_int(peer_requests(q), 0);
+    check_lacks(chromux_log(x), "collection_down");
+    for (int i = 0; i < 10; i++) /* other routes still take it out */
+        check(read_one(x) != NULL);
+    check_soon(strstr(chromux_log(x), "collection_down name=primary") != NULL, 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -551,6 +626,9 @@ int main(void)
         TEST(cut_answers_never_look_whole),
         TEST(silence_is_504_within_the_time_out),
         TEST(silent_instance_costs_a_read_one_try),
+        TEST(slow_upload_is_not_the_servers_fault),
+        TEST(silence_after_a_slow_upload_moves_a_read_on),
+        TEST(upload_slower_than_the_request_may_be_is_408),
         TEST(answer_that_stalls_is_cut_off),
         TEST(answer_byte_by_byte_is_whole),
         TEST(connect_time_out_moves_a_read_on),
@@ -563,6 +641,7 @@ int main(void)
         TEST(refused_connections_are_not_seen_by_reads),
         TEST(everybody_away_is_503),
         TEST(a_500_is_passed_on_for_writes_and_avoided_for_reads),
+        TEST(errors_of_healthy_servers_are_no_bad_sign),
     };
     return RUN(tests);
 }

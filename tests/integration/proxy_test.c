@@ -240,6 +240,7 @@ static void http_1_0_closes_unless_asked_to_keep(void **state)
     check(wire_closed(w));
     check_has(peer_request(p, 0)->head, "HTTP/1.1\r\n");
     check(head_field(peer_request(p, 0)->head, "Host") != NULL);
+    check_str(head_field(peer_request(p, 0)->head, "Via"), "1.0 chromux");
 }
 
 static void http_1_0_never_gets_chunks(void **state)
@@ -391,7 +392,8 @@ static void answer_hop_by_hop(struct conn *c)
         conn_send(c, "HTTP/1.1 200 OK\r\nConnection: X-Hop, keep-alive\r\nX-Hop: 1\r\n"
                      "Keep-Alive: timeout=5\r\nProxy-Connection: close\r\nUpgrade: h2c\r\n"
                      "X-Stays: yes\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nVia: 1.0 inner\r\n"
-                     "chroma-trace-id: 7\r\nContent-Length: 2\r\n\r\n{}");
+                     "chroma-trace-id: 7\r\nX-CHROMUX-Instance: forged\r\nDate: then\r\n"
+                     "Content-Length: 2\r\n\r\n{}");
 }
 
 static void hop_by_hop_answer_fields_stay_behind(void **state)
@@ -412,6 +414,21 @@ static void hop_by_hop_answer_fields_stay_behind(void **state)
     /* Via grows from hop to hop, in one field or in two (RFC 9110 7.6.3). */
     check_has(a->head, "1.0 inner");
     check_has(a->head, "1.1 chromux");
+    /* Only chromux says which instance it was. */
+    check_int(head_count(a->head, "X-Chromux-Instance"), 1);
+    check_str(head_field(a->head, "X-Chromux-Instance"), "primary");
+    check_int(head_count(a->head, "Date"), 1);
+    check_str(head_field(a->head, "Date"), "then");
+}
+
+static void answer_without_a_date_gets_one(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, NULL, NULL);
+    struct answer *a = http_get(x->port, HEARTBEAT);
+    check(a && a->status == 200);
+    check_int(head_count(a->head, "Date"), 1);
+    check_has(head_field(a->head, "Date"), " GMT");
 }
 
 static void forwarded_fields_tell_where_it_came_from(void **state)
@@ -435,6 +452,27 @@ static void forwarded_fields_tell_where_it_came_from(void **state)
     check_str(head_field(head, "X-Forwarded-Proto"), "http");
     check_str(head_field(head, "X-Forwarded-Host"), "chroma.test");
     check_str(head_field(head, "traceparent"), "00-1-2-01");
+}
+
+/* What sticky goes by: the header, or the address, which is one for all here. */
+static void session_header_reaches_the_policy(void **state)
+{
+    struct peer *p = peer_start(serve_ok), *q = peer_start(serve_ok);
+    struct chromux *x = in_front_of(p, q, "LOAD_BALANCE_STRATEGY=sticky", NULL);
+    unsigned on_primary = 0;
+    enum { SESSIONS = 20 };
+    for (int i = 0; i < SESSIONS; i++) {
+        char *session = keepf("X-Chromux-Session: user %d\r\n", i), *first = NULL;
+        for (int again = 0; again < 2; again++) {
+            struct answer *a = http_send(x->port, "GET", COLL "/count", session, NULL);
+            check(a && a->status == 200);
+            char *by = head_field(a->head, "X-Chromux-Instance");
+            check_str(by, first ? first : by);
+            first = by;
+        }
+        on_primary += strcmp(first, "primary") == 0;
+    }
+    check(on_primary > 0 && on_primary < SESSIONS);
 }
 
 static void every_answer_has_its_own_request_id(void **state)
@@ -612,7 +650,9 @@ int main(void)
         TEST(request_in_pieces_is_one_request),
         TEST(hop_by_hop_request_fields_stay_behind),
         TEST(hop_by_hop_answer_fields_stay_behind),
+        TEST(answer_without_a_date_gets_one),
         TEST(forwarded_fields_tell_where_it_came_from),
+        TEST(session_header_reaches_the_policy),
         TEST(every_answer_has_its_own_request_id),
         TEST(target_bytes_pass_unchanged),
         TEST(absolute_target_becomes_origin_form),

@@ -10,15 +10,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A folder of policies of the test's own: the shipped ones, to be edited. */
-static char *own_policies(void)
-{
-    char *folder = keepf("%s/policies", temp_folder());
-    const char *const copy[] = {"cp", "-r", "policies", folder, NULL};
-    check_int(run_program(copy, NULL, 10).status, 0);
-    return folder;
-}
-
 #define ROUTE_TO(name)                                                                             \
     "local M = {}\nfunction M.route(req, nodes)\n  for _, n in ipairs(nodes) do\n"                 \
     "    if n.name == \"" name "\" then return n.name, \"edited\" end\n  end\n"                    \

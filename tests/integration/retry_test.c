@@ -1,5 +1,5 @@
-/* The bodies of reads that are tried again: whole, whatever of them had come or gone before; and
- * never a part taken for the whole. */
+/* Reads that are tried again: how often and until when; and their bodies: whole, whatever of them
+ * had come or gone before, and never a part taken for the whole. */
 #include "fixture.h"
 
 #include <stdlib.h>
@@ -35,6 +35,79 @@ static struct chromux *failing_first(struct peer **p, struct peer **q, peer_scri
     *q = peer_start(serve_ok);
     return in_front_of(*p, *q, "LOAD_BALANCE_STRATEGY=priority", "RETRY_BUFFER_BYTES=256k", NULL);
 }
+
+/* ---- how often ---- */
+
+enum { MANY = 5 };
+
+static struct chromux *in_front_of_many(struct peer *all[MANY], peer_script *script,
+                                        const char *setting, const char *other)
+{
+    char *instances = keepf("CHROMA_INSTANCES=");
+    for (int i = 0; i < MANY; i++) {
+        all[i] = peer_start(script);
+        instances = keepf("%s%sn%d=%s%s", instances, i ? ";" : "", i, peer_url(all[i]),
+                          i ? ",role=replica" : "");
+    }
+    struct chromux *x =
+        chromux_start(instances, "UNREPLICATED_READS=any", "PROBE_TIMEOUT=5", setting, other, NULL);
+    chromux_wait_healthy(x, MANY);
+    return x;
+}
+
+static unsigned requests_of(struct peer *all[MANY])
+{
+    unsigned n = 0;
+    for (int i = 0; i < MANY; i++)
+        n += peer_requests(all[i]);
+    return n;
+}
+
+static void tries_are_bounded(void **state)
+{
+    struct peer *all[MANY];
+    struct chromux *x =
+        in_front_of_many(all, reset_after_request, "MAX_TRIES=4", "FAILURE_THRESHOLD=1000");
+    struct answer *a = http_post(x->port, COLL "/query", "{}");
+    check(a != NULL);
+    check_int(a->status, 502);
+    check_int(requests_of(all), 4);
+    check_str(kv(chromux_access_line(x, "/query", 1), "attempts"), "4");
+}
+
+static void hang(struct conn *c)
+{
+    conn_request(c);
+    conn_wait_gone(c);
+}
+
+static void tries_end_with_the_time_of_the_request(void **state)
+{
+    struct peer *all[MANY];
+    struct chromux *x = in_front_of_many(all, hang, "TRY_TIMEOUT=0.4", "REQUEST_TIMEOUT=1");
+    double began = now_seconds();
+    struct answer *a = http_post(x->port, COLL "/query", "{}");
+    check(a != NULL);
+    check_int(a->status, 504);
+    check(now_seconds() - began < slow(2));
+    check(requests_of(all) <= 3);
+    check_str(kv(chromux_access_line(x, "/query", 1), "end"), "request_timeout");
+}
+
+/* A single Chroma server drops the connection at this route, however well it is. */
+static void route_that_breaks_servers_is_tried_once(void **state)
+{
+    struct peer *p, *q;
+    struct chromux *x = failing_first(&p, &q, reset_after_request);
+    struct answer *a = http_get(x->port, "/api/v2/collections/t:d:c");
+    check(a != NULL);
+    check_int(a->status, 502);
+    check_int(peer_requests(p), 1);
+    check_int(peer_requests(q), 0);
+    check_lacks(chromux_log(x), "instance_suspect");
+}
+
+/* ---- bodies ---- */
 
 static void check_whole(struct peer *q, const char *body, size_t n)
 {
@@ -152,6 +225,9 @@ static void refusal_in_mid_upload_reaches_the_client(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(tries_are_bounded),
+        TEST(tries_end_with_the_time_of_the_request),
+        TEST(route_that_breaks_servers_is_tried_once),
         TEST(retried_read_carries_its_whole_body),
         TEST(retried_chunked_read_carries_its_whole_body),
         TEST(retry_in_mid_upload_carries_the_whole_body),
