@@ -223,7 +223,7 @@ static void memory_is_capped(void **state)
 {
     (void)state;
     stops("local t = {} while true do t[#t + 1] = ('x'):rep(6e4) .. #t end", SANDBOX_MEMORY,
-          "not enough memory (all policies together may use 16777216 bytes)");
+          "not enough memory (16777216 bytes for everything in this VM)");
     stops("local s = 'x' while true do s = s .. s end", SANDBOX_MEMORY, "not enough memory");
     stops("local s = ('x'):rep(6e4) local r = s:gsub('x', s)", SANDBOX_MEMORY, "not enough memory");
     stops("local t = {} for i = 1, 1e3 do t[i] = ('x'):rep(6e4) end local s = table.concat(t)",
