@@ -519,7 +519,9 @@ static bool strategy_known(lua_State *L, const struct finding *f)
         size_t at = strlen(known);
         snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", name[i]);
     }
-    mistake(f->errors, "LOAD_BALANCE_STRATEGY = %s: %s knows only %s", wanted, f->path, known);
+    char text[POLICY_ERROR_MAX + 200];
+    snprintf(text, sizeof text, "expected a strategy of %.200s: %s", f->path, known);
+    config_complain(f->vm->config, "LOAD_BALANCE_STRATEGY", text, f->errors);
     return false;
 }
 
