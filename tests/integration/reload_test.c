@@ -242,6 +242,7 @@ static void bad_configuration_leaves_the_old_one_serving(void **state)
         "return { instances = {} }",
         "return { instances = {{name=\"a\"}} }",
         "while true do end",
+        "while true do pcall(function() while true do end end) end",
     };
     for (unsigned i = 0; i < COUNT_OF(bad); i++) {
         write_file(file, bad[i]);
