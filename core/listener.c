@@ -117,14 +117,12 @@ static bool parse_address(const char *address, int port, struct sockaddr_storage
 
 static void complain(bool local_only, const char *address, int why, struct buf *error)
 {
-    const char *name = why == EADDRNOTAVAIL ? "LISTEN_ADDRESS"
-                       : local_only         ? "ADMIN_PORT"
-                                            : "PORT";
-    char *text = why == EADDRNOTAVAIL
-                     ? base_printf("expected an address of this machine (%s)", strerror(why))
-                     : base_printf("expected a port that %s can listen on (%s)%s", address,
-                                   strerror(why),
-                                   why == EADDRINUSE ? ": stop what uses it, or set another" : "");
+    const char *name = why == EADDRNOTAVAIL ? "LISTEN_ADDRESS" : local_only ? "ADMIN_PORT" : "PORT";
+    char *text =
+        why == EADDRNOTAVAIL
+            ? base_printf("expected an address of this machine (%s)", strerror(why))
+            : base_printf("expected a port that %s can listen on (%s)%s", address, strerror(why),
+                          why == EADDRINUSE ? ": stop what uses it, or set another" : "");
     config_complain(session_shared.cfg, name, text, error);
     free(text);
 }
