@@ -59,9 +59,11 @@ help:
 setup-%:
 	@scripts/setup.sh $*
 
+# Ctrl-C is to stop it, even where whoever started us had it ignored, as a shell does for what it
+# runs in the background.
 run: setup-run
 	@$(MAKE) -s --no-print-directory -j$(JOBS) all
-	@exec env CHROMUX=$(BUILD)/chromux scripts/dev.sh
+	@exec env --default-signal=INT CHROMUX=$(BUILD)/chromux scripts/dev.sh
 
 reload:
 	@scripts/dev.sh reload

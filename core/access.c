@@ -23,9 +23,10 @@ static ev_prepare flusher;
 static ev_timer retry;
 static struct ev_loop *loop;
 
+/* Never waits for the reader of a pipe: without one the opening fails. */
 static bool open_path(void)
 {
-    int got = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    int got = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0640);
     if (got < 0)
         return false;
     if (fd >= 0)

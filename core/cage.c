@@ -29,6 +29,14 @@ static int pass_on(lua_State *L)
     return lua_gettop(L);
 }
 
+/* For what takes long only on much: it ends by itself, and then the clock is read. */
+static int timed(lua_State *L)
+{
+    int results = pass_on(L);
+    sandbox_look(L);
+    return results;
+}
+
 static int capped_rep(lua_State *L)
 {
     size_t n, sep = 0;
@@ -107,6 +115,7 @@ static int capped_insert(lua_State *L)
         lua_Number at = luaL_checknumber(L, 2);
         if (!(at >= 1 && at <= (lua_Number)lua_objlen(L, 1) + 1))
             return luaL_error(L, "position out of bounds");
+        return timed(L);
     }
     return pass_on(L);
 }
@@ -270,19 +279,19 @@ static const struct {
     {"string", "gmatch", capped_pattern},
     {"string", "gsub", capped_pattern},
     {"string", "len", NULL},
-    {"string", "lower", NULL},
+    {"string", "lower", timed},
     {"string", "match", capped_pattern},
     {"string", "rep", capped_rep},
-    {"string", "reverse", NULL},
+    {"string", "reverse", timed},
     {"string", "sub", NULL},
-    {"string", "upper", NULL},
-    {"table", "concat", NULL},
+    {"string", "upper", timed},
+    {"table", "concat", timed},
     {"table", "insert", capped_insert},
     {"table", "maxn", NULL},
     {"table", "remove", NULL},
-    {"table", "sort", NULL},
+    {"table", "sort", timed},
     {"os", "clock", NULL},
-    {"os", "date", NULL},
+    {"os", "date", timed},
     {"os", "time", NULL},
 };
 

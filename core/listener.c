@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -115,6 +116,18 @@ static bool parse_address(const char *address, int port, struct sockaddr_storage
     return false;
 }
 
+static void complain(bool local_only, const char *address, int why, struct buf *error)
+{
+    const char *name = why == EADDRNOTAVAIL ? "LISTEN_ADDRESS" : local_only ? "ADMIN_PORT" : "PORT";
+    char *text =
+        why == EADDRNOTAVAIL
+            ? base_printf("expected an address of this machine (%s)", strerror(why))
+            : base_printf("expected a port that %s can listen on (%s)%s", address, strerror(why),
+                          why == EADDRINUSE ? ": stop what uses it, or set another" : "");
+    config_complain(session_shared.cfg, name, text, error);
+    free(text);
+}
+
 bool listener_open(const char *address, int port, bool local_only, struct buf *error)
 {
     struct sockaddr_storage at;
@@ -135,8 +148,7 @@ bool listener_open(const char *address, int port, bool local_only, struct buf *e
     if (l->fd >= 0)
         setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
     if (l->fd < 0 || bind(l->fd, (struct sockaddr *)&at, len) != 0 || listen(l->fd, BACKLOG) != 0) {
-        buf_printf(error, "can't listen on %s port %d: %s%s\n", address, port, strerror(errno),
-                   errno == EADDRINUSE ? "; stop what uses it or set another PORT" : "");
+        complain(local_only, address, errno, error);
         if (l->fd >= 0)
             close(l->fd);
         return false;

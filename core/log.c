@@ -2,6 +2,7 @@
 #include "log.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <time.h>
@@ -15,11 +16,12 @@ static enum log_level threshold = LOG_INFO;
 static int log_fd = 2;
 static const char *const level_names[] = {"debug", "info", "warn", "error"};
 
-/* One slot an event, found by the address of its static word. */
-static struct {
+/* One slot an event, which the address of its static word stands for. */
+static struct burst {
     const char *event;
     long second;
-    unsigned written, held;
+    unsigned written; /* in that second */
+    long held;        /* since the last line of this event */
 } bursts[LOG_EVENTS];
 
 void log_set_level(enum log_level level)
@@ -95,24 +97,40 @@ const char *log_quote(const char *text)
     return log_quote_str(str_from(text ? text : ""));
 }
 
-/* How many lines of this event were held back, or -1 when this one must be too. */
-static long admit(const char *event, long second)
+/* The slot of an event: its own, else a free one, else the one that was quiet for longest. */
+static unsigned slot_of(const char *event)
 {
-    unsigned at = (unsigned)(((uintptr_t)event >> 3) % LOG_EVENTS);
-    if (bursts[at].event != event || bursts[at].second != second) {
-        long held = bursts[at].event == event ? (long)bursts[at].held : 0;
-        bursts[at].event = event;
-        bursts[at].second = second;
-        bursts[at].written = 1;
-        bursts[at].held = 0;
-        return held;
+    unsigned first = (unsigned)(((uintptr_t)event >> 3) % LOG_EVENTS), best = first;
+    for (unsigned i = 0; i < LOG_EVENTS; i++) {
+        unsigned at = (first + i) % LOG_EVENTS;
+        if (bursts[at].event == event)
+            return at;
+        if (!bursts[at].event) { /* events never leave, so it stands nowhere behind this */
+            best = at;
+            break;
+        }
+        if (bursts[at].second < bursts[best].second)
+            best = at;
     }
-    if (bursts[at].written < LOG_BURST) {
-        bursts[at].written++;
-        return 0;
+    bursts[best] = (struct burst){.event = event};
+    return best;
+}
+
+/* False: too many of this event in this second. */
+static bool admit(struct burst *b, long second)
+{
+    if (b->second != second) {
+        b->second = second;
+        b->written = 0;
     }
-    bursts[at].held++;
-    return -1;
+    return b->written++ < LOG_BURST;
+}
+
+/* A pipe has room for a line or is not writable: it never takes a part and then waits. */
+static bool has_room(void)
+{
+    struct pollfd p = {.fd = log_fd, .events = POLLOUT};
+    return poll(&p, 1, 0) == 1;
 }
 
 void log_event(enum log_level level, const char *event, const char *fmt, ...)
@@ -121,9 +139,11 @@ void log_event(enum log_level level, const char *event, const char *fmt, ...)
         return;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    long held = level == LOG_DEBUG ? 0 : admit(event, (long)now.tv_sec);
-    if (held < 0)
+    struct burst *b = &bursts[slot_of(event)];
+    if ((level != LOG_DEBUG && !admit(b, (long)now.tv_sec)) || !has_room()) {
+        b->held++;
         return;
+    }
     char line[LOG_LINE_MAX], when[LOG_TIME_MAX];
     log_time((double)now.tv_sec + (double)now.tv_nsec / 1e9, when);
     size_t n = (size_t)snprintf(line, sizeof line, "%s %s %s ", when, level_names[level], event);
@@ -133,8 +153,9 @@ void log_event(enum log_level level, const char *event, const char *fmt, ...)
     va_end(args);
     size_t room = sizeof line - n - 33;
     n += w < 0 ? 0 : (size_t)w < room ? (size_t)w : room;
-    if (held > 0)
-        n += (size_t)snprintf(line + n, 30, " suppressed=%ld", held);
+    if (b->held > 0)
+        n += (size_t)snprintf(line + n, 30, " suppressed=%ld", b->held);
+    b->held = 0;
     line[n++] = '\n';
     ssize_t r;
     do

@@ -2,7 +2,8 @@
  *
  * A line is `time level event key=value …`. Values with spaces or quotes are quoted. The same event
  * is written at most LOG_BURST times in a second; what was held back is counted and said in the
- * next line of that event (`suppressed=N`), so that a storm costs neither the disk nor the loop. */
+ * next line of that event (`suppressed=N`), so that a storm costs neither the disk nor the loop. A
+ * pipe or terminal that has no room costs the line, which counts as held back. */
 #ifndef LOG_H
 #define LOG_H
 

@@ -299,6 +299,39 @@ static void tell_systemd(const char *state)
     close(fd);
 }
 
+/* Why this path can't be opened for appending, or NULL; nothing is opened and nothing made. */
+static const char *not_appendable(const char *path)
+{
+    struct stat st;
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? base_printf("%.*s/", (int)(slash - path), path) : base_strdup(".");
+    bool there = stat(path, &st) == 0, ok = there || errno == ENOENT;
+    if (there && S_ISDIR(st.st_mode)) {
+        errno = EISDIR;
+        ok = false;
+    } else if (ok) {
+        ok = there ? faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0
+                   : (!slash || slash[1]) &&
+                         faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0;
+    }
+    const char *why = ok ? NULL : strerror(errno);
+    free(folder);
+    return why;
+}
+
+/* What only the start would notice otherwise. */
+static bool check_access_log(const struct config *c, struct buf *errors)
+{
+    const char *path = c->access_log, *why;
+    if (!*path || strcmp(path, "off") == 0 || strcmp(path, "-") == 0 ||
+        !(why = not_appendable(path)))
+        return true;
+    char *text = base_printf("expected off, - or a file that can be written (%s)", why);
+    config_complain(c, "ACCESS_LOG", text, errors);
+    free(text);
+    return false;
+}
+
 static bool open_listeners(struct buf *errors)
 {
     if (!listener_open(cfg->listen_address, (int)cfg->port, false, errors))
@@ -311,15 +344,16 @@ static bool open_listeners(struct buf *errors)
 static bool start_all(struct buf *errors)
 {
     const char *why = NULL;
-    if (!policy_load(cfg, errors))
+    bool fine = check_access_log(cfg, errors);
+    if (!policy_load(cfg, errors) || !fine)
         return false;
     if (!access_start(loop, cfg->access_log, strcmp(cfg->log_format, "json") == 0)) {
-        buf_printf(errors, "ACCESS_LOG = %s: %s\n", cfg->access_log, strerror(errno));
+        config_complain(cfg, "ACCESS_LOG", strerror(errno), errors);
         return false;
     }
     dns = dns_new(loop, cfg->dns_servers, &why);
     if (!dns) {
-        buf_printf(errors, "DNS_SERVERS = %s: %s\n", cfg->dns_servers, why);
+        config_complain(cfg, "DNS_SERVERS", why, errors);
         return false;
     }
     if (!api_start(loop, cfg->database_url, errors))
@@ -413,39 +447,6 @@ static int run(int argc, char **argv)
 }
 
 /* ---- the other commands ---- */
-
-/* Why this path can't be opened for appending, or NULL; nothing is opened and nothing made. */
-static const char *not_appendable(const char *path)
-{
-    struct stat st;
-    const char *slash = strrchr(path, '/');
-    char *folder = slash ? base_printf("%.*s/", (int)(slash - path), path) : base_strdup(".");
-    bool there = stat(path, &st) == 0, ok = there || errno == ENOENT;
-    if (there && S_ISDIR(st.st_mode)) {
-        errno = EISDIR;
-        ok = false;
-    } else if (ok) {
-        ok = there ? faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0
-                   : (!slash || slash[1]) &&
-                         faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0;
-    }
-    const char *why = ok ? NULL : strerror(errno);
-    free(folder);
-    return why;
-}
-
-/* What only the start would notice otherwise. */
-static bool check_access_log(const struct config *c, struct buf *errors)
-{
-    const char *path = c->access_log, *why;
-    if (!*path || strcmp(path, "off") == 0 || strcmp(path, "-") == 0 ||
-        !(why = not_appendable(path)))
-        return true;
-    char *text = base_printf("expected off, - or a file that can be written (%s)", why);
-    config_complain(c, "ACCESS_LOG", text, errors);
-    free(text);
-    return false;
-}
 
 static int check(int argc, char **argv)
 {

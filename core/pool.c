@@ -382,9 +382,18 @@ void pool_start(const struct config *c, struct dns *d)
     ev_prepare_start(stream_loop(), &waker);
 }
 
+/* A shorter interval of look-ups holds from now on; nothing is put off. */
 void pool_reload(const struct config *c)
 {
     cfg = c;
+    for (unsigned i = 0; i < fleet_count; i++) {
+        ev_timer *lookup = &pool_of(fleet_node[i])->lookup;
+        if (ev_is_active(lookup) && ev_timer_remaining(stream_loop(), lookup) > cfg->dns_interval) {
+            ev_timer_stop(stream_loop(), lookup);
+            ev_timer_set(lookup, cfg->dns_interval, 0);
+            ev_timer_start(stream_loop(), lookup);
+        }
+    }
 }
 
 void pool_stop(void)

@@ -334,9 +334,17 @@ void probe_start(const struct config *c)
     fleet_observe_membership(on_membership);
 }
 
+/* A shorter interval holds from now on; nothing is put off, or frequent reloads would stop probing.
+ */
 void probe_reload(const struct config *c)
 {
     cfg = c;
+    for (unsigned i = 0; i < fleet_count; i++) {
+        struct prober *p = fleet_node[i]->probe;
+        double period = jitter(period_of(fleet_node[i]));
+        if (!p->flying && period < ev_timer_remaining(stream_loop(), &p->next))
+            plan(p, period);
+    }
 }
 
 void probe_stop(void)

@@ -144,7 +144,7 @@ static enum sandbox_stop call_ended(struct sandbox *s, int base, int status, cha
             snprintf(error, SANDBOX_ERROR_MAX, "error object is a %s value", luaL_typename(L, -1));
         if (stop == SANDBOX_MEMORY)
             snprintf(error + strlen(error), SANDBOX_ERROR_MAX - strlen(error),
-                     " (all policies together may use %zu bytes)", s->limits.memory);
+                     " (%zu bytes for everything in this VM)", s->limits.memory);
     }
     lua_settop(L, base);
     if (s->refused) {

@@ -1,24 +1,17 @@
-/* settings.c: the config file runs in a bare VM of its own (no I/O, no libraries but string, table
- * and math, an instruction budget) and must return a table of plain values. */
+/* settings.c: the config file runs in a sandbox of its own (no I/O, no libraries but string, table
+ * and math) and must return a table of plain values. The limits matter at a HUP: a file that never
+ * ends must not end the service. */
 #include "settings.h"
 
-#include "script.h"
+#include "sandbox.h"
 
 #include <limits.h>
-#include <luajit.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { FILE_BUDGET = 10000000 };
-
-static void over_budget(lua_State *L, lua_Debug *ar)
-{
-    lua_getinfo(L, "Sl", ar);
-    luaL_error(L, "%s:%d: the file used more than %d instructions", ar->short_src, ar->currentline,
-               FILE_BUDGET);
-}
+static const struct sandbox_limits file_limits = {64u << 20, 10000000, 5};
 
 /* One line more, unless there are far too many already. */
 static void PRINTF(2, 3) mistake(struct buf *errors, const char *fmt, ...)
@@ -33,13 +26,10 @@ static void PRINTF(2, 3) mistake(struct buf *errors, const char *fmt, ...)
         buf_put(errors, line, len);
 }
 
-static lua_State *bare_vm(void)
+static int open_libraries(lua_State *L)
 {
     static const char *const gone[] = {"dofile", "loadfile", "load", "loadstring",
                                        "collectgarbage"};
-    lua_State *L = luaL_newstate();
-    must(L != NULL);
-    luaJIT_setmode(L, 0, LUAJIT_MODE_ENGINE | LUAJIT_MODE_OFF);
     static const lua_CFunction libs[] = {luaopen_base, luaopen_string, luaopen_table, luaopen_math};
     for (unsigned i = 0; i < COUNT_OF(libs); i++) {
         lua_pushcfunction(L, libs[i]);
@@ -49,8 +39,7 @@ static lua_State *bare_vm(void)
         lua_pushnil(L);
         lua_setglobal(L, gone[i]);
     }
-    lua_sethook(L, over_budget, LUA_MASKCOUNT, FILE_BUDGET);
-    return L;
+    return 0;
 }
 
 /* Adds the plain value on top of the stack under this name; false when it is not plain. */
@@ -104,10 +93,16 @@ static void add_instances(lua_State *L, const char *source, struct config_raws *
 /* false: the file can't be run at all. */
 static bool read_file(const char *path, struct config_raws *raws, struct buf *errors)
 {
-    lua_State *L = bare_vm();
+    struct sandbox *box = sandbox_new(&file_limits, open_libraries);
+    must(box);
+    lua_State *L = sandbox_lua(box);
+    char error[SANDBOX_ERROR_MAX];
     bool ran = false;
-    if (luaL_loadfile(L, path) != 0 || lua_pcall(L, 0, 1, 0) != 0) {
+    if (luaL_loadfile(L, path) != 0) {
         mistake(errors, "%s\n", lua_tostring(L, -1));
+    } else if (sandbox_call(box, 0, 1, error) != SANDBOX_OK) {
+        mistake(errors, "%s%s%s\n", strstr(error, path) ? "" : path,
+                strstr(error, path) ? "" : ": ", error);
     } else if (!lua_istable(L, -1)) {
         mistake(errors, "%s: expected it to return a table of settings, found a %s\n", path,
                 luaL_typename(L, -1));
@@ -127,7 +122,7 @@ static bool read_file(const char *path, struct config_raws *raws, struct buf *er
                         luaL_typename(L, -1));
         }
     }
-    lua_close(L);
+    sandbox_free(box);
     return ran;
 }
 

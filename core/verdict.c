@@ -17,6 +17,8 @@
 enum { UP_VM = 1, UP_FUNCTION, UP_LB, JUDGE_SUBJECT, JUDGE_HISTORY = 6, JUDGE_UPVALUES = 7 };
 _Static_assert(UP_LB + 1 == ASK_FIRST, "the owner's come first");
 
+enum { HASH_MAX = 65536 }; /* bytes: more could take longer than a call may */
+
 struct verdict_vm {
     struct sandbox *box;
     lua_State *L;
@@ -79,6 +81,8 @@ static int lb_hash(lua_State *L)
     size_t n;
     const char *p = luaL_checklstring(L, 1, &n);
     uint32_t h = 0;
+    if (n > HASH_MAX)
+        return luaL_error(L, "lb.hash takes at most %d bytes", HASH_MAX);
     for (size_t i = 0; i < n + 4; i++) {
         h += i < n ? (unsigned char)p[i] : 0;
         h += h << 10;
@@ -519,7 +523,9 @@ static bool strategy_known(lua_State *L, const struct finding *f)
         size_t at = strlen(known);
         snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", name[i]);
     }
-    mistake(f->errors, "LOAD_BALANCE_STRATEGY = %s: %s knows only %s", wanted, f->path, known);
+    char text[POLICY_ERROR_MAX + 200];
+    snprintf(text, sizeof text, "expected a strategy of %.200s: %s", f->path, known);
+    config_complain(f->vm->config, "LOAD_BALANCE_STRATEGY", text, f->errors);
     return false;
 }
 

@@ -133,6 +133,7 @@ end
 local function hash(text)
   local bit = require("bit")
   local h = 0
+  assert(#text <= 65536, "lb.hash takes at most 65536 bytes")
   for i = 1, #text + 4 do
     h = bit.tobit(h + (text:byte(i) or 0))
     h = bit.tobit(h + bit.lshift(h, 10))

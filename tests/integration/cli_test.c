@@ -160,7 +160,29 @@ static void busy_port_is_told(void **state)
     struct run r =
         chromux("PRIMARY_URL=http://127.0.0.1:8001", keepf("PORT=%u", peer_port(p)), "run", NULL);
     check(r.status != 0 && r.status < 126);
-    check_has(r.output, keepf("%u", peer_port(p)));
+    check_has(r.output, keepf("\nPORT = %u (environment): expected", peer_port(p)));
+    r = chromux("PRIMARY_URL=http://127.0.0.1:8001", "PORT=0", "run", "--set",
+                keepf("ADMIN_PORT=%u", peer_port(p)), NULL);
+    check(r.status != 0 && r.status < 126);
+    check_has(r.output, keepf("\nADMIN_PORT = \"%u\" (--set): expected", peer_port(p)));
+    r = chromux("PRIMARY_URL=http://127.0.0.1:8001", "PORT=0", "LISTEN_ADDRESS=192.0.2.1", "run",
+                NULL);
+    check(r.status != 0 && r.status < 126);
+    check_has(r.output, "\nLISTEN_ADDRESS = \"192.0.2.1\" (environment): expected");
+}
+
+/* What only the machine and the policies tell, of one start at once. */
+static void what_cannot_be_used_is_told_at_once(void **state)
+{
+    static const char *const commands[] = {"check", "run"};
+    for (unsigned i = 0; i < COUNT_OF(commands); i++) {
+        struct run r =
+            chromux("PRIMARY_URL=http://127.0.0.1:8001", "PORT=0", "LOAD_BALANCE_STRATEGY=no_such",
+                    "ACCESS_LOG=/nowhere/log", commands[i], NULL);
+        check(r.status != 0 && r.status < 126);
+        check_has(r.output, "LOAD_BALANCE_STRATEGY = \"no_such\" (environment): expected");
+        check_has(r.output, "ACCESS_LOG = \"/nowhere/log\" (environment): expected");
+    }
 }
 
 static void interrupt_ends_as_a_shell_expects(void **state)
@@ -218,6 +240,7 @@ int main(void)
         TEST(impossible_combinations_are_refused),
         TEST(later_sources_win),
         TEST(busy_port_is_told),
+        TEST(what_cannot_be_used_is_told_at_once),
         TEST(interrupt_ends_as_a_shell_expects),
         TEST(scripts_run_on_our_own_runtime),
         TEST(specs_of_policies_run_and_can_fail),

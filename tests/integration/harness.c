@@ -241,6 +241,18 @@ void child_kill(pid_t *pid)
     *pid = 0;
 }
 
+int child_wait(pid_t *pid, double seconds)
+{
+    int status = -1;
+    if (wait_until(reaped(*pid, &status), seconds)) {
+        for (unsigned i = 0; i < CHILDREN_MAX; i++)
+            if (children[i] == *pid)
+                children[i] = 0;
+        *pid = 0;
+    }
+    return status;
+}
+
 /* ---- chromux --------------------------------------------------------------------------------- */
 
 const char *chromux_path(void)

@@ -112,5 +112,7 @@ char *kv(const char *line, const char *name);
  * teardown. */
 pid_t child_start(const char *const *argv, const char *log_name);
 void child_kill(pid_t *pid); /* SIGKILL and reaped; *pid = 0 */
+/* Waits for its end: the exit status, 128 + signal, and *pid = 0; -1 at the deadline. */
+int child_wait(pid_t *pid, double seconds);
 
 #endif

@@ -213,6 +213,22 @@ static void name_that_appears_later_is_taken_up(void **state)
     check_soon(served_by(x, "far"), 10);
 }
 
+static void shorter_interval_holds_at_once(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    struct peer *moved = peer_start_at(serve_ok, "127.0.0.2", peer_port(p));
+    char *file = keepf("%s/chromux.lua", temp_folder());
+    write_file(file, "return { DNS_INTERVAL = 1000 }\n");
+    struct chromux *x = chromux_start(
+        "--config", file, keepf("CHROMA_INSTANCES=far=http://chroma.example:%u", peer_port(p)),
+        keepf("DNS_SERVERS=127.0.0.1:%u", names.port), NULL);
+    check_soon(served_by(x, "far"), 5);
+    say("127.0.0.2");
+    write_file(file, "return { DNS_INTERVAL = 0.2 }\n");
+    chromux_reload(x);
+    check_soon(served_by(x, "far") && peer_requests(moved) > 0, 10);
+}
+
 #define NAMES_TEST(fn) cmocka_unit_test_setup_teardown(fn, names_setup, names_teardown)
 
 int main(void)
@@ -224,6 +240,7 @@ int main(void)
         NAMES_TEST(second_address_serves_when_the_first_is_dead),
         NAMES_TEST(lost_name_server_changes_nothing),
         NAMES_TEST(silent_name_server_stops_nobody_else),
+        NAMES_TEST(shorter_interval_holds_at_once),
         NAMES_TEST(name_that_appears_later_is_taken_up),
     };
     return RUN(tests);

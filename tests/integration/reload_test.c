@@ -218,6 +218,22 @@ static void instance_moves_to_another_port(void **state)
     check_int(peer_requests(q), 10);
 }
 
+/* A setting that a timer already counts by. */
+static void shorter_interval_holds_at_once(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    char *file = keepf("%s/chromux.lua", temp_folder());
+    char *quick = instance_list(&p, 1), *lazy = keepf("%s", quick);
+    memcpy(strstr(lazy, "0.2"), "1e3", 3);
+    write_file(file, lazy);
+    struct chromux *x = chromux_start("--config", file, NULL);
+    chromux_wait_healthy(x, 1);
+    unsigned before = peer_probes(p);
+    write_file(file, quick);
+    chromux_reload(x);
+    check_soon(peer_probes(p) > before + 3, 10);
+}
+
 static void bad_configuration_leaves_the_old_one_serving(void **state)
 {
     struct peer *p = peer_start(serve_ok);
@@ -233,6 +249,7 @@ static void bad_configuration_leaves_the_old_one_serving(void **state)
         "return { instances = {} }",
         "return { instances = {{name=\"a\"}} }",
         "while true do end",
+        "while true do pcall(function() while true do end end) end",
     };
     for (unsigned i = 0; i < COUNT_OF(bad); i++) {
         write_file(file, bad[i]);
@@ -399,6 +416,7 @@ int main(void)
         TEST(policy_that_fails_at_run_time_costs_nothing),
         TEST(instances_come_and_go_with_requests_in_flight),
         TEST(instance_moves_to_another_port),
+        TEST(shorter_interval_holds_at_once),
         TEST(bad_configuration_leaves_the_old_one_serving),
         TEST(hup_at_each_stage_drops_nothing),
         TEST(thousand_hups_under_load_lose_nothing),

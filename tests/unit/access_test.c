@@ -499,6 +499,18 @@ static void a_reader_that_went_away_is_survived(void **state)
     close(reader);
 }
 
+/* A pipe without a reader must not hang the start, nor what is rotated into one the service. */
+static void no_pipe_is_waited_for(void **state)
+{
+    assert_int_equal(mkfifo(other, 0600), 0);
+    assert_false(access_start(loop, other, false));
+    access_stop();
+    assert_true(access_start(loop, path, false));
+    assert_int_equal(rename(other, path), 0);
+    access_reopen();
+    assert_true(access_on());
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, start, stop)
@@ -513,6 +525,7 @@ int main(void)
         TEST(lines_come_with_the_turn_and_the_rest_at_the_stop),
         TEST(a_rotated_file_is_followed_by_a_new_one),
         TEST(the_old_file_stays_when_no_new_one_can_be_made),
+        TEST(no_pipe_is_waited_for),
         TEST(a_stuck_reader_costs_lines_and_no_time),
         TEST(a_reader_that_went_away_is_survived),
     };

@@ -160,6 +160,22 @@ static void wall_time_is_bounded(void **state)
     assert_true(to.tv_sec - from.tv_sec < 5);
 }
 
+/* Twenty calls, so few instructions that no step ends meanwhile. */
+static void long_calls_are_noticed_when_they_end(void **state)
+{
+    (void)state;
+    static const char *const calls[] = {"table.sort(t)", "os.date(d)"};
+    const struct sandbox_limits quick = {MEMORY, 10000000, 0.1};
+    for (unsigned i = 0; i < COUNT_OF(calls); i++) {
+        char body[256];
+        snprintf(body, sizeof body,
+                 "local d, t = ('%%c'):rep(32000), {} for i = 1, 1e5 do t[i] = i end\n"
+                 "for i = 1, 20 do %s end",
+                 calls[i]);
+        stops_within(&quick, body, SANDBOX_TIME, ":3: used more than 0.1 seconds");
+    }
+}
+
 /* ---- the library ---- */
 
 static void slow_library_calls_are_refused(void **state)
@@ -223,7 +239,7 @@ static void memory_is_capped(void **state)
 {
     (void)state;
     stops("local t = {} while true do t[#t + 1] = ('x'):rep(6e4) .. #t end", SANDBOX_MEMORY,
-          "not enough memory (all policies together may use 16777216 bytes)");
+          "not enough memory (16777216 bytes for everything in this VM)");
     stops("local s = 'x' while true do s = s .. s end", SANDBOX_MEMORY, "not enough memory");
     stops("local s = ('x'):rep(6e4) local r = s:gsub('x', s)", SANDBOX_MEMORY, "not enough memory");
     stops("local t = {} for i = 1, 1e3 do t[i] = ('x'):rep(6e4) end local s = table.concat(t)",
@@ -407,6 +423,7 @@ int main(void)
         cmocka_unit_test(pcall_cannot_swallow_the_end),
         cmocka_unit_test(coroutines_are_covered),
         cmocka_unit_test(wall_time_is_bounded),
+        cmocka_unit_test(long_calls_are_noticed_when_they_end),
         cmocka_unit_test(slow_library_calls_are_refused),
         cmocka_unit_test(useful_library_calls_are_not),
         cmocka_unit_test(memory_is_capped),

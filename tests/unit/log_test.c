@@ -110,13 +110,45 @@ static void a_storm_of_one_event_is_ten_lines_a_second(void **state)
 
 static void a_storm_does_not_hold_back_another_event(void **state)
 {
-    /* Static words far enough apart for slots of their own. */
-    static const char words[2][64] = {"loud_event", "quiet_event"};
     next_second();
     for (int i = 0; i < 100; i++)
-        log_event(LOG_WARN, words[0], "i=%d", i);
-    log_event(LOG_WARN, words[1], "i=%d", 0);
+        log_warn("loud_event", "i=%d", i);
+    log_warn("quiet_event", "i=%d", 0);
     assert_non_null(strstr(written(), " warn quiet_event i=0\n"));
+}
+
+/* However the words of two events lie in memory. */
+static void two_storms_at_once_are_both_held_back(void **state)
+{
+    enum { TURNS = 200, WORDS = 20 };
+    static char words[WORDS][512];
+    long second;
+    do {
+        second = next_second();
+        written();
+        for (int i = 0; i < WORDS; i++)
+            snprintf(words[i], sizeof words[i], "storm_%d", i);
+        for (int i = 0; i < TURNS; i++)
+            for (int w = 0; w < WORDS; w++)
+                log_event(LOG_WARN, words[w], "i=%d", i);
+    } while (time(NULL) != second);
+    assert_int_equal(count_lines(written()), WORDS * 10);
+}
+
+/* A full pipe that nobody reads: the program goes on, and the next line says what is missing. */
+static void a_reader_that_stands_still_costs_lines_and_no_time(void **state)
+{
+    log_set_level(LOG_DEBUG);
+    assert_int_equal(fcntl(ends[1], F_SETFL, 0), 0); /* writes block */
+    char text[1000];
+    memset(text, 'x', sizeof text);
+    for (int i = 0; i < 200; i++)
+        log_debug("unread", "i=%d x=%.*s", i, (int)sizeof text, text);
+    unsigned got = count_lines(written());
+    assert_in_range(got, 20, 199);
+    log_debug("unread", "i=%d", 200);
+    snprintf(text, sizeof text, "i=200 suppressed=%u\n", 200 - got);
+    assert_non_null(strstr(written(), text));
 }
 
 static void debug_lines_are_not_limited(void **state)
@@ -200,6 +232,8 @@ int main(void)
         TEST(levels_below_the_threshold_are_dropped),
         TEST(a_storm_of_one_event_is_ten_lines_a_second),
         TEST(a_storm_does_not_hold_back_another_event),
+        TEST(two_storms_at_once_are_both_held_back),
+        TEST(a_reader_that_stands_still_costs_lines_and_no_time),
         TEST(debug_lines_are_not_limited),
         TEST(quoting_keeps_a_value_on_its_line),
         TEST(four_quoted_values_fit_into_one_line),

@@ -542,7 +542,7 @@ static void a_bad_file_leaves_the_old_one_serving(void **state)
     refused("local x = y\nreturn {}", "route.lua:1: uses the global 'y'");
     refused("\x1bLJ\x02", "compiled code is not accepted");
     refused("return {strategies = {mine = function() end}, route = function() return 'b' end}",
-            "LOAD_BALANCE_STRATEGY = write_primary");
+            "LOAD_BALANCE_STRATEGY = \"write_primary\" (default): expected a strategy of ");
     assert_string_equal(load(), load());
 }
 
@@ -687,8 +687,8 @@ static void shipped_policies_load(void **state)
             print_message("%-20s %6.0f ns\n", strategies[i], took / rounds);
     }
     const char *why = load_with(settings("LOAD_BALANCE_STRATEGY", "wite_primary", NULL));
-    contains(why, "LOAD_BALANCE_STRATEGY = wite_primary: policies/route.lua knows only "
-                  "collection_affinity, least_connections, peak_ewma,");
+    contains(why, "LOAD_BALANCE_STRATEGY = \"wite_primary\" (--set): expected a strategy of "
+                  "policies/route.lua: collection_affinity, least_connections, peak_ewma,");
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
