@@ -267,7 +267,7 @@ function M.submit(req)
     end)
     return
   end
-  if not J.store:healthy() and not next(J.store.queue) then
+  if not J.store:healthy() then
     return refuse(t, "journal_away", "PostgreSQL does not answer: this write was not kept", 1)
   end
   if req.class == "write" then return write_records(t, req) end

@@ -557,7 +557,7 @@ end
 
 function Lane:kick_copy(copy)
   copy.again = true
-  if copy.running or copy.p >= self.head or copy.state ~= "ready" then return end
+  if copy.running or copy.p >= self.head or copy.state ~= "ready" or not copy.server:usable() then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
 end

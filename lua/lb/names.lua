@@ -170,7 +170,7 @@ local function kill(self, copy, tenant, database, physical, lane_id, late)
   local kind, answer = send(self, copy, "PUT", path(self, tenant, database, "/collections/" .. physical),
     json.encode { new_name = tomb }, physical, late)
   if kind == "lost" then return "applied", EMPTY end
-  if kind ~= "applied" and not (kind == "refused" and answer.status == 500) then return kind, answer end
+  if kind ~= "applied" then return kind, answer end
   kind, answer = send(self, copy, "DELETE", path(self, tenant, database, "/collections/" .. tomb), nil, nil, late)
   if type(answer) == "table" and answer.status == 404 then return "applied", EMPTY end
   return kind, answer

@@ -3,6 +3,7 @@
 -- An incarnation is one life of a server's process, told apart by the sentinel connection (core/courier.h). A new
 -- one is admitted after a look at its witness (PROTOCOL.md R9): a server that came back empty or from an old
 -- backup knows a smaller counter than PostgreSQL does, and none of its copies may be used.
+local Signal = require("lb.signal")
 local courier = require("lb.courier")
 local json = json
 
@@ -244,12 +245,12 @@ end
 
 -- ---- settling (R5) ---------------------------------------------------------------------------------------
 
--- Waits until nothing that was sent to this server before now can still be executed: it has begun a new life, or it
--- has done a write of ours and then stayed alive for a while. horizon in seconds.
-function Server:settle(horizon)
+-- Until nothing that was sent to this server before now can still be executed: it has begun a new life, or it has
+-- done a write of ours and then stayed alive for a while.
+local function settle_once(self, horizon)
   local life = self.incarnation
   local wait = 0.1
-  while true do
+  while not self.set.context.dead do
     if self.incarnation ~= 0 and self.incarnation ~= life and self.admitted == self.incarnation then return end
     if self:usable() and self:stamp() and self.incarnation == life then
       local till = now() + horizon
@@ -259,6 +260,25 @@ function Server:settle(horizon)
     sleep(wait)
     wait = math.min(wait * 2, 1)
   end
+end
+
+-- Waits for that; horizon in seconds. Who comes while one wait is under way shares the next one: what they sent may
+-- have come after the present one began.
+function Server:settle(horizon)
+  if not self.settle_next then
+    local batch = { over = Signal.new(), after = self.settle_now }
+    self.settle_next = batch
+    spawn(function()
+      while batch.after and not batch.after.done do batch.after.over:wait() end
+      self.settle_now, self.settle_next = batch, nil
+      settle_once(self, horizon)
+      batch.done = true
+      if self.settle_now == batch then self.settle_now = nil end
+      batch.over:fire()
+    end)
+  end
+  local batch = self.settle_next
+  while not batch.done do batch.over:wait() end
 end
 
 M.SETTLE_DEAD = SETTLE_DEAD
