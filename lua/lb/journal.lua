@@ -349,12 +349,12 @@ local function attach_copies(context, names, loaded)
 end
 
 -- Copies in doubt settle once their server can be used.
-local function settle_all(names)
+local function settle_all(names, horizon)
   for _, copy in ipairs(names.order) do
     if not copy.settled and not copy.settling then
       copy.settling = true
       spawn(function()
-        copy.server:settle(J.context.horizon())
+        copy.server:settle(horizon)
         copy.settled, copy.settling = true, false
         names:kick()
       end)
@@ -362,7 +362,7 @@ local function settle_all(names)
   end
   for _, lane in pairs(names.by_logical) do
     for _, copy in ipairs(lane.order) do
-      if not copy.settled then lane:settle(copy) end
+      if not copy.settled then lane:settle(copy, horizon) end
     end
   end
 end
@@ -437,7 +437,6 @@ local function start_once(life)
     settings = settings, store = store, copies = copies, encode = encode, fault = fault, dead = false, ready = false,
     journal_id = loaded.meta[1].journal_id, memory = { used = 0, most = settings.JOURNAL_MEMORY_BYTES / 2 },
     answer = send_verdict, choose = route.choose,
-    horizon = function() return dead and Servers.SETTLE_DEAD or settings.WRITE_HORIZON end,
   }
   J.context = context
   context.servers = Servers.new(context)
@@ -536,7 +535,7 @@ local function start_once(life)
       end
     end
   end)
-  settle_all(names)
+  settle_all(names, not dead and settings.WRITE_HORIZON or nil)
   if #names.order == 0 then adopt_first(context, names, life) end
   if J.life ~= life or context.dead then return end
   copies.on(true)

@@ -567,13 +567,14 @@ function Lane:kick()
   for _, copy in ipairs(self.order) do self:kick_copy(copy) end
 end
 
--- Nothing is sent to the copy until what was sent to it before can't be executed any more.
-function Lane:settle(copy)
+-- Nothing is sent to the copy until what was sent to it before can't be executed any more; horizon as for
+-- Server:settle.
+function Lane:settle(copy, horizon)
   if copy.settling then return end
   copy.settling = true
   spawn(function()
     self.context.fault("settle.begin")
-    copy.server:settle(self.context.horizon())
+    copy.server:settle(horizon)
     self.context.fault("settle.end")
     copy.settling, copy.settled = false, true
     self:kick_copy(copy)

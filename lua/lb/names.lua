@@ -518,7 +518,7 @@ local function give_up_on(self, copy, e, kind)
   if kind == "unknown" and not copy.settling then
     copy.settled, copy.settling = false, true
     spawn(function()
-      copy.server:settle(self.context.horizon())
+      copy.server:settle()
       copy.settled, copy.settling = true, false
       self:kick()
     end)

@@ -13,7 +13,7 @@ Server.__index = Server
 
 local MOST_AT_ONCE = 16        -- requests of the journal to one server
 local STAMP_EVERY = 1          -- seconds between stamps of a server that gets writes
-local SETTLE_DEAD = 1          -- R5: whoever sent is dead, so what it sent ends soon
+local SETTLE_DEAD = 1          -- R5: whoever sent has closed its connections, so what it sent ends soon
 local TENANT, DATABASE, COLLECTION = "chromux", "chromux", "witness"
 local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
 
@@ -262,22 +262,23 @@ local function settle_once(self, horizon)
   end
 end
 
--- Waits for that; horizon in seconds. Who comes while one wait is under way shares the next one: what they sent may
--- have come after the present one began.
+-- Waits for that; horizon in seconds, by default that of a sender who has closed its connections. Who comes while
+-- one wait is under way shares the next one: what they sent may have come after the present one began.
 function Server:settle(horizon)
   if not self.settle_next then
-    local batch = { over = Signal.new(), after = self.settle_now }
+    local batch = { over = Signal.new(), after = self.settle_now, horizon = 0 }
     self.settle_next = batch
     spawn(function()
       while batch.after and not batch.after.done do batch.after.over:wait() end
       self.settle_now, self.settle_next = batch, nil
-      settle_once(self, horizon)
+      settle_once(self, batch.horizon)
       batch.done = true
       if self.settle_now == batch then self.settle_now = nil end
       batch.over:fire()
     end)
   end
   local batch = self.settle_next
+  batch.horizon = math.max(batch.horizon, horizon or SETTLE_DEAD)
   while not batch.done do batch.over:wait() end
 end
 
