@@ -249,8 +249,16 @@ function Read.get_where(v, op, lane, floor)
   end
 end
 
+-- A query of Chroma looks up ids first and what belongs to them later: one that is deleted in between comes without
+-- anything.
 function Read.query(v, op, lane, floor)
-  for id, record in pairs(op.seen) do judge_record(v, op, lane, id, record, floor) end
+  for id, record in pairs(op.seen) do
+    local torn = false
+    if not record.doc and not next(record.meta) then
+      for _, version in ipairs(Model.versions_from(lane.model, id, floor)) do torn = torn or not version.record end
+    end
+    if not torn then judge_record(v, op, lane, id, record, floor) end
+  end
 end
 
 function Read.count(v, op, lane, floor)
