@@ -90,7 +90,9 @@ answers() { # answers NAME
     postgres) scripts/pg.sh ready var/pg ;;
     primary) curl -fs -m 2 -o var/answer "http://127.0.0.1:$primary_port/api/v2/heartbeat" ;;
     replica) curl -fs -m 2 -o var/answer "http://127.0.0.1:$replica_port/api/v2/heartbeat" ;;
-    chromux) curl -fs -m 2 -o var/answer "http://127.0.0.1:$PORT/health" ;;
+    chromux) # and its journal takes writes
+        curl -fs -m 2 -o var/answer "http://127.0.0.1:$PORT/status" && grep -q '"state":"on"' var/answer
+        ;;
     esac 7>&-
 }
 

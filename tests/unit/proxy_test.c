@@ -81,7 +81,7 @@ static void test_an_unknown_collection_is_not_found(void **state)
 {
     ask(RECORDS ON_A "/query"); /* a physical id is no id for clients */
     hears("HTTP/1.1 404");
-    hears("{\"error\":\"NotFoundError\",\"message\":\"Collection [" ON_A "] does not exist.\"}");
+    hears("{\"error\":\"NotFoundError\",\"message\":\"Collection [" ON_A "] does not exists.\"}");
     assert_int_equal(bal.a.requests + bal.b.requests, 0);
 }
 
@@ -148,7 +148,7 @@ static void says_lost(struct server *s, const char *id)
 {
     strcpy(s->status, "404 Not Found");
     snprintf(s->body, sizeof s->body,
-             "{\"error\":\"NotFoundError\",\"message\":\"Collection [%s] does not exist.\"}", id);
+             "{\"error\":\"NotFoundError\",\"message\":\"Collection [%s] does not exists.\"}", id);
 }
 
 static void test_a_lost_copy_is_told_and_another_asked(void **state)
