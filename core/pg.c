@@ -216,12 +216,14 @@ static void internal_start(struct pg *p, const char *sql)
 
 static void connected(struct pg *p)
 {
-    /* Older servers don't know the check, and some systems can't do it: not a reason to stay away.
-     */
+    /* What is answered must be on disk. Older servers don't know the check, and some systems can't
+     * do it: not a reason to stay away. */
     char *listen = pg_news_sql(&p->news);
     char *sql = base_printf(
         "SET statement_timeout=%d;SET timezone='UTC';SET datestyle='ISO, YMD';"
         "SET bytea_output='hex';"
+        "DO $$BEGIN IF current_setting('synchronous_commit') IN ('off', 'local') THEN "
+        "SET synchronous_commit=on; END IF; END$$;"
         "DO $$BEGIN SET client_connection_check_interval=%d; EXCEPTION WHEN OTHERS THEN END$$;%s",
         (int)(PG_TIMEOUT_MAX * 1000), CHECK_MS, listen ? listen : "");
     if (PQsetnonblocking(p->conn, 1) == 0)

@@ -19,7 +19,8 @@ local function history(writes)
   local lane = Model.new()
   for n, w in ipairs(writes) do
     h.ops[#h.ops + 1] = { id = n, class = "write", action = w.action, token = "u" .. n, start = 10 * n,
-      raw = "raw" .. n, stop = 10 * n + 5, outcome = "ack", status = 200, lane = 1, n = n, logical = "L", body = w.body }
+      raw = "raw" .. n, stop = 10 * n + 5,
+      outcome = "ack", status = 200, lane = 1, n = n, logical = "L", body = w.body }
     h.entries[#h.entries + 1] = { lane = 1, n = n, action = w.action, token = "u" .. n, verdict = "applied",
       body = w.body, raw = "raw" .. n }
     Model.apply(lane, n, w.action, w.body)
