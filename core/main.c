@@ -81,6 +81,8 @@ static int read_options(int argc, char **argv, bool *explain)
             i++; /* the one role there is */
         else if (strcmp(a, "--role") == 0)
             return usage("--role: expected balancer, not", last ? "nothing" : argv[i + 1]);
+        else if (strncmp(a, "--config", 8) == 0 && sources.file && (!a[8] || a[8] == '='))
+            return usage("only one file can be given:", a);
         else if (strcmp(a, "--config") == 0 && !last)
             sources.file = argv[++i];
         else if (strncmp(a, "--config=", 9) == 0)

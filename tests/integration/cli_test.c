@@ -60,6 +60,7 @@ static void unknown_words_are_refused(void **state)
     check(chromux("frobnicate", NULL).status != 0);
     check(chromux("run", "--frobnicate", NULL).status != 0);
     check(chromux("run", "--config", NULL).status != 0);
+    check_has(chromux("check", "--config", "a", "--config=b", NULL).output, "only one file");
     check(chromux(NULL).status != 0);
 }
 
