@@ -309,7 +309,8 @@ function M.reads(h, x, v)
       elseif gone and deleter and deleter.outcome == "ack" and deleter.stop < op.start then
         complain(v, "stale", "%s on %s: collection %s was deleted by %s", name_of(op), tostring(op.instance),
           op.logical, name_of(deleter))
-      elseif Read[op.action] then
+      elseif Read[op.action] and not (gone and (not deleter or deleter.start < op.stop)) then
+        -- (While it deletes a collection Chroma takes the records away first: anything may be missing then.)
         Read[op.action](v, op, lane, (x.floor(lane.collection.lane, op.start)))
       end
     end

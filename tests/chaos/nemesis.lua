@@ -20,7 +20,7 @@ table.sort(M.names)
 -- {{at=, until_=, name=, target=, kind=}, ...} in the order of their beginnings; at most one at a time per target.
 function M.schedule(rng, names, seconds)
   local plan, busy = {}, {}
-  for _ = 1, rng:int(2, 6) do
+  for _ = 1, #names > 0 and rng:int(2, 6) or 0 do
     local name = rng:pick(names)
     local f = M.faults[name] or error("unknown fault " .. name)
     local at = rng:unit() * seconds

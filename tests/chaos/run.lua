@@ -1,7 +1,7 @@
 -- run.lua: the history checker. Each round plays a seeded schedule of faults on real servers under clients that
 -- record everything, waits until the journal has come to rest, and judges what happened (check.lua).
 --
---   build/chromux script tests/chaos/run.lua [--rounds N] [--seed S] [--faults a,b] [--clients N] [--seconds N]
+--   build/chromux script tests/chaos/run.lua [--rounds N] [--seed S] [--faults a,b|none] [--clients N] [--seconds N]
 --       [--rebuilds N: copies to be made anew that a round may end with] [--chromux PATH] [--keep: folders of rounds]
 --
 -- A round's seed is the first one's plus its number. A failing round's folder with all logs and the recorded
@@ -57,7 +57,7 @@ end
 local function fault_names()
   if not options.faults then return Nemesis.names end
   local out = {}
-  for name in tostring(options.faults):gmatch("[^,]+") do out[#out + 1] = name end
+  for name in tostring(options.faults):gmatch("[^,]+") do out[#out + 1] = name ~= "none" and name or nil end
   return out
 end
 
