@@ -16,10 +16,18 @@ M.faults = {
 M.names = {}
 for name in pairs(M.faults) do M.names[#M.names + 1] = name end
 table.sort(M.names)
+M.names[#M.names + 1] = "wrap" -- in some rounds the servers are reached through wrap.c
+
+function M.without(names, pattern)
+  local out = {}
+  for _, name in ipairs(names) do if not name:find(pattern) then out[#out + 1] = name end end
+  return out
+end
 
 -- {{at=, until_=, name=, target=, kind=}, ...} in the order of their beginnings; at most one at a time per target.
 function M.schedule(rng, names, seconds)
   local plan, busy = {}, {}
+  names = M.without(names, "wrap")
   for _ = 1, #names > 0 and rng:int(2, 6) or 0 do
     local name = rng:pick(names)
     local f = M.faults[name] or error("unknown fault " .. name)
@@ -38,6 +46,17 @@ function M.schedule(rng, names, seconds)
   end
   table.sort(plan, function(a, b) return a.at < b.at end)
   return plan
+end
+
+-- The lines of a plan for wrap.c: now and then a write, in bursts.
+function M.wrap_plan(rng)
+  local out, n = {}, 0
+  while n < 600 do
+    n = n + (rng:chance(0.3) and 1 or rng:int(2, 80))
+    local what = rng:pick { "500", "500", "refuse", "late", "cut" }
+    out[#out + 1] = string.format("%d %s %.2f", n, what, what == "late" and 0.2 + rng:unit() * 2.5 or 0)
+  end
+  return table.concat(out, "\n") .. "\n"
 end
 
 function M.describe(plan)

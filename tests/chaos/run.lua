@@ -90,8 +90,15 @@ end
 local function play(seed)
   local dir = root .. "/" .. seed
   os.execute("mkdir " .. dir)
+  local names, wraps, rng = fault_names(), nil, Rng.new(seed, "wraps")
+  if table.concat(names, ","):find("wrap") and (#names == 1 or rng:chance(0.4)) then
+    wraps = { primary = Nemesis.wrap_plan(rng), replica = Nemesis.wrap_plan(rng) }
+    -- Behind a wrapper an end of the server looks like an end of its connections.
+    names = Nemesis.without(names, "primary")
+    names = Nemesis.without(names, "replica")
+  end
   local stage = Stage.new { dir = dir, rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
-    chromux = options.chromux }
+    chromux = options.chromux, wraps = wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
   local ops, events, violations, history = {}, {}, {}, nil
@@ -99,7 +106,7 @@ local function play(seed)
     stage:raise()
     local workload = Clients.new { url = stage.url, ops = ops, think = 0.03 }
     workload:found(Rng.new(seed, "found"), 3)
-    local plan = Nemesis.schedule(Rng.new(seed, "faults"), fault_names(), options.seconds)
+    local plan = Nemesis.schedule(Rng.new(seed, "faults"), names, options.seconds)
     events.plan = plan
     local began, tasks = now(), {}
     local till = began + options.seconds
@@ -124,7 +131,7 @@ local function play(seed)
   local t = tally(ops)
   say("seed %d: %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of them "
     .. "failed; %d copies set aside; faults: %s; %s", seed, #ops, t.ack, t.reject, t.not_kept, t.kept, t.unknown,
-    t.reads, t.failed_reads, history and history.aside and #history.aside or 0, Nemesis.describe(events.plan or {}),
+    t.reads, t.failed_reads, history and history.aside and #history.aside or 0, (wraps and "wrap " or "") .. Nemesis.describe(events.plan or {}),
     #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
   for _, c in ipairs(history and history.aside or {}) do

@@ -16,7 +16,8 @@ local function answers(url)
   end
 end
 
--- {dir=, rng=, journal=true: with PostgreSQL, chromux=path of the program, settings={...}}
+-- {dir=, rng=, journal=true: with PostgreSQL, chromux=path of the program, settings={...},
+--  wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them}
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux" } do ports[name] = process.free_port(s.rng) end
@@ -24,10 +25,24 @@ function M.new(s)
   for _, name in ipairs { "primary", "replica" } do
     stage.servers[name] = "http://127.0.0.1:" .. ports[name]
   end
+  local reached = {} -- as chromux knows them
+  for _, name in ipairs { "primary", "replica" } do
+    reached[name] = stage.servers[name]
+    if s.wraps then
+      local port, plan = process.free_port(s.rng), s.dir .. "/" .. name .. ".plan"
+      local f = assert(io.open(plan, "w"))
+      f:write(s.wraps[name])
+      f:close()
+      reached[name] = "http://127.0.0.1:" .. port
+      stage["wrap_" .. name] = process.new { name = "wrap_" .. name, log = s.dir .. "/wrap.log",
+        argv = { "build/chaos/wrap", tostring(port), tostring(ports[name]), plan, s.dir .. "/" .. name .. ".wire" },
+        ready = answers(reached[name] .. "/api/v2/heartbeat") }
+    end
+  end
   stage.url = "http://127.0.0.1:" .. ports.chromux
   local env_chromux = {
     PORT = ports.chromux, LISTEN_ADDRESS = "127.0.0.1", ADMIN_PORT = false, CHROMA_INSTANCES = false,
-    PRIMARY_URL = stage.servers.primary, REPLICA_URL = stage.servers.replica,
+    PRIMARY_URL = reached.primary, REPLICA_URL = reached.replica,
     DATABASE_URL = s.journal and os.getenv("DATABASE_URL") or false }
   for k, v in pairs(SETTINGS) do env_chromux[k] = v end
   for k, v in pairs(s.settings or {}) do env_chromux[k] = v end
@@ -55,6 +70,9 @@ function M:raise()
   end
   self.primary:await()
   self.replica:await()
+  for _, name in ipairs { "wrap_primary", "wrap_replica" } do
+    if self[name] then self[name]:await() end
+  end
   self.chromux:await()
   if self.journal then self:await_journal(30) end
 end
@@ -88,9 +106,11 @@ end
 
 -- All but PostgreSQL, which the next round uses again.
 function M:strike()
-  for _, name in ipairs { "chromux", "primary", "replica" } do
-    self[name]:resume()
-    self[name]:kill(process.KILL)
+  for _, name in ipairs { "chromux", "wrap_primary", "wrap_replica", "primary", "replica" } do
+    if self[name] then
+      self[name]:resume()
+      self[name]:kill(process.KILL)
+    end
   end
 end
 
