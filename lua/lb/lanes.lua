@@ -291,7 +291,7 @@ end
 
 -- Durably out of use until it is made anew.
 function Lane:mark(copy, state, reason)
-  if copy.state ~= "ready" then return true end
+  if copy.state ~= "ready" or self.leaving or not self.open then return true end
   copy.state, copy.reason = state, reason
   self:publish(copy)
   local rows, why = self.context.store:commit {
@@ -314,7 +314,7 @@ local function record(lane, copy, group, verdict, answer)
   local rows = lane.context.store:commit {
     Store.decide(lane.id, n, hi, verdict, answer, verdict == "failed" and copy.instance or nil),
     Store.position(lane.id, copy, hi) }
-  if not rows then return false end
+  if not rows or not lane.open then return false end -- closed before this: all that waited was refused
   lane.context.fault("verdict.committed_unanswered")
   for _, e in ipairs(group) do
     e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type

@@ -183,6 +183,18 @@ end
 
 local Op = {}
 
+-- A collection is about to go: that a server does not know it any more is no loss.
+local function leaves(lane) lane.leaving = true end
+
+-- What makes its end durable, added to `out`. Writes that wait in its lane are refused in the same transaction: one
+-- that was applied meanwhile keeps its verdict, one that was not gets none but this.
+local function ends(self, out, lane_id)
+  local lane = self.by_lane[lane_id]
+  out[#out + 1] = Store.collection_deleted(lane_id)
+  out[#out + 1] = Store.lane_close(lane_id)
+  if lane then out[#out + 1] = Store.reject_rest(lane_id, no_collection_of_id(lane.logical)) end
+end
+
 local function copy_on(self, lane_id, instance)
   local lane = self.by_lane[lane_id]
   local copy = lane and lane.copies[instance]
@@ -247,14 +259,14 @@ Op.delete_database = {
   -- The collections it takes with it are those of the moment when it is decided.
   prepare = function(self, p)
     p.lanes = {}
-    for i, lane in ipairs(self:each_in(p.tenant, p.database)) do p.lanes[i] = lane.id end
-  end,
-  statements = function(_, p)
-    local out = { Store.database_gone(p.tenant, p.database) }
-    for _, id in ipairs(p.lanes) do
-      out[#out + 1] = Store.collection_deleted(id)
-      out[#out + 1] = Store.lane_close(id)
+    for i, lane in ipairs(self:each_in(p.tenant, p.database)) do
+      p.lanes[i] = lane.id
+      leaves(lane)
     end
+  end,
+  statements = function(self, p)
+    local out = { Store.database_gone(p.tenant, p.database) }
+    for _, id in ipairs(p.lanes) do ends(self, out, id) end
     return out
   end,
   effect = function(self, p)
@@ -353,14 +365,22 @@ Op.delete_collection = {
   check = function(self, _, p)
     if not lane_of(self, p) then return no_collection_of_name(p.collection) end
   end,
-  prepare = function(self, p) p.lane = lane_of(self, p).id end,
+  prepare = function(self, p)
+    local lane = lane_of(self, p)
+    p.lane = lane.id
+    leaves(lane)
+  end,
   perform = function(self, copy, _, p, late)
     local physical, away = copy_on(self, p.lane, copy.instance)
     if away then return "later" end
     if not physical then return "applied", EMPTY end
     return kill(self, copy, p.tenant, p.database, physical, p.lane, late)
   end,
-  statements = function(_, p) return { Store.collection_deleted(p.lane), Store.lane_close(p.lane) } end,
+  statements = function(self, p)
+    local out = {}
+    ends(self, out, p.lane)
+    return out
+  end,
   effect = function(self, p)
     local lane = self.by_lane[p.lane]
     if lane then
@@ -411,6 +431,7 @@ Op.reset = {
     p.lanes = {}
     for i, lane in ipairs(self:each_in()) do
       p.lanes[i] = { id = lane.id, tenant = lane.tenant, database = lane.database }
+      leaves(lane)
     end
     p.databases = {}
     for k in pairs(self.databases) do
@@ -435,13 +456,10 @@ Op.reset = {
     end
     return "applied", { status = 200, type = "application/json", body = "true" }
   end,
-  statements = function(_, p)
+  statements = function(self, p)
     local out = {}
     for _, d in ipairs(p.databases) do out[#out + 1] = Store.database_gone(d.tenant, d.name) end
-    for _, c in ipairs(p.lanes) do
-      out[#out + 1] = Store.collection_deleted(c.id)
-      out[#out + 1] = Store.lane_close(c.id)
-    end
+    for _, c in ipairs(p.lanes) do ends(self, out, c.id) end
     return out
   end,
   effect = function(self, p)

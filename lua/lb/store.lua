@@ -281,6 +281,13 @@ function Store.lane_new(lane) return { "INSERT INTO journal_lanes (lane) VALUES 
 
 function Store.lane_close(lane) return { "UPDATE journal_lanes SET open = false WHERE lane = $1", lane } end
 
+-- What has no verdict in a lane that closes never gets another.
+function Store.reject_rest(lane, answer)
+  return { [[UPDATE journal_entries SET verdict = 'rejected', status = $2, answer_type = $3, answer = $4,
+      decided_at = now() WHERE lane = $1 AND verdict IS NULL]],
+    lane, answer.status, answer.type, pg.bytes(answer.body) }
+end
+
 function Store.collection_new(lane, c, adopted)
   return { [[INSERT INTO journal_collections (lane, logical, tenant, database, name, adopted)
       VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lane) DO NOTHING]],
