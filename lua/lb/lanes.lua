@@ -436,6 +436,7 @@ local function digest(lane, copy, group, kind, answer)
   elseif kind == "refused" then
     if #group > 1 then -- nothing of a refused group was applied: one by one
       copy.alone_until = hi
+      if lane.decider == copy then lane.decider = nil end
       return GO
     end
     lane.context.fault("recv.4xx_before_decision")
