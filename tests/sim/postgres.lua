@@ -146,6 +146,10 @@ define([[SELECT lane, next, trimmed, open,
   end
   return rows
 end)
+define("SELECT max(lane) AS lane FROM journal_lanes", function(db)
+  local lanes = sorted(db.lanes)
+  return { { lane = lanes[#lanes] } }
+end)
 define("SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted",
   function(db) return rows_where(db.collections, function(c) return not c.deleted end) end)
 define([[SELECT lane, instance, physical, incarnation, position, state, reason FROM journal_copies
