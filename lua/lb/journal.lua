@@ -316,9 +316,8 @@ local function build(context, loaded)
     local head = l.next - 1
     names:collection_add({ id = row.lane, logical = row.logical, tenant = row.tenant, database = row.database,
       name = row.name, head = head, floor = l.floor, oldest = l.trimmed + 1 }).adopted = row.adopted
-    names.next_lane = math.max(names.next_lane, row.lane + 1)
   end
-  names.next_lane = math.max(names.next_lane, (loaded.lanes[#loaded.lanes] or { lane = 0 }).lane + 1)
+  names.next_lane = loaded.newest[1].lane + 1
   return names
 end
 

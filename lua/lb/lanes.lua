@@ -460,8 +460,8 @@ local function digest(lane, copy, group, kind, answer)
     lane.failures[e.n] = f
     f[copy.instance] = (f[copy.instance] or 0) + 1
     await_verdict(e)
-    if e.verdict == "applied" and f[copy.instance] >= DIVERGED_AFTER then
-      lane:mark(copy, "rebuild", "answers " .. answer.status .. " to entry " .. e.n .. ", which another copy applied")
+    if e.verdict and f[copy.instance] >= DIVERGED_AFTER then
+      lane:mark(copy, "rebuild", "answers " .. answer.status .. " to entry " .. e.n .. ", which is " .. e.verdict)
       return STOP
     end
     if not e.verdict and failed_everywhere(lane, e.n) then
@@ -476,13 +476,13 @@ end
 -- Entries that were rejected are passed over, in one go. One that this copy may have been sent is sent again: its
 -- state before it is the same as the other copy's was, so it answers the same, and if it does not it is not equal.
 local function pass_over(lane, copy, e)
-  if copy.doubt >= e.n and e.verdict ~= "skipped" and e.verdict ~= "void" then
-    local kind, answer = transmit(lane, copy, { e })
-    return digest(lane, copy, { e }, kind, answer)
-  end
   if e.verdict == "failed" and e.authority ~= copy.instance then
     lane:mark(copy, "rebuild", "entry " .. e.n .. " failed; what it did is known only on " .. tostring(e.authority))
     return STOP
+  end
+  if copy.doubt >= e.n and e.verdict ~= "skipped" and e.verdict ~= "void" then
+    local kind, answer = transmit(lane, copy, { e })
+    return digest(lane, copy, { e }, kind, answer)
   end
   local p = e.n
   while lane.entries[p + 1] and copy.doubt <= p

@@ -201,7 +201,8 @@ end
 
 -- ---- loading ---------------------------------------------------------------------------------------------
 
--- Everything but the entries: {journal_id, lanes, collections, copies, tenants, databases, servers}.
+-- Everything but the entries: {journal_id, lanes, collections, copies, tenants, databases, servers,
+-- newest}; newest: the highest lane, closed ones included: numbers are not used again.
 function Store:load()
   local out = {}
   for name, sql in pairs {
@@ -216,6 +217,7 @@ function Store:load()
     tenants = "SELECT name FROM journal_tenants",
     databases = "SELECT tenant, name FROM journal_databases",
     servers = "SELECT instance, witness, retired FROM journal_servers",
+    newest = "SELECT max(lane) AS lane FROM journal_lanes",
   } do
     local rows, why = self.reader:query(sql)
     if not rows then return nil, why end

@@ -1,0 +1,489 @@
+-- postgres.lua: PostgreSQL as lua/lb/store.lua sees it: the statements of the journal, known by their text, in
+-- transactions that happen whole or not at all, over connections that may be lost with any outcome.
+--
+-- A statement that is not known is an error at once: whoever adds one adds it here.
+local World = require("world")
+
+local Postgres = {}
+Postgres.__index = Postgres
+
+function Postgres.new(world, faults)
+  return setmetatable({
+    world = world, faults = faults, rng = world.rng, up = true, waiting = {},
+    db = { meta = {}, lease = {}, lanes = {}, entries = {}, tokens = {}, copies = {}, collections = {}, tenants = {},
+      databases = {}, servers = {}, events = {}, steps = {} },
+    watch = {}, -- functions that are told of what was committed: watch.append(process, entry), ...
+  }, Postgres)
+end
+
+-- ---- statements ------------------------------------------------------------------------------------------
+
+local SQL = {}
+
+local function squeeze(text) return (text:gsub("%s+", " "):gsub("^ ", ""):gsub(" $", "")) end
+
+local function define(text, fn) SQL[squeeze(text)] = fn end
+
+-- A change that can be taken back.
+local function set(tx, row, field, value)
+  local was = row[field]
+  table.insert(tx.undo, function() row[field] = was end)
+  row[field] = value
+end
+
+local function tell(tx, ...) table.insert(tx.told, { ... }) end
+
+local function sorted(t)
+  local keys = {}
+  for k in pairs(t) do keys[#keys + 1] = k end
+  table.sort(keys)
+  return keys
+end
+
+local function copy_of(row)
+  local out = {}
+  for k, v in pairs(row) do out[k] = v end
+  return out
+end
+
+local function rows_where(t, fn)
+  local out = {}
+  for _, k in ipairs(sorted(t)) do
+    if fn(t[k]) then out[#out + 1] = copy_of(t[k]) end
+  end
+  out.affected = #out
+  return out
+end
+
+local function done(n) return { affected = n } end
+local function all() return true end
+local function fail(state, text) error({ state = state, text = text }, 0) end
+local function copy_key(lane, instance) return string.format("%08d %s", lane, instance) end
+
+-- The schema.
+define("SELECT pg_advisory_xact_lock(7021951)", function() return done(1) end)
+define("SELECT 1 AS there FROM chromux_schema WHERE step = $1", function(db, _, step)
+  return db.steps[step] and { { there = 1 } } or {}
+end)
+define("INSERT INTO chromux_schema (step) VALUES ($1)", function(db, tx, step)
+  if db.steps[step] then fail("23505", "duplicate key") end
+  set(tx, db.steps, step, true)
+  return done(1)
+end)
+define("SELECT max(step) AS newest FROM chromux_schema", function(db) return { { newest = #db.steps } } end)
+define("INSERT INTO journal_meta (journal_id) VALUES (md5(random()::text || clock_timestamp()::text))",
+  function(db, tx)
+    set(tx, db.meta, 1, { journal_id = "journal-of-the-simulation" })
+    return done(1)
+  end)
+define("INSERT INTO journal_lease DEFAULT VALUES", function(db, tx)
+  set(tx, db.lease, 1, { holder = "", address = "", epoch = 0, until_ = -math.huge, closed = true })
+  return done(1)
+end)
+define("INSERT INTO journal_lanes (lane) VALUES (0)", function(db, tx)
+  set(tx, db.lanes, 0, { lane = 0, next = 1, trimmed = 0, open = true })
+  set(tx, db.entries, 0, {})
+  return done(1)
+end)
+define("INSERT INTO journal_tenants VALUES ('default_tenant')", function(db, tx)
+  set(tx, db.tenants, "default_tenant", { name = "default_tenant" })
+  return done(1)
+end)
+define("INSERT INTO journal_databases VALUES ('default_tenant', 'default_database')", function(db, tx)
+  set(tx, db.databases, "default_tenant\0default_database", { tenant = "default_tenant", name = "default_database" })
+  return done(1)
+end)
+
+-- The lease.
+define("SELECT 1 / (epoch = $1)::int AS mine FROM journal_lease FOR SHARE", function(db, tx, epoch)
+  if db.lease[1].epoch ~= epoch then fail("22012", "division by zero") end
+  tx.checked = true
+  return { { mine = 1 } }
+end)
+define("SELECT holder, address, epoch, closed, until < now() AS over FROM journal_lease", function(db, tx)
+  local l = db.lease[1]
+  return { { holder = l.holder, address = l.address, epoch = l.epoch, closed = l.closed, over = l.until_ < tx.now } }
+end)
+define([[UPDATE journal_lease SET holder = $1, address = $2, epoch = epoch + 1,
+    until = now() + $3 * interval '1 second', closed = false WHERE epoch = $4 RETURNING epoch]],
+  function(db, tx, holder, address, ttl, epoch)
+    local l = db.lease[1]
+    if l.epoch ~= epoch then return {} end
+    set(tx, db.lease, 1, { holder = holder, address = address, epoch = epoch + 1, until_ = tx.now + ttl,
+      closed = false })
+    tell(tx, "lease", tx.process, epoch + 1, l)
+    return { { epoch = epoch + 1 } }
+  end)
+define("UPDATE journal_lease SET until = now() + $1 * interval '1 second' WHERE epoch = $2 RETURNING epoch",
+  function(db, tx, ttl, epoch)
+    local l = db.lease[1]
+    if l.epoch ~= epoch then return {} end
+    set(tx, l, "until_", tx.now + ttl)
+    return { { epoch = epoch } }
+  end)
+define("UPDATE journal_lease SET until = now(), closed = true WHERE epoch = $1", function(db, tx, epoch)
+  local l = db.lease[1]
+  if l.epoch ~= epoch then return done(0) end
+  set(tx, l, "until_", tx.now)
+  set(tx, l, "closed", true)
+  return done(1)
+end)
+
+-- Loading.
+define("SELECT journal_id FROM journal_meta", function(db) return { copy_of(db.meta[1]) } end)
+define([[SELECT lane, next, trimmed, open,
+    COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
+    COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided
+    FROM journal_lanes l WHERE open ORDER BY lane]], function(db)
+  local rows = rows_where(db.lanes, function(l) return l.open end)
+  for _, r in ipairs(rows) do
+    r.floor, r.undecided = 0, r.next
+    for _, n in ipairs(sorted(db.entries[r.lane])) do
+      local e = db.entries[r.lane][n]
+      if e.verdict == "applied" then r.floor = n end
+      if not e.verdict then r.undecided = math.min(r.undecided, n) end
+    end
+  end
+  return rows
+end)
+define("SELECT max(lane) AS lane FROM journal_lanes", function(db)
+  local lanes = sorted(db.lanes)
+  return { { lane = lanes[#lanes] } }
+end)
+define("SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted",
+  function(db) return rows_where(db.collections, function(c) return not c.deleted end) end)
+define([[SELECT lane, instance, physical, incarnation, position, state, reason FROM journal_copies
+    WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]], function(db)
+  return rows_where(db.copies, function(c) return db.lanes[c.lane].open end)
+end)
+define("SELECT name FROM journal_tenants", function(db) return rows_where(db.tenants, all) end)
+define("SELECT tenant, name FROM journal_databases", function(db) return rows_where(db.databases, all) end)
+define("SELECT instance, witness, retired FROM journal_servers", function(db) return rows_where(db.servers, all) end)
+
+local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer"
+define("SELECT " .. ENTRY .. [[ FROM (
+    SELECT *, sum(length(body)) OVER (ORDER BY n) - length(body) AS before FROM journal_entries
+    WHERE lane = $1 AND n >= $2 AND n < $2 + $3) e WHERE before < 16000000 ORDER BY n]],
+  function(db, _, lane, from, most)
+    return rows_where(db.entries[lane] or {}, function(e) return e.n >= from and e.n < from + most end)
+  end)
+define("SELECT " .. ENTRY .. " FROM journal_entries WHERE token = $1", function(db, _, token)
+  return { db.tokens[token] and copy_of(db.tokens[token]) }
+end)
+define("SELECT physical FROM journal_copies WHERE lane = $1 AND instance = $2 AND physical <> ''",
+  function(db, _, lane, instance)
+    local c = db.copies[copy_key(lane, instance)]
+    return c and c.physical ~= "" and { { physical = c.physical } } or {}
+  end)
+
+-- Entries.
+define([[WITH l AS (UPDATE journal_lanes SET next = next + 1
+      WHERE lane = $1 AND open AND NOT EXISTS (SELECT 1 FROM journal_entries WHERE token = $2)
+      RETURNING next - 1 AS n)
+    INSERT INTO journal_entries (lane, n, token, action, rest, type, body)
+    SELECT $1, l.n, $2, $3, $4, $5, $6 FROM l RETURNING n]],
+  function(db, tx, lane, token, action, rest, type_, body)
+    local l = db.lanes[lane]
+    if not l or not l.open or db.tokens[token] then return {} end
+    local e = { lane = lane, n = l.next, token = token, action = action, rest = rest, type = type_, body = body }
+    set(tx, l, "next", l.next + 1)
+    set(tx, db.entries[lane], e.n, e)
+    set(tx, db.tokens, token, e)
+    tell(tx, "append", tx.process, e)
+    return { { n = e.n } }
+  end)
+define("UPDATE journal_entries SET resolved = $3 WHERE lane = $1 AND n = $2 AND resolved IS NULL",
+  function(db, tx, lane, n, resolved)
+    local e = db.entries[lane][n]
+    if not e or e.resolved then return done(0) end
+    set(tx, e, "resolved", resolved)
+    return done(1)
+  end)
+define([[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
+    decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
+  function(db, tx, lane, lo, hi, verdict, status, answer_type, answer, authority)
+    local count = 0
+    for n = lo, hi do
+      local e = db.entries[lane][n]
+      if e and not e.verdict then
+        count = count + 1
+        for name, v in pairs { verdict = verdict, status = status, answer_type = answer_type, answer = answer } do
+          set(tx, e, name, v)
+        end
+        set(tx, e, "authority", authority)
+        tell(tx, "verdict", tx.process, e)
+      end
+    end
+    return done(count)
+  end)
+define("UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", function(db, tx, lane, n, rest)
+  local e = db.entries[lane][n]
+  if not e then return done(0) end
+  set(tx, e, "rest", rest)
+  return done(1)
+end)
+
+-- Copies.
+define([[UPDATE journal_copies SET position = $4 WHERE lane = $1 AND instance = $2 AND incarnation = $3
+    AND position < $4]], function(db, tx, lane, instance, incarnation, p)
+  local c = db.copies[copy_key(lane, instance)]
+  if not c or c.incarnation ~= incarnation or c.position >= p then return done(0) end
+  set(tx, c, "position", p)
+  tell(tx, "position", tx.process, c)
+  return done(1)
+end)
+define([[INSERT INTO journal_copies (lane, instance, physical, position, state, reason)
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lane, instance) DO NOTHING]],
+  function(db, tx, lane, instance, physical, position, state, reason)
+    local key = copy_key(lane, instance)
+    if db.copies[key] then return done(0) end
+    set(tx, db.copies, key, { lane = lane, instance = instance, physical = physical, incarnation = 1,
+      position = position, state = state, reason = reason })
+    return done(1)
+  end)
+define([[UPDATE journal_copies SET state = $4, reason = $5, changed_at = now()
+    WHERE lane = $1 AND instance = $2 AND incarnation = $3]],
+  function(db, tx, lane, instance, incarnation, state, reason)
+    local c = db.copies[copy_key(lane, instance)]
+    if not c or c.incarnation ~= incarnation then return done(0) end
+    set(tx, c, "state", state)
+    set(tx, c, "reason", reason)
+    return done(1)
+  end)
+define([[UPDATE journal_copies SET state = 'rebuild', reason = $2, changed_at = now()
+    WHERE instance = $1 AND state = 'ready']], function(db, tx, instance, reason)
+  local count = 0
+  for _, c in pairs(db.copies) do
+    if c.instance == instance and c.state == "ready" then
+      set(tx, c, "state", "rebuild")
+      set(tx, c, "reason", reason)
+      count = count + 1
+    end
+  end
+  return done(count)
+end)
+
+-- The catalogue.
+define("INSERT INTO journal_lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING", function(db, tx, lane)
+  if db.lanes[lane] then return done(0) end
+  set(tx, db.lanes, lane, { lane = lane, next = 1, trimmed = 0, open = true })
+  set(tx, db.entries, lane, {})
+  return done(1)
+end)
+define("UPDATE journal_lanes SET open = false WHERE lane = $1", function(db, tx, lane)
+  set(tx, db.lanes[lane], "open", false)
+  return done(1)
+end)
+local function name_taken(db, c)
+  for lane, o in pairs(db.collections) do
+    if lane ~= c.lane and not o.deleted and o.tenant == c.tenant and o.database == c.database and o.name == c.name then
+      return true
+    end
+  end
+end
+define([[INSERT INTO journal_collections (lane, logical, tenant, database, name, adopted)
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lane) DO NOTHING]],
+  function(db, tx, lane, logical, tenant, database, name, adopted)
+    if db.collections[lane] then return done(0) end
+    local c = { lane = lane, logical = logical, tenant = tenant, database = database, name = name, adopted = adopted,
+      deleted = false }
+    if name_taken(db, c) then fail("23505", "duplicate key value violates journal_collections_name") end
+    for _, o in pairs(db.collections) do
+      if o.logical == logical then fail("23505", "duplicate key value violates journal_collections_logical_key") end
+    end
+    set(tx, db.collections, lane, c)
+    return done(1)
+  end)
+define("UPDATE journal_collections SET name = $2 WHERE lane = $1", function(db, tx, lane, name)
+  local c = db.collections[lane]
+  set(tx, c, "name", name)
+  if not c.deleted and name_taken(db, c) then
+    fail("23505", "duplicate key value violates journal_collections_name")
+  end
+  return done(1)
+end)
+define("UPDATE journal_collections SET deleted = true, deleted_at = now() WHERE lane = $1 AND NOT deleted",
+  function(db, tx, lane)
+    local c = db.collections[lane]
+    if c.deleted then return done(0) end
+    set(tx, c, "deleted", true)
+    return done(1)
+  end)
+define("INSERT INTO journal_tenants VALUES ($1) ON CONFLICT DO NOTHING", function(db, tx, name)
+  if db.tenants[name] then return done(0) end
+  set(tx, db.tenants, name, { name = name })
+  return done(1)
+end)
+define("INSERT INTO journal_databases VALUES ($1, $2) ON CONFLICT DO NOTHING", function(db, tx, tenant, name)
+  if db.databases[tenant .. "\0" .. name] then return done(0) end
+  set(tx, db.databases, tenant .. "\0" .. name, { tenant = tenant, name = name })
+  return done(1)
+end)
+define("DELETE FROM journal_databases WHERE tenant = $1 AND name = $2", function(db, tx, tenant, name)
+  set(tx, db.databases, tenant .. "\0" .. name, nil)
+  return done(1)
+end)
+
+-- Servers and events.
+define([[INSERT INTO journal_servers (instance, witness) VALUES ($1, $2)
+    ON CONFLICT (instance) DO UPDATE SET witness = GREATEST(journal_servers.witness, $2)]],
+  function(db, tx, instance, counter)
+    local s = db.servers[instance]
+    if s then
+      set(tx, s, "witness", math.max(s.witness, counter))
+    else
+      set(tx, db.servers, instance, { instance = instance, witness = counter, retired = false })
+    end
+    return done(1)
+  end)
+define([[INSERT INTO failover_events (event_type, from_instance, to_instance, reason, success)
+    VALUES ($1, $2, $3, $4, $5)]], function(db, tx, kind, from, _, reason)
+  set(tx, db.events, #db.events + 1, { kind = kind, from = from, reason = reason })
+  return done(1)
+end)
+
+-- ---- transactions ----------------------------------------------------------------------------------------
+
+local function known(text)
+  local sql = squeeze(text)
+  local fn = SQL[sql]
+  if fn then return fn end
+  if sql:find("^CREATE ") or sql:find("^ALTER TABLE ") then return function() return done(0) end end
+  error("tests/sim/postgres.lua does not know this statement; define() it there:\n  " .. sql, 0)
+end
+
+-- All statements or none. rows | nil, message, state, index
+function Postgres:execute(process, statements)
+  local tx = { undo = {}, told = {}, process = process, now = self.world.t }
+  local out = {}
+  for i, s in ipairs(statements) do
+    local fn = known(s[1])
+    local n = s.n or #s - 1
+    local args = {}
+    for k = 1, n do
+      local v = s[k + 1]
+      if type(v) == "table" then v = v.bytes end
+      args[k] = v
+    end
+    local ok, result = pcall(fn, self.db, tx, unpack(args, 1, n))
+    if not ok then
+      for k = #tx.undo, 1, -1 do tx.undo[k]() end
+      if type(result) ~= "table" then error(result, 0) end
+      return nil, result.text, result.state, i
+    end
+    out[i] = result
+  end
+  self.on_commit(process, tx)
+  return out
+end
+
+-- What a connection of a process does with one piece of work after the other. fin(...) takes what Lua gets.
+local function next_piece(self, c)
+  local piece = c.queue[1]
+  if c.busy or not piece then return end
+  local world, rng, faults, process = self.world, self.rng, self.faults, c.process
+  if not self.up then
+    table.insert(self.waiting, c)
+    return
+  end
+  c.busy = true
+  table.remove(c.queue, 1)
+  local lost, over = nil, false
+  local function finish(delay, ...)
+    local results = { n = select("#", ...), ... }
+    world:after(delay, function()
+      if over then return end
+      over = true
+      if lost then
+        c.away = true
+        world:after(0.005 + rng:unit() * 0.1, function()
+          c.away, c.busy = false, false
+          next_piece(self, c)
+        end, process)
+      else
+        c.busy = false
+        next_piece(self, c)
+      end
+      piece.done(unpack(results, 1, results.n))
+    end, process)
+  end
+  local function loses(text, unknown)
+    lost = true
+    finish(rng:unit() * 0.002, nil, text, "", { unknown = unknown })
+  end
+  local function run(ends)
+    local rows, message, state, index = self:execute(process, piece.statements)
+    if not ends then return end
+    if rows then return finish(rng:unit() * 0.0005, rows) end
+    finish(rng:unit() * 0.0005, nil, message, state, { unknown = false, index = index })
+  end
+  local z = rng:unit()
+  local delay = 0.0002 + rng:unit() * 0.001
+  if rng:chance(faults.pgslow) then delay = delay + rng:unit() * 2 end
+  if z < faults.pglost * 0.2 then return loses("could not connect", false) end
+  if process.dead and rng:chance(0.5) then return end
+  world:after(delay, function()
+    if process.dead and rng:chance(0.3) then return end -- its connection went before the commit came
+    if z < faults.pglost * 0.45 or not self.up then return loses("the connection was lost", true) end
+    if z < faults.pglost * 0.7 then
+      loses("the connection was lost", true)
+      return world:after(rng:unit() ^ 2 * 1.5, function() run(false) end)
+    end
+    if z < faults.pglost then
+      loses("the connection was lost", true)
+      return run(false)
+    end
+    run(true)
+  end)
+  world:after(piece.timeout, function()
+    if over then return end
+    loses("timed out", true)
+  end, process)
+end
+
+function Postgres:connection(process, name)
+  return { process = process, name = name, queue = {}, busy = false }
+end
+
+-- statements -> what the wait of a task gets.
+function Postgres:work(c, timeout, statements)
+  for _, s in ipairs(statements) do known(s[1]) end
+  local finish = World.wait_begin(c.process)
+  local piece = { statements = statements, timeout = timeout, done = finish }
+  table.insert(c.queue, piece)
+  self.world:after(0, function() next_piece(self, c) end, c.process)
+  self.world:after(timeout, function()
+    for i, p in ipairs(c.queue) do
+      if p == piece then
+        table.remove(c.queue, i)
+        return finish(nil, "timed out", "", { unknown = false })
+      end
+    end
+  end, c.process)
+  return coroutine.yield()
+end
+
+function Postgres:state(c)
+  if not self.up then return "away", "connection refused" end
+  if c.away then return "connecting", "the connection was lost" end
+  return "ready", ""
+end
+
+function Postgres:stop()
+  self.world:say("postgres stops")
+  self.up = false
+end
+
+function Postgres:start()
+  self.world:say("postgres starts")
+  self.up = true
+  local waiting = self.waiting
+  self.waiting = {}
+  for _, c in ipairs(waiting) do
+    self.world:after(self.rng:unit() * 0.1, function() next_piece(self, c) end, c.process)
+  end
+end
+
+Postgres.copy_key, Postgres.define, Postgres.sorted = copy_key, define, sorted
+
+return Postgres
