@@ -11,7 +11,7 @@ JOBS     ?= $(shell nproc)
 # (scripts/order.sh checks it), and a unit test links its module and those left of it.
 ORDER := base end log buf metrics value config slice http1_bytes http1_chunks http1 body reply route wheel dns stream fetch \
          pg_url pg_pipe pg_news pg fleet copies pool courier script sandbox cage ask verdict settings policy kit \
-         pg_lua api api_slice api_route api_copies api_courier access health session mapped exchange proxy journal probe admin \
+         pg_lua fault api api_slice api_route api_copies api_courier access health session mapped exchange proxy journal probe admin \
          listener main
 
 PKGS   := luajit libcurl libpq libcares
@@ -19,7 +19,7 @@ CFLAGS ?= -O2 -g
 WARN   := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
           -Wpointer-arith -Wwrite-strings -Wvla -Wno-unused-parameter -Werror
 ALL_CFLAGS = $(CFLAGS) $(WARN) -fno-strict-aliasing -D_GNU_SOURCE -Icore \
-             -DCHROMUX_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS)) $(SAN)
+             -DCHROMUX_VERSION='"$(VERSION)"' $(if $(FAULTS),-DCHROMUX_FAULTS) $(shell pkg-config --cflags $(PKGS)) $(SAN)
 ALL_LDLIBS = $(LDFLAGS) -rdynamic $(shell pkg-config --libs $(PKGS)) -lev -lm $(SAN)
 
 # What was written so far: modules whose .c exists.
@@ -51,6 +51,7 @@ help:
 	@echo 'make test       set-up, build, all tests, the same with sanitizers, lint'
 	@echo 'make unit spec integration asan check    parts of it, after make setup-test'
 	@echo 'make test-newest  the integration tests against the newest Chroma server'
+	@echo 'make chaos      200 rounds of seeded faults, each judged by what clients and servers saw; CHAOS="--seed N"'
 	@echo 'make fuzz       fuzz targets in turn, 10 minutes in all; FUZZ_SECONDS=N for N each'
 	@echo 'make bench      chromux against HAProxy, nginx and a bare relay (MODE=quick: a short look)'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
@@ -153,6 +154,18 @@ bench: setup-bench
 	@$(MAKE) -s --no-print-directory -j$(JOBS) all
 	@PATH="$$PATH:/usr/sbin:$$(scripts/setup.sh bin)" BUILD=$(BUILD) bash tests/bench/run.sh $(MODE)
 
+# ---- the history checker: seeded faults on real servers (tests/chaos/run.lua) -----------------------
+# With a program that may die at named steps (core/fault.h). CHAOS: its options, such as --seed 7.
+CHAOS_ROUNDS ?= 200
+$(BUILD)/chaos/wrap: tests/chaos/wrap.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE -o $@ $< -lpthread
+chaos-build: $(BUILD)/chaos/wrap all
+	@$(MAKE) -s --no-print-directory BUILD=$(BUILD)/faults FAULTS=1 all
+chaos: setup-test
+	@$(MAKE) -s --no-print-directory -j$(JOBS) chaos-build
+	@$(BUILD)/chromux script tests/chaos/run.lua --chromux $(BUILD)/faults/chromux --rounds $(CHAOS_ROUNDS) $(CHAOS)
+
 # ---- installing ----------------------------------------------------------------------------------
 SHARE = $(DESTDIR)$(PREFIX)/share/chromux
 install: $(BUILD)/chromux
@@ -169,4 +182,4 @@ clean:
 -include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
     $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
 .PHONY: all help run reload test check print-ORDER unit unit-build spec integration integration-build \
-    test-newest asan asan-build fuzz fuzz-build bench install clean
+    test-newest asan asan-build chaos chaos-build fuzz fuzz-build bench install clean

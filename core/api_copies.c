@@ -2,6 +2,7 @@
 #include "api_copies.h"
 
 #include "copies.h"
+#include "fault.h"
 #include "route.h"
 
 #include <math.h>
@@ -112,6 +113,9 @@ static int open_module(lua_State *L)
                                          {"count", count},
                                          {"on", on},
                                          {"get", get},
+#ifdef CHROMUX_FAULTS
+                                         {"fault", fault_hit},
+#endif
                                          {NULL, NULL}};
     luaL_findtable(L, LUA_REGISTRYINDEX, "_LOADED", 8);
     lua_newtable(L);

@@ -739,7 +739,12 @@ local function rewritten(self, instance, text)
   local c = slice.collection(text)
   local lane = c and (self.physical[instance] or {})[c.id]
   if not lane or self.by_logical[lane.logical] ~= lane then return nil end
-  return slice.replace_at(text, c.id_at, lane.logical), lane, c
+  text = slice.replace_at(text, c.id_at, lane.logical)
+  if c.name ~= lane.name then -- while it is renamed or deleted there
+    local at, last = text:find('"name":' .. slice.quote(c.name), 1, true)
+    if at then text = text:sub(1, at) .. 'name":' .. slice.quote(lane.name) .. text:sub(last + 1) end
+  end
+  return text, lane, c
 end
 
 -- The collection as its clients know it: answer, instance | nil, why

@@ -4,9 +4,15 @@
 --   lane.records   id -> {doc=, meta={...}, emb={...}}
 --   lane.versions  id -> {{n=, record= | nil}, ...}   rising n; before the first the record was absent
 --   lane.counts    {{n=, count=}, ...}
+--
+-- One thing of Chroma (1.0.20 to 1.5.9) depends on who reads meanwhile: an update with a vector for a record that is
+-- not there may leave that vector behind, and an add of the record then keeps it. So such a record has `ghosts`:
+-- vectors that it may have instead of its own, until it is given another or deleted.
 local M = {}
 
-function M.new() return { records = {}, versions = {}, counts = { { n = 0, count = 0 } }, count = 0, hazy = {} } end
+function M.new()
+  return { records = {}, versions = {}, counts = { { n = 0, count = 0 } }, count = 0, hazy = {}, ghosts = {} }
+end
 
 local function number(x) return string.format("%.17g", x) end
 
@@ -31,6 +37,15 @@ function M.vector(record)
   local out = {}
   for i, x in ipairs(record.emb) do out[i] = number(x) end
   return table.concat(out, ",")
+end
+
+-- Is this vector (as text) one that the record may have?
+function M.may_have(record, vector)
+  if M.vector(record) == vector then return true end
+  for _, emb in ipairs(record and record.ghosts or {}) do
+    if M.vector { emb = emb } == vector then return true end
+  end
+  return false
 end
 
 -- `$eq` by a plain value, the comparisons, `$in`, `$and`, `$or`: what the workload asks for.
@@ -64,7 +79,7 @@ local function copy(record)
   if not record then return nil end
   local meta = {}
   for k, v in pairs(record.meta) do meta[k] = v end
-  return { doc = record.doc, meta = meta, emb = record.emb }
+  return { doc = record.doc, meta = meta, emb = record.emb, ghosts = record.ghosts }
 end
 
 local function put(lane, n, id, record)
@@ -81,7 +96,7 @@ local function plain(v) return v ~= nil and type(v) ~= "userdata" end
 local function merge(record, body, i)
   local doc, meta, emb = body.documents, body.metadatas, body.embeddings
   if type(doc) == "table" and type(doc[i]) == "string" then record.doc = doc[i] end
-  if type(emb) == "table" and type(emb[i]) == "table" then record.emb = emb[i] end
+  if type(emb) == "table" and type(emb[i]) == "table" then record.emb, record.ghosts = emb[i], nil end
   for k, v in pairs(type(meta) == "table" and type(meta[i]) == "table" and meta[i] or {}) do
     if plain(v) then record.meta[k] = v else record.meta[k] = nil end
   end
@@ -91,18 +106,28 @@ end
 local Apply = {}
 
 function Apply.add(lane, n, id, body, i)
-  if not lane.records[id] then put(lane, n, id, merge({ meta = {} }, body, i)) end
+  if lane.records[id] then return end
+  local record = merge({ meta = {} }, body, i)
+  record.ghosts, lane.ghosts[id] = lane.ghosts[id], nil
+  put(lane, n, id, record)
 end
 
 function Apply.upsert(lane, n, id, body, i)
+  lane.ghosts[id] = nil
   put(lane, n, id, merge(copy(lane.records[id]) or { meta = {} }, body, i))
 end
 
 function Apply.update(lane, n, id, body, i)
-  if lane.records[id] then put(lane, n, id, merge(copy(lane.records[id]), body, i)) end
+  if lane.records[id] then return put(lane, n, id, merge(copy(lane.records[id]), body, i)) end
+  local emb = type(body.embeddings) == "table" and body.embeddings[i]
+  if type(emb) == "table" then
+    lane.ghosts[id] = lane.ghosts[id] or {}
+    table.insert(lane.ghosts[id], emb)
+  end
 end
 
 function Apply.delete(lane, n, id)
+  lane.ghosts[id] = nil
   if lane.records[id] then put(lane, n, id, nil) end
 end
 

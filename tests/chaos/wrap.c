@@ -152,7 +152,7 @@ static void note(double came, const char *what, const struct message *q, size_t 
 {
     size_t body = n - q->head;
     pthread_mutex_lock(&lock);
-    fprintf(log_file, "%.4f %.4f %s %.*s -> %.12s %.*s\n", came, clock_now(), what,
+    fprintf(log_file, "%.4f %.4f %s %.*s -> %.3s %.*s\n", came, clock_now(), what,
             (int)strcspn(q->p, "\r"), q->p, answer, (int)(body < SHOWN ? body : SHOWN),
             q->p + q->head);
     fflush(log_file);
