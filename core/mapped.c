@@ -79,7 +79,7 @@ const struct collection *mapped_collection(const struct mapped *m)
     return m->on ? copies_find(m->id) : NULL;
 }
 
-void mapped_tell_copy(const struct mapped *m, const struct node *n, char *out, size_t size)
+static void tell_copy(const struct mapped *m, const struct node *n, char *out, size_t size)
 {
     const struct collection *c = mapped_collection(m);
     out[0] = 0;
@@ -89,6 +89,41 @@ void mapped_tell_copy(const struct mapped *m, const struct node *n, char *out, s
         snprintf(out, size, ", its copy is not to be read");
     else if (c)
         snprintf(out, size, ", %llu entries behind", (unsigned long long)copies_behind(c, n));
+}
+
+void mapped_tell_states(const struct mapped *m, bool primary_only, uint64_t tried, char *out,
+                        size_t size)
+{
+    size_t n = 0;
+    out[0] = 0;
+    for (unsigned i = 0; i < fleet_count && n + 1 < size; i++) {
+        const struct node *node = fleet_node[i];
+        if (primary_only && node->role != CONFIG_PRIMARY)
+            continue;
+        const char *state = node->admin != NODE_READY ? fleet_admin_name(node->admin)
+                            : node->addr_len == 0     ? "unresolved"
+                            : tried >> node->id & 1   ? "tried"
+                                                      : fleet_health_name(node->health);
+        const char *why = node->history.last_error;
+        char copy[48];
+        tell_copy(m, node, copy, sizeof copy);
+        int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s%s",
+                         n == 0  ? ""
+                         : m->on ? "; "
+                                 : ", ",
+                         node->name, state, *why ? " (" : "", why, *why ? ")" : "", copy);
+        n += w > 0 ? (size_t)w : 0;
+    }
+}
+
+bool mapped_copy_is_coming(const struct mapped *m, uint64_t tried)
+{
+    const struct collection *c = mapped_collection(m);
+    for (unsigned i = 0; c && i < fleet_count; i++)
+        if (!(tried >> fleet_node[i]->id & 1) && copies_physical(c, fleet_node[i]) &&
+            fleet_can_serve(fleet_node[i], m->id, true))
+            return true;
+    return false;
 }
 
 bool mapped_begin_try(struct mapped *m, const struct node *n, char *head)

@@ -31,8 +31,13 @@ enum end_reason mapped_start(struct mapped *m, const struct route *t, const stru
 const struct collection *mapped_collection(const struct mapped *m);
 /* "Collection [id] does not exist.", as Chroma says it. */
 void mapped_tell_unknown(const struct mapped *m, char text[MAPPED_TEXT_MAX]);
-/* ", 3 entries behind": what of a node's copy keeps it from serving; "" when off. */
-void mapped_tell_copy(const struct mapped *m, const struct node *n, char *out, size_t size);
+/* "primary is down (connection refused), replica is drained": why nobody can serve. tried: bits of
+ * node ids. */
+void mapped_tell_states(const struct mapped *m, bool primary_only, uint64_t tried, char *out,
+                        size_t size);
+/* Does a node that could serve, and was not tried, have a copy? The engine drops those that nothing
+ * but a rebuild brings up to date. */
+bool mapped_copy_is_coming(const struct mapped *m, uint64_t tried);
 
 /* Before a try: writes the id that the collection has on this node to head + m->at. false: its copy
  * may not be read any more. */

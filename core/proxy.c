@@ -20,6 +20,8 @@ enum { RETRIES_ALWAYS = 3, FREE_MAX = 512 };
 
 /* Seconds until a read that found the retry budget used up asks again. */
 #define BUDGET_WAIT 0.05
+/* Seconds between two looks for a copy that is up to date. */
+#define COPY_WAIT 0.01
 
 struct proxied {
     struct exchange x;
@@ -31,6 +33,8 @@ struct proxied {
     uint64_t tried; /* bits of node ids */
     unsigned tries;
     double total_at, queue_at, queue_since, connect_at, try_at; /* deadlines; 0: not running */
+    double copy_at;    /* the next look for a copy that is up to date; 0: not waiting for one */
+    double copy_until; /* when that is given up */
     double try_span; /* seconds from a try's begin, or the client's last byte, to try_at; 0: any */
     enum end_reason last;
     struct mapped map;  /* the collection of the path */
@@ -116,7 +120,7 @@ static struct request *proxied_free(struct proxied *p)
 
 static void arm(struct proxied *p)
 {
-    const double all[] = {p->queue_at, p->connect_at, p->try_at};
+    const double all[] = {p->queue_at, p->connect_at, p->try_at, p->copy_at};
     double at = p->total_at;
     for (unsigned i = 0; i < COUNT_OF(all); i++)
         if (all[i] != 0 && (at == 0 || all[i] < at))
@@ -180,15 +184,21 @@ static bool needs_budget(enum end_reason why)
     return why == END_TRY_TIMEOUT || why == END_SERVER_5XX || why == END_SERVER_GARBAGE;
 }
 
-/* Could the request be tried again, after a try that did (sent) or did not reach the server? */
-static bool can_retry(const struct proxied *p, bool sent)
+/* After a try that did (sent) or did not reach the server: may there be another? */
+static bool may_retry(const struct proxied *p, bool sent)
 {
-    struct node *any[FLEET_MAX];
     if (p->r->answered || p->x.dropped > 0 || now() >= p->total_at)
         return false;
     if (sent && (!p->r->route.reads || p->r->route.fragile))
         return false;
-    return p->tries < (unsigned)cfg->max_tries && candidates(p, any) > 0;
+    return p->tries < (unsigned)cfg->max_tries;
+}
+
+/* May there be another, and is there somebody to ask? */
+static bool can_retry(const struct proxied *p, bool sent)
+{
+    struct node *any[FLEET_MAX];
+    return may_retry(p, sent) && candidates(p, any) > 0;
 }
 
 /* As can_retry, and takes a part of the budget where `why` needs one. */
@@ -209,32 +219,6 @@ static bool take_retry(struct proxied *p, bool sent, enum end_reason why)
 }
 
 /* ---- endings ---- */
-
-/* "primary is down (connection refused), replica is drained": why nobody can serve. */
-static void tell_states(const struct proxied *p, char *out, size_t size)
-{
-    size_t n = 0;
-    bool primary = primary_only(p->r);
-    out[0] = 0;
-    for (unsigned i = 0; i < fleet_count && n + 1 < size; i++) {
-        const struct node *node = fleet_node[i];
-        if (primary && node->role != CONFIG_PRIMARY)
-            continue;
-        const char *state = node->admin != NODE_READY  ? fleet_admin_name(node->admin)
-                            : node->addr_len == 0      ? "unresolved"
-                            : p->tried >> node->id & 1 ? "tried"
-                                                       : fleet_health_name(node->health);
-        const char *why = node->history.last_error;
-        char copy[48];
-        mapped_tell_copy(&p->map, node, copy, sizeof copy);
-        int w = snprintf(out + n, size - n, "%s%s is %s%s%s%s%s",
-                         n == 0      ? ""
-                         : p->map.on ? "; "
-                                     : ", ",
-                         node->name, state, *why ? " (" : "", why, *why ? ")" : "", copy);
-        n += w > 0 ? (size_t)w : 0;
-    }
-}
 
 static void give_up(struct proxied *p, enum end_reason why, const char *text)
 {
@@ -259,7 +243,7 @@ static void nobody(struct proxied *p)
         give_up(p, END_NOT_FOUND, text);
         return;
     }
-    tell_states(p, states, sizeof states);
+    mapped_tell_states(&p->map, primary_only(p->r), p->tried, states, sizeof states);
     if (p->map.on) {
         snprintf(text, sizeof text, "no copy of this collection is up to date: %s", states);
         give_up(p, END_NO_INSTANCE, text);
@@ -267,6 +251,20 @@ static void nobody(struct proxied *p)
     }
     snprintf(text, sizeof text, "no instance can take this request: %s", states);
     give_up(p, END_NO_INSTANCE, text);
+}
+
+/* The journal is about to bring a copy up to date: the one that was has just died, say. Looks again
+ * soon, for as long as a try may take. false: there is none to wait for. */
+static bool wait_for_copy(struct proxied *p)
+{
+    double t = now();
+    if (p->copy_until == 0)
+        p->copy_until = t + cfg->try_timeout;
+    if (t >= p->copy_until || t >= p->total_at || !mapped_copy_is_coming(&p->map, p->tried))
+        return false;
+    p->copy_at = t + COPY_WAIT;
+    arm(p);
+    return true;
 }
 
 /* ---- tries ---- */
@@ -360,7 +358,8 @@ static bool pick(struct proxied *p, struct policy_verdict *v)
     }
     if (n > 0 && !stale)
         return true;
-    nobody(p);
+    if (!wait_for_copy(p))
+        nobody(p);
     return false;
 }
 
@@ -517,6 +516,8 @@ static void on_ended(struct exchange *x, enum end_reason why)
         choose(p);
         return;
     }
+    if (may_retry(p, sent) && wait_for_copy(p))
+        return;
     if (p->map.lost) {
         nobody(p);
         return;
@@ -696,6 +697,9 @@ static void late(struct request *r)
         give_up(p, END_CLIENT_SLOW_BODY, "the request body did not arrive within REQUEST_TIMEOUT");
     } else if (t >= p->total_at && p->x.conn) {
         exchange_fail(&p->x, END_REQUEST_TIMEOUT, "no answer within REQUEST_TIMEOUT");
+    } else if (p->copy_at != 0 && t >= p->copy_at) {
+        p->copy_at = 0;
+        choose(p);
     } else if (t >= p->total_at || (p->queue_at != 0 && t >= p->queue_at)) {
         r->log.queued += t - p->queue_since;
         give_up(p, END_QUEUE_TIMEOUT, "no slot on the instance came free in time (MAXCONN)");

@@ -211,6 +211,7 @@ local function write_records(t, req)
     return send(t, { status = 501, type = "application/json", body = json.encode {
       error = "ChromaError", message = UNSUPPORTED[req.action] } })
   end
+  if not lane and not Names.is_id(req.collection) then return send(t, Names.no_id()) end
   if not lane or lane.tenant ~= req.tenant or lane.database ~= req.database then
     return send(t, Names.no_collection_of_id(req.collection))
   end

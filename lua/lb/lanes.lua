@@ -49,10 +49,12 @@ function Lane:copy_add(c)
   return copy
 end
 
--- Tells the read side what this copy may answer.
+-- Tells the read side what this copy may answer. Reads wait for copies that are not readable yet, so one that only a
+-- rebuild can help is not shown.
 function Lane:publish(copy)
   if copy.physical == "" then return end
-  local readable = copy.state == "ready" and copy.doubt == 0 and copy.server:readable()
+  if copy.state ~= "ready" then return self.context.copies.copy_drop(self.logical, copy.instance) end
+  local readable = copy.doubt == 0 and copy.server:readable()
   self.context.copies.copy_set(self.logical, copy.instance, copy.physical, copy.p, readable)
 end
 

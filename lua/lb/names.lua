@@ -121,6 +121,10 @@ local function no_collection_of_id(id)
 end
 Names.no_collection_of_id = no_collection_of_id
 
+function Names.is_id(text) return #text == 36 and text:find("^%x+%-%x+%-%x+%-%x+%-%x+$") ~= nil end
+
+function Names.no_id() return says(400, "InvalidArgumentError", "Collection ID is not a valid UUIDv4") end
+
 local function no_collection_of_name(name)
   return says(404, "NotFoundError", "Collection [" .. name .. "] does not exists")
 end
@@ -393,6 +397,7 @@ Op.delete_collection = {
 Op.update_collection = {
   check = function(self, _, p)
     local lane = lane_of(self, p)
+    if not lane and not Names.is_id(p.collection) then return Names.no_id() end
     if not lane then return no_collection_of_id(p.collection) end
     local other = p.new_name and self:find(p.tenant, p.database, p.new_name)
     if other and other ~= lane then

@@ -187,6 +187,17 @@ function Server:stamp()
   return true
 end
 
+-- Since 1.5.3 Chroma says how many records a delete was for. Its version number does not tell. true | nil, why
+function Server:look_at_generation()
+  local a, kind = self:ask("GET", "/openapi.json")
+  if not a then return nil, kind end
+  local d = ok(a) and json.decode(a.body)
+  local schemas = d and d.components and d.components.schemas or {}
+  local answer = schemas.DeleteCollectionRecordsResponse
+  self.counts_deleted = answer and answer.properties and answer.properties.deleted ~= nil
+  return true
+end
+
 -- Looks at the witness of the present incarnation, until that is known or gone.
 function Server:admit()
   if self.admitting or self.incarnation == 0 or self.admitted == self.incarnation or not self.present
@@ -212,7 +223,8 @@ function Server:admit()
         -- Marked durably before it is stamped anew.
         if fine or context.on_lost(self, self.note) then
           self.witness = math.max(self.witness, counter)
-          local stamped, why = self:stamp()
+          local stamped, why = self:look_at_generation()
+          if stamped then stamped, why = self:stamp() end
           if stamped and life == self.incarnation then
             self.admitted, self.note = life, ""
             context.on_usable(self)

@@ -3,6 +3,7 @@
 #include "harness.h"
 #include "load.h"
 #include "peer.h"
+#include "tap.h"
 #include "wire.h"
 
 #include <errno.h>
@@ -525,6 +526,7 @@ int harness_teardown(void **state)
         well = ended_well(running[i], was_running) && well;
     }
     peer_stop_all();
+    tap_stop_all();
     for (unsigned i = 0; i < CHILDREN_MAX; i++) {
         pid_t pid = children[i];
         child_kill(&pid);

@@ -24,6 +24,7 @@ struct load {
     atomic_uint next, good, bad;
     pthread_mutex_t lock;
     char complaint[600];
+    double longest;
 };
 
 static struct load *loads[LOADS_MAX];
@@ -106,6 +107,14 @@ static void complain(struct load *l, unsigned client, unsigned n, int status, co
     pthread_mutex_unlock(&l->lock);
 }
 
+static void note_time(struct load *l, double seconds)
+{
+    pthread_mutex_lock(&l->lock);
+    if (seconds > l->longest)
+        l->longest = seconds;
+    pthread_mutex_unlock(&l->lock);
+}
+
 static void *client_main(void *arg)
 {
     struct load *l = arg;
@@ -116,9 +125,11 @@ static void *client_main(void *arg)
         abort();
     for (unsigned n = 0; !atomic_load(&l->stop); n++) {
         const char *body = "(no answer)";
+        double began = now_seconds();
         if (fd < 0)
             fd = connect_to(l->port);
         int status = fd < 0 ? 0 : exchange(fd, l->plan.request(client, n, l->plan.arg), in, &body);
+        note_time(l, now_seconds() - began);
         bool right = status != 0 && l->plan.right(client, n, status, body, l->plan.arg);
         if (!right)
             complain(l, client, n, status, body);
@@ -160,6 +171,14 @@ unsigned load_good(struct load *l)
 unsigned load_bad(struct load *l)
 {
     return atomic_load(&l->bad);
+}
+
+double load_longest(struct load *l)
+{
+    pthread_mutex_lock(&l->lock);
+    double seconds = l->longest;
+    pthread_mutex_unlock(&l->lock);
+    return seconds;
 }
 
 const char *load_complaint(struct load *l)

@@ -18,6 +18,8 @@ struct load;
 struct load *load_start(int port, unsigned clients, const struct load_plan *plan);
 unsigned load_good(struct load *l);
 unsigned load_bad(struct load *l);
+/* Seconds that the slowest request so far took, from before it was sent. */
+double load_longest(struct load *l);
 /* The first wrong answer, for the message of a failed test; "" when there is none. */
 const char *load_complaint(struct load *l);
 /* Ends the clients between two requests. */

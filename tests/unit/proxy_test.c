@@ -6,7 +6,8 @@
 
 static int set_up(void **state)
 {
-    balancer_start(NULL);
+    static const char *const settings[] = {"TRY_TIMEOUT", "0.3", NULL};
+    balancer_start(settings);
     return 0;
 }
 
@@ -115,6 +116,24 @@ static void test_no_copy_up_to_date_is_said_with_states(void **state)
     hears("no copy of this collection is up to date: a is up, 3 entries behind; b is up, has no "
           "copy");
     assert_int_equal(bal.a.requests + bal.b.requests, 0);
+}
+
+static void bring_up_to_date(struct ev_loop *l, ev_timer *w, int revents)
+{
+    behind("a", 10);
+}
+
+static void test_a_read_waits_for_a_copy_that_is_coming(void **state)
+{
+    ev_timer later;
+    behind("a", 7);
+    copies_copy_drop(ID, STR("b"));
+    ev_timer_init(&later, bring_up_to_date, 0.1, 0);
+    ev_timer_start(bal.loop, &later);
+    ask(QUERY);
+    hears("HTTP/1.1 200");
+    assert_int_equal(bal.a.requests, 1);
+    assert_int_equal(bal.b.requests, 0);
 }
 
 static void test_a_request_may_allow_a_copy_that_is_behind(void **state)
@@ -311,6 +330,7 @@ int main(void)
         TEST(a_collection_of_another_database_is_not_found),
         TEST(a_copy_that_is_behind_is_not_asked),
         TEST(no_copy_up_to_date_is_said_with_states),
+        TEST(a_read_waits_for_a_copy_that_is_coming),
         TEST(a_request_may_allow_a_copy_that_is_behind),
         TEST(a_bad_bound_is_refused_by_name),
         TEST(a_lost_copy_is_told_and_another_asked),
