@@ -176,8 +176,8 @@ local function repeated(t, e)
   end)
 end
 
--- Appends the entry to a lane; insert(e) puts it into memory, in the order of the numbers.
-local function append(t, lane_id, e, insert)
+-- Appends the entry to a lane; over(e) puts it into memory, in the order of the numbers; over() when there is none.
+local function append(t, lane_id, e, over)
   e.lane, e.tickets = lane_id, { t }
   t.entry = e
   fault("append.before_commit")
@@ -185,8 +185,10 @@ local function append(t, lane_id, e, insert)
     if rows and rows[1][1] then
       e.n = rows[1][1].n
       fault("append.committed_unanswered")
-      insert(e)
-    elseif rows or tostring(why):find("duplicate key", 1, true) then
+      return over(e)
+    end
+    over()
+    if rows or tostring(why):find("duplicate key", 1, true) then
       e.tickets = {}
       repeated(t, e)
     elseif why == "fenced" then
@@ -215,12 +217,9 @@ local function write_records(t, req)
   if not lane or lane.tenant ~= req.tenant or lane.database ~= req.database then
     return send(t, Names.no_collection_of_id(req.collection))
   end
+  lane:arriving()
   append(t, lane.id, { token = token_of(req), action = req.action, rest = req.target:match(REST) or "",
-    type = req.type, body = req.body, logical = lane.logical }, function(e)
-    lane:remember(e)
-    lane.head = math.max(lane.head, e.n)
-    lane:kick()
-  end)
+    type = req.type, body = req.body, logical = lane.logical }, function(e) lane:arrived(e) end)
 end
 
 local function write_catalogue(t, req)
@@ -251,7 +250,7 @@ local function write_catalogue(t, req)
     return
   end
   append(t, 0, { token = token_of(req), action = req.action, rest = json.encode(p), type = req.type, body = req.body },
-    function(e) J.names:insert(e) end)
+    function(e) if e then J.names:insert(e) end end)
 end
 
 -- A request that C handed over (core/journal.h).

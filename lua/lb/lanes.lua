@@ -19,6 +19,8 @@ Lane.__index = Lane
 local GROUP_ENTRIES, GROUP_RECORDS, GROUP_BYTES = 128, 2000, 4 * 1024 * 1024
 local GROUPABLE = 256 * 1024   -- bytes: a larger body goes alone
 local LOAD_ENTRIES = 128       -- read from PostgreSQL at a time
+local FEED_PACE = 0.04         -- seconds that a busy lane's followers wait for more to share the request
+local GATHER_MOST = 0.005      -- seconds that an entry waits for those whose commits are under way
 local DELETE_IDS = 32000       -- Chroma's limit on ids is 32,760 (SQL variables)
 local DIVERGED_AFTER = 8       -- 5xx in a row on an entry that another copy took
 local FAILED_AFTER = 2         -- 5xx on every copy, alone, so often: the entry has failed
@@ -32,6 +34,7 @@ function Lane.new(context, row)
     context = context, id = row.id, logical = row.logical, tenant = row.tenant, database = row.database,
     name = row.name, head = row.head, floor = row.floor or 0, trimmed = row.trimmed or 0,
     entries = {}, oldest = row.oldest or 1, copies = {}, order = {}, decider = nil, open = true, failures = {},
+    under_way = 0, last_at = 0,
   }, Lane)
 end
 
@@ -70,6 +73,20 @@ end
 local function doubt(lane, copy, hi)
   copy.doubt = math.max(copy.doubt, hi)
   lane:publish(copy)
+end
+
+-- One append more is on its way to PostgreSQL; it ends with arrived(e), or arrived() when there is no entry.
+function Lane:arriving() self.under_way = self.under_way + 1 end
+
+function Lane:arrived(e)
+  self.under_way = self.under_way - 1
+  if e then
+    e.at, e.busy = now(), now() - self.last_at < FEED_PACE
+    self.last_at = e.at
+    self:remember(e)
+    self.head = math.max(self.head, e.n)
+  end
+  self:kick()
 end
 
 -- Keeps the entry in memory until all copies have it, as far as there is room.
@@ -494,6 +511,24 @@ local function pass_over(lane, copy, e)
   return advance(lane, copy, p) and GO or STOP
 end
 
+-- Others are about to join: the last of their commits kicks the lane.
+local function gathering(lane, e)
+  return lane.under_way > 0 and JOINS[e.action] and now() - (e.at or 0) < GATHER_MOST
+end
+
+-- A follower's requests compete with those that decide: where writes come fast, it takes several at once.
+local function paced(lane, copy, e)
+  local wait = e.busy and lane.head - e.n < GROUP_ENTRIES and e.at + FEED_PACE - now() or 0
+  if wait <= 0 then return false end
+  copy.pacing = true
+  spawn(function()
+    sleep(wait)
+    copy.pacing = false
+    lane:kick_copy(copy)
+  end)
+  return true
+end
+
 local function step(lane, copy)
   local n = copy.p + 1
   if not lane.open or n > lane.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
@@ -503,6 +538,7 @@ local function step(lane, copy)
   if not e then return PAUSE end
   if e.verdict and e.verdict ~= "applied" then return pass_over(lane, copy, e) end
   if e.verdict == "applied" then
+    if paced(lane, copy, e) then return STOP end
     local group = group_from(lane, copy, e)
     return digest(lane, copy, group, try(lane, copy, group))
   end
@@ -513,6 +549,7 @@ local function step(lane, copy)
     lane:kick_copy(first)
     return STOP
   end
+  if gathering(lane, e) then return STOP end
   lane.decider = copy
   if e.action == "delete" and not e.resolved then
     local fine, how, answer = resolve(lane, copy, e)
@@ -560,7 +597,8 @@ end
 
 function Lane:kick_copy(copy)
   copy.again = true
-  if copy.running or copy.p >= self.head or copy.state ~= "ready" or not copy.server:usable() then return end
+  if copy.running or copy.pacing or copy.p >= self.head then return end
+  if copy.state ~= "ready" or not copy.server:usable() then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
 end
