@@ -19,7 +19,7 @@ struct traffic {
     struct load *load;
     _Atomic signed char said[CLIENTS][EACH_MAX]; /* by write: 1 acknowledged, 2 refused for certain,
                                                     -1 not known */
-    bool refusals; /* 503 is no error */
+    bool refusals;                               /* 503 is no error */
 };
 
 static const char *request(unsigned client, unsigned n, void *arg)
@@ -79,8 +79,7 @@ static void check_no_errors(struct traffic *t, double longest, const char *when)
         harness_fail(__FILE__, __LINE__, "%s: %u wrong of %u; first: %s", when, load_bad(t->load),
                      load_bad(t->load) + load_good(t->load), load_complaint(t->load));
     if (load_longest(t->load) > slow(longest))
-        harness_fail(__FILE__, __LINE__, "%s: a client waited %.2f s", when,
-                     load_longest(t->load));
+        harness_fail(__FILE__, __LINE__, "%s: a client waited %.2f s", when, load_longest(t->load));
 }
 
 /* Both hold the same: every acknowledged write, none that was refused for certain. */
@@ -128,8 +127,7 @@ static void a_killed_server_costs_a_pause(void **state)
         check_no_errors(t, 2, keepf("round %d", round));
         check_kept(s, t, 5);
         print_message("round %d: %s killed, longest %.2f s, equal after %.2f s\n", round,
-                      victim ? "replica" : "primary", load_longest(t->load),
-                      now_seconds() - began);
+                      victim ? "replica" : "primary", load_longest(t->load), now_seconds() - began);
         struct load_plan plan = {request, right, t, 0.005};
         t->load = load_start(s->x->port, CLIENTS, &plan);
     }
@@ -156,8 +154,7 @@ static void a_hung_server_costs_a_try(void **state)
         check_no_errors(t, 3, keepf("round %d", round));
         check_kept(s, t, 8);
         print_message("round %d: %s stopped, longest %.2f s, equal after %.2f s\n", round,
-                      victim ? "replica" : "primary", load_longest(t->load),
-                      now_seconds() - began);
+                      victim ? "replica" : "primary", load_longest(t->load), now_seconds() - began);
         struct load_plan plan = {request, right, t, 0.005};
         t->load = load_start(s->x->port, CLIENTS, &plan);
     }
@@ -165,7 +162,8 @@ static void a_hung_server_costs_a_try(void **state)
     check_no_errors(t, 3, "at the end");
 }
 
-/* What an operator did by hand: everything goes on with one server, and the other is equal again. */
+/* What an operator did by hand: everything goes on with one server, and the other is equal again.
+ */
 static void one_server_serves_all(struct stage *s, unsigned victim)
 {
     char *old = create(s, "old"), *doomed = create(s, "doomed");

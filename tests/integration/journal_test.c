@@ -89,8 +89,9 @@ static void writes_land_on_both_servers(void **state)
          "[9,10],[11,12]],\"documents\":[\"apple\",\"bread\",\"apple pie\",null,\"eel\",\"fig\"],"
          "\"metadatas\":[{\"k\":1},{\"k\":2},{\"k\":1},null,{\"k\":3},{\"k\":3}]}");
     same(t, "add", "{\"ids\":[\"a\",\"g\"],\"embeddings\":[[50,60],[70,80]]}");
-    same(t, "upsert", "{\"ids\":[\"a\",\"h\"],\"embeddings\":[[0.1,1e-7],[3.25,4]],"
-                      "\"metadatas\":[{\"k\":9,\"l\":true},null]}");
+    same(t, "upsert",
+         "{\"ids\":[\"a\",\"h\"],\"embeddings\":[[0.1,1e-7],[3.25,4]],"
+         "\"metadatas\":[{\"k\":9,\"l\":true},null]}");
     same(t, "update", "{\"ids\":[\"b\",\"none\"],\"documents\":[\"brioche\",\"nothing\"]}");
     same(t, "update", "{\"ids\":[\"c\"],\"metadatas\":[{\"k\":null,\"m\":\"x\"}]}");
     check_all_three(t);
@@ -124,12 +125,12 @@ static void a_limited_delete_deletes_the_same_on_both(void **state)
 {
     struct stage *s = stage_raise();
     char *id = create(s, "ccc");
-    char *body = records_body("r", 0, 9, ",\"documents\":[\"a\",\"b\",\"a\",\"b\",\"a\",\"a\",\"a\","
-                                         "\"b\",\"a\"]");
+    char *body = records_body("r", 0, 9,
+                              ",\"documents\":[\"a\",\"b\",\"a\",\"b\",\"a\",\"a\",\"a\","
+                              "\"b\",\"a\"]");
     check_status(post(s, of(id, "add"), body), 201);
-    check_status(post(s, of(id, "delete"),
-                      "{\"where_document\":{\"$contains\":\"a\"},\"limit\":3}"),
-                 200);
+    check_status(
+        post(s, of(id, "delete"), "{\"where_document\":{\"$contains\":\"a\"},\"limit\":3}"), 200);
     check_str(get(s, of(id, "count"))->body, "6");
     check_equal(s, id, 5);
 }
@@ -144,12 +145,14 @@ static void every_type_of_value_arrives_unchanged(void **state)
          "\"uris\":[\"file:///x\",null],\"documents\":[\"\xc3\xa9\\u0001\\t/\\/\",null],"
          "\"embeddings\":[[0.1,-0.0,3.4028234e38],[1e-45,16777217,0.30000001192092896]],"
          "\"ids\":[\"i \\u20ac\",\"\\\"quoted\\\"\"]}");
-    same(t, "upsert", "{\"ids\":[\"i \xe2\x82\xac\"],\"embeddings\":[[1,2,3]],"
-                      "\"metadatas\":[{\"yes\":null,\"real\":2.0}]}");
+    same(t, "upsert",
+         "{\"ids\":[\"i \xe2\x82\xac\"],\"embeddings\":[[1,2,3]],"
+         "\"metadatas\":[{\"yes\":null,\"real\":2.0}]}");
     /* 1.5, -2.25, 0.1 as little-endian floats */
     same(t, "add", "{\"ids\":[\"b64\"],\"embeddings\":[\"AADAPwAAEMDNzMw9\"]}");
-    same(t, "update", "{\"ids\":[\"b64\",\"\\\"quoted\\\"\"],\"embeddings\":[null,[4,5,6]],"
-                      "\"metadatas\":[{\"n\":1.0},null]}");
+    same(t, "update",
+         "{\"ids\":[\"b64\",\"\\\"quoted\\\"\"],\"embeddings\":[null,[4,5,6]],"
+         "\"metadatas\":[{\"n\":1.0},null]}");
     check_all_three(t);
     const char *all = check_equal(t->s, t->id, 5);
     check_has(all, "\"big\": " BIG);
@@ -257,8 +260,8 @@ static void errors_name_the_logical_id(void **state)
                            : i == 5 ? "{\"query_embeddings\":[[1,2]]}"
                                     : "{\"ids\":[\"r0\"]}";
         for (unsigned k = 0; k < COUNT_OF(places); k++) {
-            struct answer *a = post(
-                s, keepf("/api/v2/tenants/%s%s", places[k], of(id, verbs[i])), body);
+            struct answer *a =
+                post(s, keepf("/api/v2/tenants/%s%s", places[k], of(id, verbs[i])), body);
             check_status(a, 404);
             check_has(a->body, "NotFoundError");
             check_has(a->body, id);
@@ -361,8 +364,7 @@ static void collections_are_named_renamed_and_deleted(void **state)
     check_has(get(s, "/collections/ddd")->body, t->id);
     check_status(post(s, of(t->id, "add"), records_body("r", 0, 2, "")), 201);
     a = ask(s, "PUT", keepf("/collections/%s", t->id), "{\"new_metadata\":{}}");
-    b = ask_server(t->plain, "PUT", keepf("/collections/%s", t->plain_id),
-                   "{\"new_metadata\":{}}");
+    b = ask_server(t->plain, "PUT", keepf("/collections/%s", t->plain_id), "{\"new_metadata\":{}}");
     check_status(a, b->status);
     check_str(a->body, b->body);
     check_caught_up(s, 5);
@@ -436,9 +438,9 @@ static void reset_needs_leave(void **state)
     check_caught_up(s, 5);
     for (unsigned i = 0; i < 2; i++) {
         check_str(collections_on(s, i), "");
-        check_status(ask_server(s->server[i], "GET",
-                                "/api/v2/tenants/default_tenant/databases/ddd", NULL),
-                     404);
+        check_status(
+            ask_server(s->server[i], "GET", "/api/v2/tenants/default_tenant/databases/ddd", NULL),
+            404);
     }
     id = create(s, "ccc");
     check_status(post(s, of(id, "add"), records_body("r", 0, 3, "")), 201);
