@@ -536,6 +536,17 @@ static void on_notify(void *arg, const char *payload)
     lua_pop(vm, 1);
 }
 
+/* The function on top of the stack, which is popped. */
+static struct subscriber *subscriber_new(lua_State *L)
+{
+    int ref = luaL_ref(L, LUA_REGISTRYINDEX);
+    struct subscriber *s = base_zalloc(sizeof *s);
+    s->ref = ref;
+    s->next = subscribers;
+    subscribers = s;
+    return s;
+}
+
 /* listen(connection, channel, function): for as long as the VM lives */
 static int api_listen(lua_State *L)
 {
@@ -545,22 +556,33 @@ static int api_listen(lua_State *L)
     luaL_argcheck(L, n > 0 && n <= PG_CHANNEL_MAX && strlen(channel) == n, 2, "1 to 63 bytes");
     luaL_checktype(L, 3, LUA_TFUNCTION);
     lua_settop(L, 3);
-    int ref = luaL_ref(L, LUA_REGISTRYINDEX);
-    struct subscriber *s = base_zalloc(sizeof *s);
-    s->ref = ref;
-    s->next = subscribers;
-    subscribers = s;
-    pg_listen(p, channel, on_notify, s);
+    pg_listen(p, channel, on_notify, subscriber_new(L));
+    return 0;
+}
+
+static const char *const pg_state_name[] = {
+    [PG_CONNECTING] = "connecting", [PG_READY] = "ready", [PG_AWAY] = "away"};
+
+static void on_pg_state(void *arg, enum pg_state s)
+{
+    on_notify(arg, pg_state_name[s]);
+}
+
+/* observe(connection, function): for as long as the VM lives */
+static int api_observe(lua_State *L)
+{
+    struct pg *p = connection(L);
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    lua_settop(L, 2);
+    pg_observe(p, on_pg_state, subscriber_new(L));
     return 0;
 }
 
 /* state, last error = pg_state(connection) */
 static int api_pg_state(lua_State *L)
 {
-    static const char *const names[] = {
-        [PG_CONNECTING] = "connecting", [PG_READY] = "ready", [PG_AWAY] = "away"};
     struct pg *p = connection(L);
-    lua_pushstring(L, names[pg_state(p)]);
+    lua_pushstring(L, pg_state_name[pg_state(p)]);
     lua_pushstring(L, pg_last_error(p));
     return 2;
 }
@@ -586,15 +608,25 @@ static int call_module(lua_State *L)
 
 static int open_api(lua_State *L)
 {
-    static const luaL_Reg functions[] = {{"sleep", api_sleep},    {"token", api_token},
-                                         {"park", api_park},      {"wake", api_wake},
-                                         {"spawn", api_spawn},    {"cancel", api_cancel},
-                                         {"now", api_now},        {"log", api_log},
-                                         {"exit", api_exit},      {"failed", api_failed},
-                                         {"fetch", api_fetch},    {"connection", api_connection},
-                                         {"query", api_query},    {"transaction", api_transaction},
-                                         {"listen", api_listen},  {"pg_state", api_pg_state},
-                                         {"bytes", pg_lua_bytes}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"sleep", api_sleep},
+                                         {"token", api_token},
+                                         {"park", api_park},
+                                         {"wake", api_wake},
+                                         {"spawn", api_spawn},
+                                         {"cancel", api_cancel},
+                                         {"now", api_now},
+                                         {"log", api_log},
+                                         {"exit", api_exit},
+                                         {"failed", api_failed},
+                                         {"fetch", api_fetch},
+                                         {"connection", api_connection},
+                                         {"query", api_query},
+                                         {"transaction", api_transaction},
+                                         {"listen", api_listen},
+                                         {"observe", api_observe},
+                                         {"pg_state", api_pg_state},
+                                         {"bytes", pg_lua_bytes},
+                                         {NULL, NULL}};
     lua_pushlightuserdata(L, (void *)call_module);
     lua_pushcfunction(L, call_module);
     lua_rawset(L, LUA_REGISTRYINDEX);

@@ -87,6 +87,22 @@ static int on(lua_State *L)
     return 0;
 }
 
+static int partial(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TBOOLEAN);
+    copies_partial = lua_toboolean(L, 1);
+    return 0;
+}
+
+static int looked(lua_State *L)
+{
+    const char *logical = check_id(L, 1);
+    luaL_checktype(L, 2, LUA_TBOOLEAN);
+    if (copies_looked)
+        copies_looked(logical, lua_toboolean(L, 2));
+    return 0;
+}
+
 static int get(lua_State *L)
 {
     const struct collection *c = copies_find(check_id(L, 1));
@@ -112,6 +128,8 @@ static int open_module(lua_State *L)
                                          {"clear", clear},
                                          {"count", count},
                                          {"on", on},
+                                         {"partial", partial},
+                                         {"looked", looked},
                                          {"get", get},
 #ifdef CHROMUX_FAULTS
                                          {"fault", fault_hit},

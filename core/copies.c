@@ -24,7 +24,8 @@ struct collection {
     char *text; /* the tenant, then the database */
 };
 
-bool copies_expected, copies_on;
+bool copies_expected, copies_on, copies_partial;
+void (*copies_looked)(const char *logical, bool sure);
 
 static struct collection **buckets;
 static unsigned bucket_count, count;

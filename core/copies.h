@@ -12,6 +12,11 @@
 extern bool copies_expected;
 /* The table is whole and may be asked. Implies copies_expected. */
 extern bool copies_on;
+/* A collection may exist that the table lacks: another balancer makes them. */
+extern bool copies_partial;
+/* Called when the engine has looked for a collection (mapped.c); NULL: nobody asked. sure: if it is
+ * not in the table now, there is none. */
+extern void (*copies_looked)(const char *logical, bool sure);
 
 struct collection;
 

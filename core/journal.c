@@ -38,11 +38,11 @@ struct journalled {
     struct journalled *next, *prev; /* in the queue for memory */
     struct journalled *answered;    /* the next one that is to be answered */
     enum phase phase;
-    uint64_t share;                     /* of the memory */
-    uint64_t want;                      /* over 0: in the queue for so much more */
-    double deadline;                    /* loop time: REQUEST_TIMEOUT */
-    uint64_t ticket;                    /* when ASKED or ANSWERED */
-    struct str query, type, key, token; /* inside r->text */
+    uint64_t share;                                /* of the memory */
+    uint64_t want;                                 /* over 0: in the queue for so much more */
+    double deadline;                               /* loop time: REQUEST_TIMEOUT */
+    uint64_t ticket;                               /* when ASKED or ANSWERED */
+    struct str query, type, key, token, forwarded; /* inside r->text */
     bool bounded;
     uint64_t max_behind; /* when bounded */
     struct answer answer;
@@ -258,6 +258,8 @@ static int make_request(lua_State *L)
         set_str(L, "key", j->key);
     if (j->token.n)
         set_str(L, "token", j->token);
+    if (j->forwarded.n)
+        set_str(L, "forwarded", j->forwarded);
     set_text(L, "id", r->id);
     set_str(L, "body", (struct str){buf_data(&r->body.bytes), buf_len(&r->body.bytes)});
     set_number(L, "deadline", ev_time() + j->deadline - now());
@@ -507,7 +509,13 @@ static enum end_reason read_head(struct journalled *j, const struct http1_head *
             }
             j->key = keep(r, f->value);
         } else if (str_eq_nocase(f->name, STR("X-Chromux-Token"))) {
+            if (j->token.n || !visible(f->value)) {
+                *why = "X-Chromux-Token must be 1 to 200 visible ASCII bytes, once";
+                return END_BAD_REQUEST;
+            }
             j->token = keep(r, f->value);
+        } else if (str_eq_nocase(f->name, STR("X-Chromux-Forwarded"))) {
+            j->forwarded = keep(r, f->value);
         }
     }
     must(r->text.mem == mem); /* session.c made room for more than the head */

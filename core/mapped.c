@@ -3,7 +3,9 @@
 
 #include "api.h"
 #include "log.h"
+#include "stream.h"
 
+#include <ev.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -65,13 +67,86 @@ enum end_reason mapped_start(struct mapped *m, const struct route *t, const stru
         snprintf(text, MAPPED_TEXT_MAX, "Collection ID is not a valid UUIDv4"); /* Chroma's words */
         return END_BAD_REQUEST;
     }
-    const struct collection *c = copies_find(m->id);
-    if (!c || !belongs(c, t)) {
-        mapped_tell_unknown(m, text);
-        return END_NOT_FOUND;
-    }
     m->on = true;
-    return END_NONE;
+    m->unknown = copies_partial && !copies_find(m->id);
+    m->sure = true;
+    return m->unknown ? END_NONE : mapped_found(m, t, text);
+}
+
+/* ---- collections that are not known yet ---- */
+
+static struct mapped *asked;
+static ev_timer turn; /* fed, never started */
+
+static void on_turn(struct ev_loop *l, ev_timer *w, int revents)
+{
+    for (;;) {
+        struct mapped **at = &asked, *m;
+        while (*at && !(*at)->due)
+            at = &(*at)->next;
+        if (!(m = *at))
+            return;
+        *at = m->next;
+        m->unknown = false;
+        m->looked(m); /* may free m, and change the list */
+    }
+}
+
+static void on_looked(const char *logical, bool sure)
+{
+    for (struct mapped *m = asked; m; m = m->next)
+        if (memcmp(m->id, logical, ID) == 0) {
+            m->due = true;
+            m->sure = sure;
+        }
+    ev_feed_event(stream_loop(), &turn, EV_CUSTOM);
+}
+
+bool mapped_ask(struct mapped *m, void (*looked)(struct mapped *m))
+{
+    bool first = true;
+    if (!m->on || !m->unknown)
+        return false;
+    for (struct mapped *o = asked; o; o = o->next)
+        first = first && (o->due || memcmp(o->id, m->id, ID) != 0);
+    m->looked = looked;
+    m->next = asked;
+    asked = m;
+    if (!copies_looked) {
+        ev_init(&turn, on_turn);
+        copies_looked = on_looked;
+    }
+    if (!first)
+        return true;
+    lua_pushstring(api_vm(), m->id);
+    if (api_call("lb.journal", "look", 1))
+        lua_pop(api_vm(), 1);
+    else
+        on_looked(m->id, false);
+    return true;
+}
+
+enum end_reason mapped_found(struct mapped *m, const struct route *t, char text[MAPPED_TEXT_MAX])
+{
+    const struct collection *c = copies_find(m->id);
+    if (c && belongs(c, t))
+        return END_NONE;
+    m->on = false;
+    mapped_tell_unknown(m, text);
+    if (c || m->sure)
+        return END_NOT_FOUND;
+    snprintf(text, MAPPED_TEXT_MAX, "PostgreSQL does not answer: is there such a collection?");
+    return END_JOURNAL_AWAY;
+}
+
+void mapped_forget(struct mapped *m)
+{
+    for (struct mapped **at = &asked; m->unknown && *at; at = &(*at)->next)
+        if (*at == m) {
+            *at = m->next;
+            m->unknown = false;
+            return;
+        }
 }
 
 const struct collection *mapped_collection(const struct mapped *m)

@@ -14,6 +14,10 @@ struct mapped {
     char physical[37];   /* of the try under way */
     size_t at;           /* where the id is in the request's head */
     bool lost;           /* the server of the try says that it has no such collection */
+    bool unknown;        /* the engine is to be asked for it */
+    bool due, sure;      /* it has looked */
+    struct mapped *next; /* of those that wait for it; mapped_forget() takes one off */
+    void (*looked)(struct mapped *m);
 };
 
 /* X-Chromux-Max-Behind: N, the entries of the journal that a copy may lack of what this balancer
@@ -29,6 +33,15 @@ enum end_reason mapped_start(struct mapped *m, const struct route *t, const stru
                              char text[MAPPED_TEXT_MAX]) MUST_CHECK;
 /* NULL: it is off, or the collection was deleted meanwhile. */
 const struct collection *mapped_collection(const struct mapped *m);
+/* After mapped_start: false when all is known. Else the engine looks for the collection, and
+ * looked(m) is called once, from the loop. */
+bool mapped_ask(struct mapped *m, void (*looked)(struct mapped *m)) MUST_CHECK;
+/* Then: as mapped_start. */
+enum end_reason mapped_found(struct mapped *m, const struct route *t,
+                             char text[MAPPED_TEXT_MAX]) MUST_CHECK;
+/* looked is not called any more. */
+void mapped_forget(struct mapped *m);
+
 /* "Collection [id] does not exist.", as Chroma says it. */
 void mapped_tell_unknown(const struct mapped *m, char text[MAPPED_TEXT_MAX]);
 /* "primary is down (connection refused), replica is drained": why nobody can serve. tried: bits of

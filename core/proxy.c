@@ -102,6 +102,7 @@ static struct request *proxied_free(struct proxied *p)
 {
     struct request *r = p->r;
     pool_quit(&p->place);
+    mapped_forget(&p->map);
     leave_node(p);
     if (p->budgeted)
         budgeted_now--;
@@ -598,6 +599,18 @@ static void put_head(struct proxied *p, struct http1_head *h)
     must(r->text.mem == mem); /* the request's slices point into it */
 }
 
+/* The engine has looked for the collection. */
+static void on_looked(struct mapped *m)
+{
+    struct proxied *p = container_of(m, struct proxied, map);
+    char text[MAPPED_TEXT_MAX];
+    enum end_reason bad = mapped_found(m, &p->r->route, text);
+    if (bad != END_NONE)
+        give_up(p, bad, text);
+    else
+        choose(p);
+}
+
 static void start(struct request *r, struct http1_head *h)
 {
     struct proxied *p = proxied_new(r);
@@ -620,7 +633,10 @@ static void start(struct request *r, struct http1_head *h)
     p->place.turn = on_turn;
     p->total_at = now() + cfg->request_timeout;
     put_head(p, h);
-    choose(p);
+    if (mapped_ask(&p->map, on_looked))
+        arm(p);
+    else
+        choose(p);
 }
 
 static void more(struct request *r)

@@ -1,32 +1,25 @@
 -- journal.lua: the journal's life in one balancer, and the door through which C comes in (core/journal.c).
 --
--- Starts (schema, lease, what PostgreSQL holds, the servers), keeps the lease, gives every write its entry, and
--- answers: each request that C hands over gets exactly one answer, at its deadline at the latest.
+-- Each request that C hands over gets exactly one answer, at its deadline at the latest, whatever role the balancer
+-- is in by then (roles.lua): the holder gives a write its entry, a standby takes it to the holder (forward.lua).
 --
 --   start(settings)   submit(request)   gone(ticket)   lost{logical=, instance=}   status()   metrics()   stop()
 local Store = require("lb.store")
-local Lane = require("lb.lanes")
 local Names = require("lb.names")
-local Servers = require("lb.servers")
-local adopt = require("lb.adopt")
-local courier = require("lb.courier")
+local Roles = require("lb.roles")
+local Forward = require("lb.forward")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
-local route = require("chromux.route")
 local json = json
 
 local M = {}
 
 local TICK = 0.05 -- seconds between looks at deadlines
-local J = { phase = "off", why = "", tickets = {}, settings = {} }
+local J = Roles.state
+J.tickets = {}
 M.state = J -- for tests
 
 -- ---- small things ----------------------------------------------------------------------------------------
-
--- A path segment from text (RFC 3986: unreserved characters stay).
-local function encode(s)
-  return (s:gsub("[^%w%-%._~]", function(c) return string.format("%%%02X", c:byte()) end))
-end
 
 local function random_hex(n)
   local f = assert(io.open("/dev/urandom", "rb"))
@@ -35,47 +28,19 @@ local function random_hex(n)
   return (bytes:gsub(".", function(c) return string.format("%02x", c:byte()) end))
 end
 
-local function read_line(path)
-  local f = io.open(path)
-  local line = f and f:read("*l")
-  if f then f:close() end
-  return line
-end
-
--- When the process began, in ticks since the boot: with the pid it names a process for good.
-local function started_at(pid)
-  local stat = read_line("/proc/" .. pid .. "/stat")
-  if not stat then return nil end
-  local fields = {}
-  for word in stat:match("%)%s+(.*)$"):gmatch("%S+") do fields[#fields + 1] = word end
-  return fields[20]
-end
-
-local function own_name()
-  local pid = read_line("/proc/self/stat"):match("^%d+")
-  return table.concat({ read_line("/proc/sys/kernel/random/boot_id") or "?", pid, started_at(pid) or "?" }, "/")
-end
-
--- Is this holder known to have ended? Only of processes of this machine's present boot can that be said.
-local function known_dead(holder)
-  local boot, pid, began = holder:match("^([^/]+)/(%d+)/(.+)$")
-  return boot ~= nil and boot == read_line("/proc/sys/kernel/random/boot_id") and started_at(pid) ~= began
-end
-
 local next_token = 0
 local function fresh_token()
   next_token = next_token + 1
   return J.token_base .. string.format("%x", next_token)
 end
 
--- Fault points are compiled into test builds only.
-local fault = copies.fault or function() end
-
 -- ---- answering -------------------------------------------------------------------------------------------
 
--- Every ticket that is open: {ticket=, deadline=, entry=, lane=}.
+-- Every ticket that is open: {ticket=, deadline=, req=, entry=, handle=, forwarding=, sent=}.
 local function open_ticket(req)
-  local t = { ticket = req.ticket, deadline = req.deadline, read = req.reads }
+  local left = tonumber(req.forwarded)
+  if left and left >= 0 then req.deadline = math.min(req.deadline, now() + left) end
+  local t = { ticket = req.ticket, deadline = req.deadline, read = req.reads, req = req }
   J.tickets[req.ticket] = t
   return t
 end
@@ -92,6 +57,15 @@ end
 
 local function refuse(t, reason, message, retry_after)
   if close_ticket(t) then answers.refuse(t.ticket, reason, message, retry_after) end
+end
+
+-- This balancer could not keep it; another one that was asked before may have.
+local function not_kept(t, why)
+  if t.sent then
+    refuse(t, "outcome_unknown", why .. "; whether the balancer that was asked before has kept it is not known")
+  else
+    refuse(t, "journal_away", why .. ": this write was not kept", 1)
+  end
 end
 
 local function entry_name(e) return e.lane .. "/" .. e.n end
@@ -121,12 +95,21 @@ end
 
 local function late(t)
   local e = t.entry
-  if not e then
-    refuse(t, t.read and "no_instance" or "journal_away", "the request was not begun in time", 1)
+  if not e and t.sent then
+    refuse(t, "outcome_unknown", "the balancer that holds the lease of the journal did not answer in time: whether"
+      .. " this write was kept is not known")
+  elseif not e then
+    local why = "the request was not begun in time"
+    if J.role == "standby" and not t.read then
+      why = "the balancer that holds the lease of the journal "
+        .. (J.holder and J.holder.address == "" and "has no ADVERTISE_URL" or "cannot be reached")
+        .. ": this write was not kept"
+    end
+    refuse(t, t.read and "no_instance" or "journal_away", why, 1)
   elseif e.n then
     refuse(t, "not_applied", "this write is kept as entry " .. entry_name(e)
       .. " and will be applied, but no instance has confirmed it yet; do not send it again")
-  elseif t.handle and t.handle.unknown then
+  elseif t.sent or (t.handle and t.handle.unknown) then
     refuse(t, "outcome_unknown", "PostgreSQL went away while this write was being kept: whether it was is not known")
   else
     refuse(t, "journal_away", "PostgreSQL does not answer: this write was not kept", 1)
@@ -146,10 +129,11 @@ end
 
 -- ---- taking a write --------------------------------------------------------------------------------------
 
+-- Fixed once for a request, so that the next holder knows it by the same. Clients' keys are apart from ours.
 local function token_of(req)
-  if req.token then return req.token end
   if req.key then return "key:" .. req.key end
-  return fresh_token()
+  req.token = req.token or fresh_token()
+  return "token:" .. req.token
 end
 
 -- A token that was used before: the recorded answer, or the same wait.
@@ -163,11 +147,11 @@ local function repeated(t, e)
       return a and send(t, a) or refuse(t, "journal_away", "the entry could not be made", 1)
     end
     local home = row.lane == 0 and J.names or J.names.by_lane[row.lane]
-    local known = home and home.entries[row.n]
-    if row.verdict then
-      row.tickets = { t }
-      send_verdict(row)
-    elseif known and not known.verdict then
+    -- Perhaps of a holder before this one, and not in memory yet.
+    local known = not row.verdict and home and home:entry(row.n)
+    if row.verdict or (known and known.verdict) then
+      send_verdict(setmetatable({ tickets = { t } }, { __index = row.verdict and row or known }))
+    elseif known then
       t.entry = known
       table.insert(known.tickets, t)
     else
@@ -180,11 +164,11 @@ end
 local function append(t, lane_id, e, over)
   e.lane, e.tickets = lane_id, { t }
   t.entry = e
-  fault("append.before_commit")
+  Roles.fault("append.before_commit")
   t.handle = J.store:enqueue({ Store.append_entry(lane_id, e) }, t.deadline, function(rows, why)
     if rows and rows[1][1] then
       e.n = rows[1][1].n
-      fault("append.committed_unanswered")
+      Roles.fault("append.committed_unanswered")
       return over(e)
     end
     over()
@@ -192,11 +176,11 @@ local function append(t, lane_id, e, over)
       e.tickets = {}
       repeated(t, e)
     elseif why == "fenced" then
-      refuse(t, "journal_away", "another balancer has taken over; send it there", 1)
+      return -- the request is taken to the next holder
     elseif why == "away" then
-      refuse(t, "journal_away", "PostgreSQL does not answer: this write was not kept", 1)
+      not_kept(t, "PostgreSQL does not answer")
     else
-      refuse(t, "journal_away", "PostgreSQL refused to keep this write: " .. tostring(why), 1)
+      not_kept(t, "PostgreSQL refused it: " .. tostring(why))
     end
   end)
 end
@@ -253,311 +237,128 @@ local function write_catalogue(t, req)
     function(e) if e then J.names:insert(e) end end)
 end
 
--- A request that C handed over (core/journal.h).
-function M.submit(req)
-  local t = open_ticket(req)
-  if J.phase ~= "on" then
-    return refuse(t, "journal_away", "the journal is not ready: " .. J.why, 1)
+-- ---- either role -----------------------------------------------------------------------------------------
+
+local dispatch
+
+-- Answers as the holder did, when a read here would see what the answer says.
+local function pass_on(t, answer)
+  local h = answer.headers
+  local entry = h["x-chromux-entry"]
+  local lane, n = (entry or ""):match("^(%d+)/(%d+)$")
+  if lane and answer.status < 300 and J.follow then J.follow:saw(tonumber(lane), tonumber(n), t.deadline) end
+  local fields = ""
+  for name, field in pairs { ["X-Chromux-Entry"] = entry, ["Retry-After"] = h["retry-after"] } do
+    fields = fields .. name .. ": " .. field .. "\r\n"
   end
-  if req.reads then
-    spawn(function()
-      local a, who = J.names:read(req)
-      if a then return send(t, a, who) end
-      refuse(t, "no_instance", "the catalogue cannot be read: " .. tostring(who))
-    end)
-    return
+  send(t, { status = answer.status, type = h["content-type"], body = answer.body }, h["x-chromux-instance"], fields)
+end
+
+local function forward(t)
+  local before = t.sent
+  t.forwarding = true
+  spawn(function()
+    token_of(t.req)
+    local answer, why = Forward.send(t.req, function()
+      return J.tickets[t.ticket] == t and now() < t.deadline
+    end, function()
+      if J.role == "holder" then return J.phase == "on" and "here" or nil end
+      return J.holder
+    end, function(sent) t.sent = sent or before end)
+    t.forwarding = false
+    if answer then return pass_on(t, answer) end
+    if why == "here" then dispatch(t) end
+  end)
+end
+
+-- A request from another balancer that took us for the holder: it looks again.
+local function not_holder(t)
+  send(t, { status = 503, type = "application/json",
+    body = '{"error":"ChromaError","message":"this balancer does not hold the lease of the journal"}' }, nil,
+    "X-Chromux-Not-Holder: true\r\n")
+end
+
+-- Gives a write to who is to do it now.
+function dispatch(t)
+  local req = t.req
+  if t.entry and not t.entry.n then
+    t.sent = t.sent or t.handle and t.handle.unknown
+    t.entry = nil
+  end
+  if J.role ~= "holder" or J.phase ~= "on" then
+    if req.forwarded then return not_holder(t) end
+    return forward(t)
   end
   if not J.store:healthy() then
-    return refuse(t, "journal_away", "PostgreSQL does not answer: this write was not kept", 1)
+    return not_kept(t, "PostgreSQL does not answer")
   end
   if req.class == "write" then return write_records(t, req) end
   write_catalogue(t, req)
 end
 
+local function read_catalogue(t, req)
+  spawn(function()
+    if not J.context.trusted then
+      return refuse(t, "no_instance", "notifications of PostgreSQL may be missing: the catalogue is read again", 1)
+    end
+    -- What this standby does not know may have been made by the holder just now.
+    if J.follow and req.action == "get_collection" and not J.names:has(req) then
+      local there, why = J.follow:look(req.collection, req.by_name and req.tenant or nil, req.database, t.deadline)
+      if there == nil then return refuse(t, "no_instance", "the catalogue cannot be read: " .. tostring(why)) end
+    end
+    local a, who = J.names:read(req)
+    if a then return send(t, a, who) end
+    refuse(t, "no_instance", "the catalogue cannot be read: " .. tostring(who))
+  end)
+end
+
+-- A request that C handed over (core/journal.h).
+function M.submit(req)
+  local t = open_ticket(req)
+  if J.phase ~= "on" then
+    if req.forwarded then return not_holder(t) end
+    return refuse(t, "journal_away", "the journal is not ready: " .. J.why, 1)
+  end
+  if req.reads then return read_catalogue(t, req) end
+  dispatch(t)
+end
+
 -- The client is gone: its write goes on, but nobody is told.
 function M.gone(ticket) J.tickets[ticket] = nil end
+
+-- A read names a collection that is not known here (core/mapped.c).
+function M.look(logical)
+  local f = J.follow
+  if not f then return copies.looked(logical, true) end
+  spawn(function()
+    local there = f:look(logical, nil, nil, now() + J.settings.REQUEST_TIMEOUT)
+    copies.looked(logical, there ~= nil)
+  end)
+end
 
 -- A read was answered "no such collection" by an instance that should have it.
 function M.lost(what)
   local lane = J.names and J.names.by_logical[what.logical]
   local copy = lane and lane.copies[what.instance]
-  if copy and copy.state == "ready" then
+  if J.follow and copy then
+    copy.lost = copy.physical -- until PostgreSQL names another one
+    J.follow:touch { lane.id }
+  elseif copy and copy.state == "ready" then
     spawn(function() lane:mark(copy, "rebuild", "a read was answered: no such collection") end)
   end
 end
 
--- ---- starting --------------------------------------------------------------------------------------------
-
-local function say(phase, why)
-  if J.phase ~= phase or J.why ~= why then
-    log[phase == "on" and "info" or "warn"]("journal", phase .. (why ~= "" and ": " .. why or ""))
-  end
-  J.phase, J.why = phase, why
-end
-
--- Every server's part in the catalogue and in every lane: sent again from its position; what may have been sent
--- before this life began is in doubt, and nothing is sent until that can't be executed any more.
-local GROUP_MOST = 128
-
-local function doubt_of(position, head)
-  return position < head and math.min(position + GROUP_MOST, head) or 0
-end
-
-local function build(context, loaded)
-  local names = Names.new(context)
-  local lanes = {}
-  for _, row in ipairs(loaded.lanes) do lanes[row.lane] = row end
-  names.head = lanes[0].next - 1
-  names.floor = lanes[0].undecided - 1
-  for _, row in ipairs(loaded.tenants) do names.tenants[row.name] = true end
-  for _, row in ipairs(loaded.databases) do names.databases[row.tenant .. "\0" .. row.name] = true end
-  for _, row in ipairs(loaded.collections) do
-    local l = lanes[row.lane]
-    local head = l.next - 1
-    names:collection_add({ id = row.lane, logical = row.logical, tenant = row.tenant, database = row.database,
-      name = row.name, head = head, floor = l.floor, oldest = l.trimmed + 1 }).adopted = row.adopted
-  end
-  names.next_lane = loaded.newest[1].lane + 1
-  return names
-end
-
-local function server_for(context, instance)
-  local s = context.servers.by_name[instance]
-  if not s then
-    -- Known to the journal, not in the configuration.
-    s = context.servers:absent(instance)
-  end
-  return s
-end
-
-local function attach_copies(context, names, loaded)
-  for _, row in ipairs(loaded.copies) do
-    local c = { instance = row.instance, server = server_for(context, row.instance), physical = row.physical,
-      incarnation = row.incarnation, position = row.position, state = row.state, reason = row.reason }
-    if row.lane == 0 then
-      c.doubt = doubt_of(c.position, names.head)
-      c.settled = c.doubt == 0
-      names:member_add(c)
-    else
-      local lane = names.by_lane[row.lane]
-      c.doubt = doubt_of(c.position, lane.head)
-      c.settled = c.doubt == 0 or c.state ~= "ready"
-      names:copy_of(lane, c)
-    end
-  end
-end
-
--- Copies in doubt settle once their server can be used.
-local function settle_all(names, horizon)
-  for _, copy in ipairs(names.order) do
-    if not copy.settled and not copy.settling then
-      copy.settling = true
-      spawn(function()
-        copy.server:settle(horizon)
-        copy.settled, copy.settling = true, false
-        names:kick()
-      end)
-    end
-  end
-  for _, lane in pairs(names.by_logical) do
-    for _, copy in ipairs(lane.order) do
-      if not copy.settled then lane:settle(copy, horizon) end
-    end
-  end
-end
-
--- The first start takes over what is on the primary; whoever can be reached then joins before anything is written.
--- Seconds that the others get to be reached.
-local ADOPT_WAIT = 5
-
-local function adopt_first(context, names, life)
-  local wait = 0.05
-  while J.life == life and #names.order == 0 do
-    local primary
-    for _, s in ipairs(context.servers.list) do
-      if s.role == "primary" and s:usable() then primary = s end
-    end
-    local ok, why = nil, "waiting for the primary, whose collections are taken over first"
-    if primary then ok, why = adopt.primary(context, names, primary) end
-    if not ok then
-      say("starting", tostring(why))
-      sleep(wait)
-      wait = math.min(wait * 2, 1)
-    end
-  end
-  local till = now() + ADOPT_WAIT
-  local waiting
-  repeat
-    waiting = false
-    for _, s in ipairs(context.servers.list) do
-      if s.present and not names.copies[s.name] and s.health ~= "down" then
-        waiting = not (s:usable() and adopt.join(context, names, s, true)) or waiting
-      end
-    end
-    if waiting then sleep(0.05) end
-  until not waiting or now() > till or J.life ~= life
-end
-
-local function start_once(life)
-  local settings = J.settings
-  say("starting", "waiting for PostgreSQL")
-  local store = Store.new(pg.connection("append"), pg.connection("reader"))
-  J.store = store
-  local wait = 0.05
-  local function again(why)
-    say("starting", why)
-    sleep(wait)
-    wait = math.min(wait * 2, 1)
-    return J.life == life
-  end
-  while true do
-    local ok, why = store:migrate()
-    if ok then break end
-    if not again("PostgreSQL: " .. tostring(why)) then return end
-  end
-  local ttl = settings.LEASE_TIMEOUT
-  local epoch, dead, asked
-  while true do
-    asked = courier.boottime()
-    epoch, dead = store:lease_take(J.name, settings.ADVERTISE_URL or "", ttl, known_dead)
-    if epoch then break end
-    local told = type(dead) == "table" and "another balancer holds the lease (" .. dead.holder .. ")"
-    if not again(told or tostring(dead)) then return end
-  end
-  courier.fence(asked + ttl)
-  local loaded, why
-  while true do
-    loaded, why = store:load()
-    if loaded then break end
-    if not again("PostgreSQL: " .. tostring(why)) then return end
-  end
-
-  local context = {
-    settings = settings, store = store, copies = copies, encode = encode, fault = fault, dead = false, ready = false,
-    journal_id = loaded.meta[1].journal_id, memory = { used = 0, most = settings.JOURNAL_MEMORY_BYTES / 2 },
-    answer = send_verdict, choose = route.choose,
-  }
-  J.context = context
-  context.servers = Servers.new(context)
-  function context.lane_new(row)
-    copies.collection_set(row.logical, row.tenant, row.database, row.floor or 0)
-    return Lane.new(context, row)
-  end
-  function context.lane_over(lane)
-    for _, e in ipairs(lane:undecided()) do
-      local a = Names.no_collection_of_id(lane.logical)
-      e.verdict, e.status, e.answer, e.answer_type = "rejected", a.status, a.body, a.type
-      send_verdict(e)
-    end
-  end
-  local names
-  -- Whatever depends on whether a server can be used looks again.
-  function context.on_changed(server)
-    if not names then return end
-    for _, lane in pairs(names.by_logical) do
-      local copy = lane.copies[server.name]
-      if copy then lane:publish(copy) end
-    end
-  end
-  function context.on_usable(server)
-    context.on_changed(server)
-    spawn(function()
-      while not context.dead and not names.copies[server.name] do
-        if #names.order > 0 and J.phase == "on" then adopt.join(context, names, server, false) end
-        if not names.copies[server.name] then sleep(0.2) end
-      end
-      names:kick()
-      for _, lane in pairs(names.by_logical) do lane:kick() end
-    end)
-  end
-  function context.on_lost(server, reason)
-    local statements = { { [[UPDATE journal_copies SET state = 'rebuild', reason = $2, changed_at = now()
-        WHERE instance = $1 AND state = 'ready']], server.name, reason },
-      Store.event("server_lost_data", server.name, nil, reason) }
-    local rows = store:commit(statements)
-    if not rows then return false end
-    log.error("server_lost_data", server.name .. ": " .. reason)
-    local member = names.copies[server.name]
-    if member then member.state, member.reason = "rebuild", reason end
-    for _, lane in pairs(names.by_logical) do
-      local copy = lane.copies[server.name]
-      if copy and copy.state == "ready" then
-        copy.state, copy.reason = "rebuild", reason
-        lane:publish(copy)
-      end
-    end
-    return true
-  end
-  function store.on_fenced()
-    if context.dead then return end
-    context.dead = true
-    courier.fence(0)
-    copies.clear()
-    log.error("journal_fenced", "another balancer has the lease")
-    spawn(M.restart)
-  end
-
-  copies.clear()
-  context.servers:refresh()
-  names = build(context, loaded)
-  J.names = names
-  for _, row in ipairs(loaded.servers) do
-    local s = server_for(context, row.instance)
-    s.witness, s.retired = row.witness, row.retired
-  end
-  attach_copies(context, names, loaded)
-  context.ready = true
-  for _, s in ipairs(context.servers.list) do s:admit() end
-  courier.on_incarnation(function(name, n)
-    local s = context.servers.by_name[name]
-    if s and J.context == context then s:set_incarnation(n) end
-  end)
-  courier.on_health(function(name, health)
-    local s = context.servers.by_name[name]
-    if s and J.context == context then s:set_health(health) end
-  end)
-  courier.on_membership(function()
-    if J.context == context then context.servers:refresh() end
-  end)
-  spawn(function() context.servers:keep_stamping() end)
-  spawn(watch_deadlines, life)
-  -- Renewed long before it runs out, counted from before it was asked for.
-  spawn(function()
-    while J.life == life and not context.dead do
-      sleep(ttl / 4)
-      local at = courier.boottime()
-      local mine = store:lease_renew(ttl)
-      if mine then
-        courier.fence(at + ttl)
-      elseif mine == false then
-        store.on_fenced()
-      end
-    end
-  end)
-  settle_all(names, not dead and settings.WRITE_HORIZON or nil)
-  if #names.order == 0 then adopt_first(context, names, life) end
-  if J.life ~= life or context.dead then return end
-  copies.on(true)
-  say("on", "")
-  names:kick()
-  for _, lane in pairs(names.by_logical) do lane:kick() end
-end
+-- ---- life ------------------------------------------------------------------------------------------------
 
 function M.start(settings)
-  J.settings = settings
-  settings.DRAIN_CAP = settings.DRAIN_CAP or 30
-  J.name, J.token_base = own_name(), random_hex(12) .. "-"
-  J.life = (J.life or 0) + 1
-  say("starting", "")
-  spawn(start_once, J.life)
+  J.token_base = random_hex(12) .. "-"
+  Roles.start(settings, { answer = send_verdict, left = function()
+    for _, t in pairs(J.tickets) do
+      if not t.read and not t.forwarding then dispatch(t) end
+    end
+  end })
+  spawn(watch_deadlines, J.life)
   return true
-end
-
--- Everything anew, after the lease was lost.
-function M.restart()
-  for _, t in pairs(J.tickets) do late(t) end
-  J.life = J.life + 1
-  start_once(J.life)
 end
 
 -- Settings that may change while it runs.
@@ -565,20 +366,19 @@ function M.reload(settings)
   for name, value in pairs(settings) do J.settings[name] = value end
 end
 
-function M.stop()
-  J.life = (J.life or 0) + 1
-  if J.context then J.context.dead = true end
-  return true
-end
+-- The clients are gone. Ends what is under way, and gives the lease back so that another takes it at once.
+function M.stop() return Roles.stop() end
 
 -- ---- telling ---------------------------------------------------------------------------------------------
 
 function M.status()
   local out = { replication = "on", journal = { state = J.phase, why = J.why } }
+  out.journal.role = J.role
   if J.phase ~= "on" then
     out.replication, out.reason = "degraded", J.why
     return out
   end
+  out.journal.holder = J.role == "holder" and J.address or J.holder and J.holder.address or ""
   local names, store = J.names, J.store
   local pending, in_doubt, lanes, head, not_ready = 0, 0, 1, names.head, 0
   local lag, seconds = {}, {}
@@ -601,7 +401,7 @@ function M.status()
   for _ in pairs(J.tickets) do pending = pending + 1 end
   out.journal.id = J.context.journal_id
   out.journal.head, out.journal.pending, out.journal.in_doubt, out.journal.lanes = head, pending, in_doubt, lanes
-  out.journal.epoch = store.epoch
+  out.journal.epoch = J.holder and J.holder.epoch or store.epoch
   out.journal.commits = store.commits
   out.journal.commit_ms = store.commits > 0 and store.commit_seconds / store.commits * 1000 or 0
   out.journal.memory_bytes = J.context.memory.used
@@ -610,7 +410,9 @@ function M.status()
     out.instances[s.name] = { lag_entries = lag[s.name] or 0, lag_seconds = seconds[s.name] or 0,
       admitted = s:readable(), note = s.note }
   end
-  if not store:healthy() then
+  if not J.context.trusted then
+    out.replication, out.reason = "degraded", "what the holder commits is not heard: nothing is read until it is"
+  elseif not store:healthy() then
     out.replication, out.reason = "degraded", "PostgreSQL does not answer: " .. store.last_error
   elseif not_ready > 0 then
     out.replication, out.reason = "degraded", not_ready .. " copies wait to be made anew"

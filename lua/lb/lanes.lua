@@ -28,7 +28,8 @@ local FAILED_AFTER = 2         -- 5xx on every copy, alone, so often: the entry 
 -- What a driver does after a step.
 local STOP, GO, PAUSE = "stop", "go", "pause"
 
--- context: {store=, servers=, copies=, settings=, horizon(), on_state(lane, copy), answer(entry, e), boot_head...}
+-- context: one stay in one role (journal.lua): {store=, servers=, copies=, settings=, answer(entry,
+-- instance), holder=, drives= (may begin new steps), dead= (it is over), trusted= (what is known may be read by)}
 function Lane.new(context, row)
   return setmetatable({
     context = context, id = row.id, logical = row.logical, tenant = row.tenant, database = row.database,
@@ -55,13 +56,18 @@ end
 -- Tells the read side what this copy may answer. Reads wait for copies that are not readable yet, so one that only a
 -- rebuild can help is not shown.
 function Lane:publish(copy)
-  if copy.physical == "" then return end
-  if copy.state ~= "ready" then return self.context.copies.copy_drop(self.logical, copy.instance) end
-  local readable = copy.doubt == 0 and copy.server:readable()
+  local context = self.context
+  if copy.physical == "" or context.dead then return end
+  if copy.state ~= "ready" or copy.lost == copy.physical then
+    return context.copies.copy_drop(self.logical, copy.instance)
+  end
+  local readable = context.trusted and copy.doubt == 0 and copy.server:readable()
   self.context.copies.copy_set(self.logical, copy.instance, copy.physical, copy.p, readable)
 end
 
-function Lane:publish_floor() self.context.copies.floor(self.logical, self.floor) end
+function Lane:publish_floor()
+  if not self.context.dead then self.context.copies.floor(self.logical, self.floor) end
+end
 
 local function reached(lane, copy, p)
   copy.p = math.max(copy.p, p)
@@ -71,8 +77,10 @@ local function reached(lane, copy, p)
 end
 
 local function doubt(lane, copy, hi)
-  copy.doubt = math.max(copy.doubt, hi)
+  if hi <= copy.doubt then return end
+  copy.doubt = hi
   lane:publish(copy)
+  lane.context.store:enqueue({ Store.doubt(lane.id, copy, hi) }, nil, function() end) -- the standbys are to know
 end
 
 -- One append more is on its way to PostgreSQL; it ends with arrived(e), or arrived() when there is no entry.
@@ -233,11 +241,10 @@ local function transmit(lane, copy, group, late)
   local kind, answer = "applied", { status = 200, type = "application/json", body = "{}" }
   local deleted
   for _, body in ipairs(bodies_of(group)) do
-    local call, why = copy.server:send {
+    local call, why = copy.server:send({
       method = "POST", target = target_of(lane, copy, e), type = e.type ~= "" and e.type or nil, body = body,
-      max = 16 * 1024 * 1024, fenced = true }
+      max = 16 * 1024 * 1024 }, lane.context)
     if not call then return "not_sent", why end
-    copy.server.writes = copy.server.writes + 1
     lane.context.fault("send.sent")
     local got, ending, text = call:wait(settings.TRY_TIMEOUT)
     if not got and ending == "late" then
@@ -247,7 +254,8 @@ local function transmit(lane, copy, group, late)
     end
     if not got then
       if ending == "late" then call:close() end
-      if ending == "not_sent" then return "not_sent", text end
+      -- fenced: the last byte was never sent, so it can't be executed
+      if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
       doubt(lane, copy, group[#group].n)
       return ending == "peer_closed" and "over" or "unknown", text or ending
     end
@@ -311,6 +319,7 @@ end
 -- Durably out of use until it is made anew.
 function Lane:mark(copy, state, reason)
   if copy.state ~= "ready" or self.leaving or not self.open then return true end
+  if not self.context.holder then return false end
   copy.state, copy.reason = state, reason
   self:publish(copy)
   local rows, why = self.context.store:commit {
@@ -531,7 +540,8 @@ end
 
 local function step(lane, copy)
   local n = copy.p + 1
-  if not lane.open or n > lane.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
+  if not lane.context.drives or not lane.open then return STOP end
+  if n > lane.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
     return STOP
   end
   local e = lane:entry(n)
@@ -597,7 +607,7 @@ end
 
 function Lane:kick_copy(copy)
   copy.again = true
-  if copy.running or copy.pacing or copy.p >= self.head then return end
+  if copy.running or copy.pacing or copy.p >= self.head or not self.context.drives then return end
   if copy.state ~= "ready" or not copy.server:usable() then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
@@ -611,7 +621,7 @@ end
 -- Nothing is sent to the copy until what was sent to it before can't be executed any more; horizon as for
 -- Server:settle.
 function Lane:settle(copy, horizon)
-  if copy.settling then return end
+  if copy.settling or self.context.dead then return end
   copy.settling = true
   spawn(function()
     self.context.fault("settle.begin")
@@ -622,10 +632,19 @@ function Lane:settle(copy, horizon)
   end)
 end
 
+-- The copy is not in PostgreSQL any more.
+function Lane:copy_drop(copy)
+  self.copies[copy.instance] = nil
+  for i, c in ipairs(self.order) do
+    if c == copy then table.remove(self.order, i) break end
+  end
+  if not self.context.dead then self.context.copies.copy_drop(self.logical, copy.instance) end
+end
+
 -- The collection is gone: what waits in its lane is answered, and nothing is sent any more.
 function Lane:close()
   self.open = false
-  self.context.copies.collection_drop(self.logical)
+  if not self.context.dead then self.context.copies.collection_drop(self.logical) end
 end
 
 -- {entry number -> entry} of those without a verdict that are in memory.

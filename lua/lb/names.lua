@@ -55,6 +55,15 @@ function Names:collection_gone(lane)
   lane:close()
 end
 
+function Names:collection_rename(lane, name)
+  if lane.name == name then return end
+  if self.by_name[key(lane.tenant, lane.database, lane.name)] == lane then
+    self.by_name[key(lane.tenant, lane.database, lane.name)] = nil
+  end
+  lane.name = name
+  self.by_name[key(lane.tenant, lane.database, name)] = lane
+end
+
 function Names:each_in(tenant, database)
   local out = {}
   for _, lane in pairs(self.by_logical) do
@@ -143,10 +152,9 @@ end
 -- One request that changes something: kind, answer, as in lanes.lua.
 local function send(self, copy, method, target, body, physical, late)
   local settings = self.context.settings
-  local call, why = copy.server:send { method = method, target = target, body = body, fenced = true,
-    type = body and "application/json" or nil, max = 16 * 1024 * 1024 }
+  local call, why = copy.server:send({ method = method, target = target, body = body,
+    type = body and "application/json" or nil, max = 16 * 1024 * 1024 }, self.context)
   if not call then return "not_sent", why end
-  copy.server.writes = copy.server.writes + 1
   local got, ending, text = call:wait(settings.TRY_TIMEOUT)
   if not got and ending == "late" then
     if late then late() end
@@ -154,7 +162,7 @@ local function send(self, copy, method, target, body, physical, late)
   end
   if got then return Lane.meaning(got, physical), got end
   if ending == "late" then call:close() end
-  if ending == "not_sent" then return "not_sent", text end
+  if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
   return ending == "peer_closed" and "over" or "unknown", text or ending
 end
 
@@ -423,11 +431,7 @@ Op.update_collection = {
   statements = function(_, p) return p.new_name and { Store.collection_renamed(p.lane, p.new_name) } or {} end,
   effect = function(self, p)
     local lane = self.by_lane[p.lane]
-    if lane and p.new_name then
-      self.by_name[key(lane.tenant, lane.database, lane.name)] = nil
-      lane.name = p.new_name
-      self.by_name[key(lane.tenant, lane.database, lane.name)] = lane
-    end
+    if lane and p.new_name then self:collection_rename(lane, p.new_name) end
   end,
 }
 
@@ -536,9 +540,15 @@ local function release(self, copy, n)
   self:kick()
 end
 
+local function doubt(self, copy, n)
+  if n <= copy.doubt then return end
+  copy.doubt = n
+  self.context.store:enqueue({ Store.doubt(LANE, copy, n) }, nil, function() end) -- the standbys are to know
+end
+
 local function give_up_on(self, copy, e, kind)
-  if kind == "over" or kind == "unknown" or kind == "unsure" then copy.doubt = math.max(copy.doubt, e.n) end
-  if kind == "unknown" and not copy.settling then
+  if kind == "over" or kind == "unknown" or kind == "unsure" then doubt(self, copy, e.n) end
+  if kind == "unknown" and not copy.settling and not self.context.dead then
     copy.settled, copy.settling = false, true
     spawn(function()
       copy.server:settle()
@@ -576,7 +586,7 @@ local function decide(self, copy, e)
   end
   local kind, answer, found = op.perform(self, copy, e, p, function()
     copy.draining = true
-    copy.doubt = math.max(copy.doubt, e.n)
+    doubt(self, copy, e.n)
     release(self, copy, e.n)
   end)
   copy.draining = nil
@@ -637,7 +647,8 @@ end
 
 local function step(self, copy)
   local n = copy.p + 1
-  if self.context.dead or n > self.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
+  if not self.context.drives then return STOP end
+  if n > self.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
     return STOP
   end
   local e = self:entry(n)
@@ -695,7 +706,7 @@ end
 
 function Names:kick_copy(copy)
   copy.again = true
-  if copy.running or copy.p >= self.head or copy.state ~= "ready" then return end
+  if copy.running or copy.p >= self.head or copy.state ~= "ready" or not self.context.drives then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
 end
@@ -785,6 +796,9 @@ local function list(self, req)
   a.body = "[" .. table.concat(out, ",") .. "]"
   return a, instance
 end
+
+-- Is the collection that a request names known?
+function Names:has(req) return lane_of(self, req) ~= nil end
 
 -- Answers a catalogue read: answer, instance | nil, why
 function Names:read(req)

@@ -22,6 +22,7 @@
 --       was not
 --   connection:listen(channel, fn)      fn(payload) in a new task for each notification; fn(nil) when
 --       listening has begun, the first time and after each reconnect: earlier ones may be missing
+--   connection:observe(fn)              fn("ready"), fn("away") in a new task when the state changes
 --   connection:state() -> "ready" | "connecting" | "away", last error ("" when none)
 --   sleep(seconds); now() -> seconds since 1970, with a fraction
 --   spawn(fn, ...) -> task;  task:wait() -> true, results of fn | false, message;  task:cancel()
@@ -86,6 +87,7 @@ function Connection:transaction(statements)
 end
 
 function Connection:listen(channel, fn) api.listen(self.id, channel, fn) end
+function Connection:observe(fn) api.observe(self.id, fn) end
 function Connection:state() return api.pg_state(self.id) end
 
 M.pg = { bytes = api.bytes, null = cjson.null }

@@ -89,6 +89,10 @@ M.steps = {
         success boolean NOT NULL DEFAULT true,
         occurred_at timestamptz NOT NULL DEFAULT now())]],
   },
+  { -- several balancers: what is in doubt on a copy, and until when a holder of the past may be only paused
+    "ALTER TABLE journal_copies ADD COLUMN doubt bigint NOT NULL DEFAULT 0",
+    "ALTER TABLE journal_lease ADD COLUMN paused_until timestamptz NOT NULL DEFAULT '-infinity'",
+  },
 }
 
 -- migrate(conn) -> true | nil, message. Several programs may call it at once: one does the work. conn is a

@@ -2,7 +2,10 @@
 --
 -- An incarnation is one life of a server's process, told apart by the sentinel connection (core/courier.h). A new
 -- one is admitted after a look at its witness (PROTOCOL.md R9): a server that came back empty or from an old
--- backup knows a smaller counter than PostgreSQL does, and none of its copies may be used.
+-- backup knows a smaller counter than PostgreSQL does, and none of its copies may be used. Only the holder of the
+-- lease stamps; a standby looks, and reads again what PostgreSQL says of the copies before it uses the server.
+--
+-- The set outlives the roles: what one role has seen of a server's life the next one need not see again.
 local Signal = require("lb.signal")
 local courier = require("lb.courier")
 local json = json
@@ -17,9 +20,10 @@ local SETTLE_DEAD = 1          -- R5: whoever sent has closed its connections, s
 local TENANT, DATABASE, COLLECTION = "chromux", "chromux", "witness"
 local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
 
--- context: {settings, store, journal_id, ready, on_changed(server), on_usable(server), on_lost(server, why)}
-function M.new(context)
-  return setmetatable({ context = context, by_name = {}, list = {} }, { __index = M })
+-- set.context: {settings, store, journal_id, ready, drives, dead, calls, on_changed(server), on_usable(server),
+-- on_lost(server, why), look_again() -> true | nil, why}; it changes with the role.
+function M.new()
+  return setmetatable({ by_name = {}, list = {} }, { __index = M })
 end
 
 local function server_new(set, name)
@@ -93,10 +97,16 @@ end
 
 -- ---- sending ---------------------------------------------------------------------------------------------
 
--- courier.send to this server; r as there, without node.
-function Server:send(r)
-  r.node = self.name
-  return courier.send(r)
+-- courier.send to this server, of what changes it; r as there, without node. context: on whose behalf.
+function Server:send(r, context)
+  if context.dead then return nil, "the lease is lost" end
+  r.node, r.fenced = self.name, true
+  local call, why = courier.send(r)
+  if call then
+    context.calls[call] = true
+    self.writes = self.writes + 1
+  end
+  return call, why
 end
 
 -- A whole request with a time-out: answer | nil, kind, text. For what may be repeated.
@@ -198,6 +208,25 @@ function Server:look_at_generation()
   return true
 end
 
+-- May a standby use it? Copy states are read after the witness: whoever stamped it had marked them before.
+function Server:looked(context, counter, journal_id)
+  if journal_id ~= context.journal_id then
+    self.note = "its witness is not of this journal"
+    return false
+  end
+  local stamped, why = context.store:witness_of(self.name)
+  if not stamped or counter < stamped then
+    self.note = stamped and string.format("has older data (witness %d, stamped %d)", counter, stamped)
+      or "PostgreSQL does not answer: " .. tostring(why)
+    return false
+  end
+  self.witness = math.max(self.witness, stamped)
+  local fresh, reason = self:look_at_generation()
+  if fresh then fresh, reason = context.look_again() end
+  if not fresh then self.note = tostring(reason) end
+  return fresh and self.set.context == context
+end
+
 -- Looks at the witness of the present incarnation, until that is known or gone.
 function Server:admit()
   if self.admitting or self.incarnation == 0 or self.admitted == self.incarnation or not self.present
@@ -211,7 +240,13 @@ function Server:admit()
       local life = self.incarnation
       local counter, journal_or_why = self:witness_read()
       local context = self.set.context
-      if counter and life == self.incarnation then
+      if counter and life == self.incarnation and not context.holder then
+        if self:looked(context, counter, journal_or_why) and life == self.incarnation then
+          self.admitted, self.note = life, ""
+          context.on_usable(self)
+          break
+        end
+      elseif counter and life == self.incarnation then
         local fine = true
         if journal_or_why and journal_or_why ~= context.journal_id then
           self.note = "its witness belongs to another journal"
@@ -242,12 +277,12 @@ function Server:admit()
   end)
 end
 
--- Stamps servers that got writes; runs for ever.
+-- Stamps servers that got writes, while the context is the holder's; runs for ever.
 function M:keep_stamping()
   while true do
     sleep(STAMP_EVERY)
     for _, s in ipairs(self.list) do
-      if s.writes > s.stamped and s:usable() then
+      if self.context.drives and s.writes > s.stamped and s:usable() then
         local upto = s.writes
         if s:stamp() then s.stamped = upto end
       end
@@ -258,11 +293,11 @@ end
 -- ---- settling (R5) ---------------------------------------------------------------------------------------
 
 -- Until nothing that was sent to this server before now can still be executed: it has begun a new life, or it has
--- done a write of ours and then stayed alive for a while.
+-- done a write of ours and then stayed alive for a while. Ends early when the lease is lost.
 local function settle_once(self, horizon)
   local life = self.incarnation
   local wait = 0.1
-  while not self.set.context.dead do
+  while self.set.context.holder and not self.set.context.dead do
     if self.incarnation ~= 0 and self.incarnation ~= life and self.admitted == self.incarnation then return end
     if self:usable() and self:stamp() and self.incarnation == life then
       local till = now() + horizon

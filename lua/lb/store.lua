@@ -7,6 +7,9 @@
 --   store:commit(statements) -> row lists | nil, why     why: "fenced", "away" or PostgreSQL's message
 --   store:enqueue(statements, until_, done)              the same with a callback
 --
+-- A statement's field `lane` says which lane's state it changes; "*": any. Every commit tells the other balancers
+-- with one notification on Store.CHANNEL: "3 7 0", "*" for anything, "lease" when that changes hands.
+--
 -- commit() joins what waits into one transaction. When its outcome is not known it is repeated until it is:
 -- every statement says nothing new the second time (tokens, IS NULL, positions that only rise).
 local schema = require("lb.schema")
@@ -15,7 +18,10 @@ local Signal = require("lb.signal")
 local Store = {}
 Store.__index = Store
 
+Store.CHANNEL = "chromux_journal"
+
 local MOST_ITEMS, MOST_BYTES = 256, 32 * 1024 * 1024
+local NEWS_MOST = 7900         -- bytes; PostgreSQL takes less than 8,000
 local DIVISION_BY_ZERO = "22012" -- the lease check's way of failing
 
 local LEASE_CHECK = "SELECT 1 / (epoch = $1)::int AS mine FROM journal_lease FOR SHARE"
@@ -43,12 +49,28 @@ local function bytes_of(statements)
   return n
 end
 
+-- What is notified of these statements; nil: nothing that others need to know.
+local function news_of(all)
+  local seen, words, bytes = {}, {}, 0
+  for _, s in ipairs(all) do
+    if s.lane == "*" then return "*" end
+    if s.lane and not seen[s.lane] then
+      local word = string.format("%d", s.lane)
+      seen[s.lane], words[#words + 1], bytes = true, word, bytes + #word + 1
+    end
+  end
+  if bytes > NEWS_MOST then return "*" end
+  return words[1] and table.concat(words, " ")
+end
+
 -- One transaction of these items. "done"; "failed", message: one statement is at fault; "again": nothing is known.
 local function attempt(self, items)
   local all = { { LEASE_CHECK, self.epoch } }
   for _, item in ipairs(items) do
     for _, s in ipairs(item.statements) do all[#all + 1] = s end
   end
+  local news = news_of(all)
+  if news then all[#all + 1] = { "SELECT pg_notify($1, $2)", Store.CHANNEL, news } end
   local began = now()
   local rows, message, state, info = self.append:transaction(all)
   if rows then
@@ -167,22 +189,28 @@ end
 -- ---- the lease -------------------------------------------------------------------------------------------
 
 -- Takes the lease when it is free, has run out, or `dead(holder)` knows that its holder is gone; also when it is
--- ours from before. -> epoch, known_dead (nobody of an older epoch can still be sending) | nil, holder's row or
--- message. ttl in seconds.
-function Store:lease_take(holder, address, ttl, dead)
-  local rows, why = self.append:query(
-    "SELECT holder, address, epoch, closed, until < now() AS over FROM journal_lease")
+-- ours from before. -> {epoch=, clean= (the holder before wrote that nothing is under way), dead= (it is known to have
+-- ended), paused= (seconds for which one of the holders before may still be only paused)} | nil, holder's row or
+-- message. ttl and horizon (how long what a paused holder sent may take) in seconds.
+function Store:lease_take(holder, address, ttl, horizon, dead)
+  local rows, why = self.reader:query({
+    "SELECT holder, address, epoch, closed, until < now() AS over FROM journal_lease", timeout = ttl })
   if not rows then return nil, why end
-  local now_held = rows[1]
-  local gone = now_held.closed or dead(now_held.holder)
-  if not (gone or now_held.over) then return nil, now_held end
-  rows, why = self.append:query([[UPDATE journal_lease SET holder = $1, address = $2, epoch = epoch + 1,
-      until = now() + $3 * interval '1 second', closed = false WHERE epoch = $4 RETURNING epoch]],
-    holder, address, ttl, now_held.epoch)
+  local was = rows[1]
+  local gone = was.closed or dead(was.holder)
+  -- Our own name: we took it, and did not hear of it.
+  if not (gone or was.over or was.holder == holder) then return nil, was end
+  rows, why = self.reader:query({ [[WITH taken AS (UPDATE journal_lease SET holder = $1, address = $2,
+      epoch = epoch + 1, until = now() + $3 * interval '1 second', closed = false,
+      paused_until = GREATEST(paused_until, CASE WHEN $5 THEN '-infinity' ELSE now() + $6 * interval '1 second' END)
+      WHERE epoch = $4 RETURNING epoch,
+      CASE WHEN paused_until > now() THEN extract(epoch FROM paused_until - now()) ELSE 0 END::float8 AS paused)
+      SELECT epoch, paused, pg_notify($7, 'lease')::text AS told FROM taken]], timeout = ttl },
+    holder, address, ttl, was.epoch, gone, horizon, Store.CHANNEL)
   if not rows then return nil, why end
   if #rows == 0 then return nil, "another took it" end
   self.epoch = rows[1].epoch
-  return self.epoch, gone
+  return { epoch = self.epoch, clean = was.closed, dead = gone, paused = rows[1].paused }
 end
 
 -- true; false: it is another's now; nil, message: not known.
@@ -195,35 +223,69 @@ end
 
 -- Says that nothing of this epoch is under way any more.
 function Store:lease_release()
-  return self.append:query({ "UPDATE journal_lease SET until = now(), closed = true WHERE epoch = $1", timeout = 2 },
-    self.epoch)
+  return self.reader:query({ [[WITH given AS (UPDATE journal_lease SET until = now(), closed = true
+      WHERE epoch = $1 RETURNING epoch) SELECT pg_notify($2, 'lease')::text AS told FROM given]], timeout = 2 },
+    self.epoch, Store.CHANNEL)
 end
 
 -- ---- loading ---------------------------------------------------------------------------------------------
 
+local LANES = [[SELECT lane, next, trimmed, open,
+    COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
+    COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided
+    FROM journal_lanes l WHERE open]]
+local COLLECTIONS = "SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted"
+local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt FROM journal_copies
+    WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
+local TENANTS, DATABASES = "SELECT name FROM journal_tenants", "SELECT tenant, name FROM journal_databases"
+
+-- The names and statements of one reading. Floors are read before positions: what changes in between makes copies
+-- look newer than the floor, never older.
+local function read(self, names, statements)
+  local rows, why = self.reader:transaction(statements)
+  if not rows then return nil, why end
+  local out = {}
+  for i, name in ipairs(names) do out[name] = rows[i] end
+  return out
+end
+
 -- Everything but the entries: {journal_id, lanes, collections, copies, tenants, databases, servers,
 -- newest}; newest: the highest lane, closed ones included: numbers are not used again.
 function Store:load()
-  local out = {}
-  for name, sql in pairs {
-    meta = "SELECT journal_id FROM journal_meta",
-    lanes = [[SELECT lane, next, trimmed, open,
-        COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
-        COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided
-        FROM journal_lanes l WHERE open ORDER BY lane]],
-    collections = "SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted",
-    copies = [[SELECT lane, instance, physical, incarnation, position, state, reason FROM journal_copies
-        WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]],
-    tenants = "SELECT name FROM journal_tenants",
-    databases = "SELECT tenant, name FROM journal_databases",
-    servers = "SELECT instance, witness, retired FROM journal_servers",
-    newest = "SELECT max(lane) AS lane FROM journal_lanes",
-  } do
-    local rows, why = self.reader:query(sql)
-    if not rows then return nil, why end
-    out[name] = rows
+  return read(self, { "meta", "lanes", "collections", "copies", "tenants", "databases", "servers", "newest" }, {
+    { "SELECT journal_id FROM journal_meta" }, { LANES .. " ORDER BY lane" }, { COLLECTIONS }, { COPIES }, { TENANTS },
+    { DATABASES }, { "SELECT instance, witness, retired FROM journal_servers" },
+    { "SELECT max(lane) AS lane FROM journal_lanes" } })
+end
+
+-- The same of some lanes, a list; tenants and databases with lane 0.
+function Store:load_lanes(lanes)
+  local words = {}
+  for i, lane in ipairs(lanes) do words[i] = string.format("%d", lane) end
+  local some = "{" .. table.concat(words, ",") .. "}"
+  return read(self, { "lanes", "collections", "copies", "tenants", "databases" }, {
+    { LANES .. " AND lane = ANY($1::bigint[])", some }, { COLLECTIONS .. " AND lane = ANY($1::bigint[])", some },
+    { COPIES .. " AND lane = ANY($1::bigint[])", some }, { TENANTS }, { DATABASES } })
+end
+
+-- The lane of a collection that is there: by id (tenant and database nil), or by name. lane | false | nil, why
+function Store:lane_of(id_or_name, tenant, database)
+  local rows, why
+  if tenant then
+    rows, why = self.reader:query([[SELECT lane FROM journal_collections
+        WHERE name = $1 AND tenant = $2 AND database = $3 AND NOT deleted]], id_or_name, tenant, database)
+  else
+    rows, why = self.reader:query("SELECT lane FROM journal_collections WHERE logical = $1 AND NOT deleted", id_or_name)
   end
-  return out
+  if not rows then return nil, why end
+  return rows[1] and rows[1].lane or false
+end
+
+-- What was last stamped into an instance; 0: nothing yet. nil, why
+function Store:witness_of(instance)
+  local rows, why = self.reader:query("SELECT witness FROM journal_servers WHERE instance = $1", instance)
+  if not rows then return nil, why end
+  return rows[1] and rows[1].witness or 0
 end
 
 local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer"
@@ -260,28 +322,52 @@ end
 function Store.decide(lane, n, hi, verdict, answer, authority)
   return { [[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
       decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
-    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, n = 8 }
+    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, n = 8,
+    lane = lane }
 end
 
 function Store.position(lane, copy, p)
   return { [[UPDATE journal_copies SET position = $4 WHERE lane = $1 AND instance = $2 AND incarnation = $3
-      AND position < $4]], lane, copy.instance, copy.incarnation, p }
+      AND position < $4]], lane, copy.instance, copy.incarnation, p, lane = lane }
 end
 
 function Store.copy_new(lane, instance, physical, position, state, reason)
   return { [[INSERT INTO journal_copies (lane, instance, physical, position, state, reason)
       VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lane, instance) DO NOTHING]],
-    lane, instance, physical, position, state or "ready", reason or "" }
+    lane, instance, physical, position, state or "ready", reason or "", lane = lane }
 end
 
 function Store.copy_state(lane, copy, state, reason)
   return { [[UPDATE journal_copies SET state = $4, reason = $5, changed_at = now()
-      WHERE lane = $1 AND instance = $2 AND incarnation = $3]], lane, copy.instance, copy.incarnation, state, reason }
+      WHERE lane = $1 AND instance = $2 AND incarnation = $3]], lane, copy.instance, copy.incarnation, state, reason,
+    lane = lane }
 end
 
-function Store.lane_new(lane) return { "INSERT INTO journal_lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING", lane } end
+-- All copies of an instance that are in use.
+function Store.copies_lost(instance, reason)
+  return { [[UPDATE journal_copies SET state = 'rebuild', reason = $2, changed_at = now()
+      WHERE instance = $1 AND state = 'ready']], instance, reason, lane = "*" }
+end
 
-function Store.lane_close(lane) return { "UPDATE journal_lanes SET open = false WHERE lane = $1", lane } end
+-- Entries up to hi were sent to the copy without a definite answer: nobody reads from it until it has passed them.
+function Store.doubt(lane, copy, hi)
+  return { [[UPDATE journal_copies SET doubt = $4 WHERE lane = $1 AND instance = $2 AND incarnation = $3
+      AND doubt < $4]], lane, copy.instance, copy.incarnation, hi, lane = lane }
+end
+
+-- A holder ended without saying so: what it may have sent. most: entries in a group.
+function Store.doubt_all(most)
+  return { [[UPDATE journal_copies c SET doubt = LEAST(position + $1, l.next - 1) FROM journal_lanes l
+      WHERE l.lane = c.lane AND position < l.next - 1]], most, lane = "*" }
+end
+
+function Store.lane_new(lane)
+  return { "INSERT INTO journal_lanes (lane) VALUES ($1) ON CONFLICT DO NOTHING", lane, lane = lane }
+end
+
+function Store.lane_close(lane)
+  return { "UPDATE journal_lanes SET open = false WHERE lane = $1", lane, lane = lane }
+end
 
 -- What has no verdict in a lane that closes never gets another.
 function Store.reject_rest(lane, answer)
@@ -293,25 +379,28 @@ end
 function Store.collection_new(lane, c, adopted)
   return { [[INSERT INTO journal_collections (lane, logical, tenant, database, name, adopted)
       VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lane) DO NOTHING]],
-    lane, c.logical, c.tenant, c.database, c.name, adopted or false }
+    lane, c.logical, c.tenant, c.database, c.name, adopted or false, lane = lane }
 end
 
 function Store.collection_renamed(lane, name)
-  return { "UPDATE journal_collections SET name = $2 WHERE lane = $1", lane, name }
+  return { "UPDATE journal_collections SET name = $2 WHERE lane = $1", lane, name, lane = lane }
 end
 
 function Store.collection_deleted(lane)
-  return { "UPDATE journal_collections SET deleted = true, deleted_at = now() WHERE lane = $1 AND NOT deleted", lane }
+  return { "UPDATE journal_collections SET deleted = true, deleted_at = now() WHERE lane = $1 AND NOT deleted", lane,
+    lane = lane }
 end
 
-function Store.tenant_new(name) return { "INSERT INTO journal_tenants VALUES ($1) ON CONFLICT DO NOTHING", name } end
+function Store.tenant_new(name)
+  return { "INSERT INTO journal_tenants VALUES ($1) ON CONFLICT DO NOTHING", name, lane = 0 }
+end
 
 function Store.database_new(tenant, name)
-  return { "INSERT INTO journal_databases VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, name }
+  return { "INSERT INTO journal_databases VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, name, lane = 0 }
 end
 
 function Store.database_gone(tenant, name)
-  return { "DELETE FROM journal_databases WHERE tenant = $1 AND name = $2", tenant, name }
+  return { "DELETE FROM journal_databases WHERE tenant = $1 AND name = $2", tenant, name, lane = 0 }
 end
 
 function Store.witness(instance, counter)
