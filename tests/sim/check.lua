@@ -17,7 +17,7 @@ function M.new(sim)
   local taken = {}     -- tokens that are in the journal
   local refused = {}   -- tokens of writes that were "not kept", as all who asked for them were told
   local asked = {}     -- token -> how often it was asked for
-  local born = {}      -- entry -> process that appended it
+  local born = {}      -- entry -> epoch in which it was appended
   local touched = {}   -- servers that lost what they had
 
   local function entry_name(e) return e.lane .. "/" .. e.n end
@@ -34,7 +34,7 @@ function M.new(sim)
     holder(process, "appends", entry_name(e))
     if taken[e.token] then world:violation("TOKEN-TWICE", e.token) end
     taken[e.token] = e
-    born[e] = process
+    born[e] = process.epoch
     if refused[e.token] then world:violation("NOT-KEPT-BUT-THERE", entry_name(e), e.action, e.body) end
     local number = tonumber(e.body:match('"o":(%d+)') or e.body:match('"op(%d+)"'))
     if number then entry_of[number] = e end
@@ -124,7 +124,7 @@ function M.new(sim)
       if e.n ~= expected then world:violation("OUT-OF-ORDER", server.name, entry_name(e), "not", expected) end
       expected = e.n + 1
       -- A life that found it in the journal can't know who was sent it.
-      if e.verdict and e.verdict ~= "applied" and not sent[key][e.n] and born[e] == r.balancer.process then
+      if e.verdict and e.verdict ~= "applied" and not sent[key][e.n] and born[e] == r.balancer.process.epoch then
         world:violation("REJECTED-SENT", entry_name(e), e.verdict, "to", server.name)
       end
       sent[key][e.n] = true
@@ -230,7 +230,16 @@ function M.new(sim)
       if l.open and #copies > 0 then
         for n, e in pairs(db.entries[lane]) do
           if not e.verdict then
-            why = "no verdict on " .. lane .. "/" .. n
+            local held = b.journal.state.names
+            if lane ~= 0 then held = held.by_lane[lane] end
+            local parts = { "no verdict on " .. lane .. "/" .. n .. " in " .. b.process.name .. ", decider "
+              .. tostring(held and held.decider and held.decider.instance) }
+            for _, m in ipairs(held and held.order or {}) do
+              parts[#parts + 1] = string.format("%s p=%d doubt=%d %s settled=%s draining=%s tried=%d running=%s usable=%s",
+                m.instance, m.p, m.doubt, m.state, tostring(m.settled), tostring(m.draining), m.tried,
+                tostring(m.running), tostring(m.server:usable()))
+            end
+            why = table.concat(parts, "; ")
             return false
           end
         end
