@@ -109,11 +109,10 @@ local function late(t)
   elseif e.n then
     refuse(t, "not_applied", "this write is kept as entry " .. entry_name(e)
       .. " and will be applied, but no instance has confirmed it yet; do not send it again")
-  elseif t.sent or (t.handle and t.handle.unknown) then
-    refuse(t, "outcome_unknown", "PostgreSQL went away while this write was being kept: whether it was is not known")
+  elseif t.sent or (t.handle and (t.handle.unknown or t.handle.trying)) then
+    refuse(t, "outcome_unknown", "PostgreSQL does not answer: whether this write was kept is not known")
   else
     refuse(t, "journal_away", "PostgreSQL does not answer: this write was not kept", 1)
-    t.dropped = true
   end
 end
 
@@ -136,32 +135,66 @@ local function token_of(req)
   return "token:" .. req.token
 end
 
--- A token that was used before: the recorded answer, or the same wait.
+-- Does a copy have it behind it already? Then it has been decided.
+local function passed(home, n)
+  for _, copy in ipairs(home.order) do
+    if copy.p >= n then return true end
+  end
+  return false
+end
+
+local function insert(home, e)
+  if home == J.names then return home:insert(e) end
+  home:remember(e)
+  home.head, home.oldest = math.max(home.head, e.n), math.min(home.oldest, e.n)
+  home:kick()
+end
+
+-- Joins the ticket to the entry that has its token. false: it can't be said yet what became of it.
+local function join(t, e, row)
+  local home = row.lane == 0 and J.names or J.names.by_lane[row.lane]
+  local known = home and home.entries[row.n]
+  t.entry = known or row
+  if row.verdict or (known and known.verdict) then
+    t.entry.tickets = { t }
+    send_verdict(t.entry)
+  elseif known then
+    table.insert(known.tickets, t)
+  elseif not home then
+    send(t, Names.no_collection_of_id(e.logical or ""))
+  elseif passed(home, row.n) then
+    return false -- decided since it was read
+  else
+    row.tickets = { t }
+    insert(home, row)
+  end
+  return true
+end
+
+-- A token that was used before, by another request or by ourselves when the answer to the append was lost: the
+-- recorded answer, or the same wait. The entry has to be found even if nobody waits any more: it is in no lane yet.
 local function repeated(t, e)
+  local context, store = J.context, J.store
+  t.handle.unknown = true
   spawn(function()
-    local rows, why = J.store:by_token(e.token)
-    if not rows then return refuse(t, "outcome_unknown", "PostgreSQL went away: " .. why) end
-    local row = rows[1]
-    if not row then
-      local a = e.logical and Names.no_collection_of_id(e.logical)
-      return a and send(t, a) or refuse(t, "journal_away", "the entry could not be made", 1)
-    end
-    local home = row.lane == 0 and J.names or J.names.by_lane[row.lane]
-    -- Perhaps of a holder before this one, and not in memory yet.
-    local known = not row.verdict and home and home:entry(row.n)
-    if row.verdict or (known and known.verdict) then
-      send_verdict(setmetatable({ tickets = { t } }, { __index = row.verdict and row or known }))
-    elseif known then
-      t.entry = known
-      table.insert(known.tickets, t)
-    else
-      t.entry = row
+    while not context.dead do
+      local rows = store:by_token(e.token)
+      if context.dead then return end
+      if rows and not rows[1] then
+        local a = e.logical and Names.no_collection_of_id(e.logical)
+        return a and send(t, a) or refuse(t, "journal_away", "the entry could not be made", 1)
+      end
+      if rows and join(t, e, rows[1]) then return end
+      sleep(TICK)
     end
   end)
 end
 
--- Appends the entry to a lane; over(e) puts it into memory, in the order of the numbers; over() when there is none.
-local function append(t, lane_id, e, over)
+-- Appends the entry to a lane, or to the catalogue's, and puts it into memory in the order of the numbers.
+local function append(t, home, e)
+  local lane = home ~= J.names and home or nil
+  local lane_id = lane and lane.id or 0
+  if lane then lane:arriving() end
   e.lane, e.tickets = lane_id, { t }
   t.entry = e
   Roles.fault("append.before_commit")
@@ -169,9 +202,10 @@ local function append(t, lane_id, e, over)
     if rows and rows[1][1] then
       e.n = rows[1][1].n
       Roles.fault("append.committed_unanswered")
-      return over(e)
+      if lane then lane:arrived(e) else home:insert(e) end
+      return
     end
-    over()
+    if lane then lane:arrived() end
     if rows or tostring(why):find("duplicate key", 1, true) then
       e.tickets = {}
       repeated(t, e)
@@ -201,9 +235,8 @@ local function write_records(t, req)
   if not lane or lane.tenant ~= req.tenant or lane.database ~= req.database then
     return send(t, Names.no_collection_of_id(req.collection))
   end
-  lane:arriving()
-  append(t, lane.id, { token = token_of(req), action = req.action, rest = req.target:match(REST) or "",
-    type = req.type, body = req.body, logical = lane.logical }, function(e) lane:arrived(e) end)
+  append(t, lane, { token = token_of(req), action = req.action, rest = req.target:match(REST) or "", type = req.type,
+    body = req.body, logical = lane.logical })
 end
 
 local function write_catalogue(t, req)
@@ -233,8 +266,8 @@ local function write_catalogue(t, req)
     end)
     return
   end
-  append(t, 0, { token = token_of(req), action = req.action, rest = json.encode(p), type = req.type, body = req.body },
-    function(e) if e then J.names:insert(e) end end)
+  append(t, J.names, { token = token_of(req), action = req.action, rest = json.encode(p), type = req.type,
+    body = req.body })
 end
 
 -- ---- either role -----------------------------------------------------------------------------------------

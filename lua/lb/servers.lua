@@ -29,6 +29,7 @@ end
 local function server_new(set, name)
   local s = setmetatable({
     set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
+    held_until = now() + set.context.horizon(),
     active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
   }, Server)
@@ -109,9 +110,9 @@ function Server:send(r, context)
   return call, why
 end
 
--- A whole request with a time-out: answer | nil, kind, text. For what may be repeated.
-function Server:ask(method, target, body, seconds)
-  return courier.request { node = self.name, method = method, target = target, body = body,
+-- A whole request with a time-out: answer | nil, kind, text. For what may be repeated. fenced: it changes something.
+function Server:ask(method, target, body, seconds, fenced)
+  return courier.request { node = self.name, method = method, target = target, body = body, fenced = fenced,
     type = body and "application/json" or nil, max = 256 * 1024 * 1024, timeout = seconds or 5 }
 end
 
@@ -177,7 +178,9 @@ function Server:witness_make()
   return self.witness_id ~= nil
 end
 
--- Server first, PostgreSQL second: a counter that the server has and PostgreSQL lacks only says "newer".
+-- Server first, PostgreSQL second: a counter that the server has and PostgreSQL lacks only says "newer". A stamp whose
+-- outcome is not known may yet be carried out: until it can't be, the same number is stamped again, or it would set
+-- the counter back and the server would seem to have lost data. The same holds for the stamps of a life before ours.
 function Server:stamp()
   local context = self.set.context
   if not self.witness_id then
@@ -185,15 +188,18 @@ function Server:stamp()
     if not made then return nil, why end
   end
   local counter = self.witness + 1
+  if now() < self.held_until then counter = math.max(self.held or counter, self.witness) end
+  self.held = counter
   local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
     string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d}]}',
-      json.encode(context.journal_id), counter))
+      json.encode(context.journal_id), counter), nil, true)
+  if not a and kind ~= "not_sent" then self.held_until = now() + context.settings.WRITE_HORIZON end
   if not a then return nil, kind end
   if a.status == 404 then self.witness_id = nil end
   if not ok(a) then return nil, "the witness answered " .. a.status end
   local rows, why = context.store:commit({ context.store.witness(self.name, counter) }, now() + 5)
   if not rows then return nil, why end
-  self.witness = counter
+  self.witness = math.max(self.witness, counter)
   return true
 end
 
@@ -236,7 +242,8 @@ function Server:admit()
   self.admitting = true
   spawn(function()
     local wait = 0.05
-    while self.present and self.incarnation ~= 0 and self.admitted ~= self.incarnation and self.health ~= "down" do
+    while self.present and self.incarnation ~= 0 and self.admitted ~= self.incarnation and self.health ~= "down"
+      and not self.set.context.dead do
       local life = self.incarnation
       local counter, journal_or_why = self:witness_read()
       local context = self.set.context

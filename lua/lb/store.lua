@@ -71,8 +71,10 @@ local function attempt(self, items)
   end
   local news = news_of(all)
   if news then all[#all + 1] = { "SELECT pg_notify($1, $2)", Store.CHANNEL, news } end
+  for _, item in ipairs(items) do item.trying = true end
   local began = now()
   local rows, message, state, info = self.append:transaction(all)
+  for _, item in ipairs(items) do item.trying = false end
   if rows then
     self.commits, self.commit_seconds = self.commits + 1, self.commit_seconds + (now() - began)
     self.last_error = ""
@@ -103,7 +105,7 @@ end
 local function drop_late(items)
   local kept = {}
   for _, item in ipairs(items) do
-    if item.until_ and not item.unknown and now() > item.until_ then
+    if item.until_ and not item.unknown and now() >= item.until_ then
       item.finish(nil, "away")
     else
       kept[#kept + 1] = item
@@ -114,6 +116,7 @@ end
 
 local function commit_group(self, items)
   local wait = 0.02
+  items = drop_late(items)
   while #items > 0 do
     local outcome, message = attempt(self, items)
     if outcome == "done" then return end
@@ -131,9 +134,9 @@ local function commit_group(self, items)
       return
     end
     self.trying = true
-    items = drop_late(items)
     self.queue = drop_late(self.queue)
     sleep(wait)
+    items = drop_late(items)
     wait = math.min(wait * 2, 0.5)
   end
   self.trying = false
@@ -158,7 +161,8 @@ end
 
 -- Queues the statements; done(rows) or done(nil, why) is called once, when they are committed or given up, in the
 -- order of the calls. until_: unix time after which they are given up unless they may already have been committed;
--- nil: never. Returns a handle: handle.unknown says that they may have been committed without our knowing.
+-- nil: never. Returns a handle: handle.unknown says that they may have been committed without our knowing,
+-- handle.trying that they are on their way; when neither is set after until_, they are not committed any more.
 function Store:enqueue(statements, until_, done)
   local item = { statements = statements, bytes = bytes_of(statements), until_ = until_, finish = done }
   self.queue[#self.queue + 1] = item

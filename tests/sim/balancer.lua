@@ -411,6 +411,7 @@ function Balancer:submit(request, done)
   local ticket = self.ticket
   request.ticket = ticket
   self.tickets[ticket] = { request = request, done = done, since = self.world.t }
+  self.watch.submitted(request)
   self.journal.submit(request)
   -- No answer by the deadline and a little: the process would have answered 504 itself.
   local wait = request.deadline - World.EPOCH - self.world.t + 0.3

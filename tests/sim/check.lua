@@ -15,7 +15,9 @@ function M.new(sim)
   local executed = {}  -- the same: was executed there, whole
   local acked = {}     -- lane -> highest entry that was acknowledged
   local taken = {}     -- tokens that are in the journal
-  local born = {}      -- entry -> process that appended it
+  local refused = {}   -- tokens of writes that were "not kept", as all who asked for them were told
+  local asked = {}     -- token -> how often it was asked for
+  local born = {}      -- entry -> epoch in which it was appended
   local touched = {}   -- servers that lost what they had
 
   local function entry_name(e) return e.lane .. "/" .. e.n end
@@ -32,7 +34,8 @@ function M.new(sim)
     holder(process, "appends", entry_name(e))
     if taken[e.token] then world:violation("TOKEN-TWICE", e.token) end
     taken[e.token] = e
-    born[e] = process
+    born[e] = process.epoch
+    if refused[e.token] then world:violation("NOT-KEPT-BUT-THERE", entry_name(e), e.action, e.body) end
     local number = tonumber(e.body:match('"o":(%d+)') or e.body:match('"op(%d+)"'))
     if number then entry_of[number] = e end
     world:say("entry", entry_name(e), e.action, e.token, e.body)
@@ -121,7 +124,7 @@ function M.new(sim)
       if e.n ~= expected then world:violation("OUT-OF-ORDER", server.name, entry_name(e), "not", expected) end
       expected = e.n + 1
       -- A life that found it in the journal can't know who was sent it.
-      if e.verdict and e.verdict ~= "applied" and not sent[key][e.n] and born[e] == r.balancer.process then
+      if e.verdict and e.verdict ~= "applied" and not sent[key][e.n] and born[e] == r.balancer.process.epoch then
         world:violation("REJECTED-SENT", entry_name(e), e.verdict, "to", server.name)
       end
       sent[key][e.n] = true
@@ -154,11 +157,21 @@ function M.new(sim)
     return entry_of[number]
   end
 
-  function check.balancer.answered(b, r, kind, status, _, body)
+  function check.balancer.submitted(r)
+    local token = r.token or (r.key and "key:" .. r.key)
+    if token then refused[token], asked[token] = nil, (asked[token] or 0) + 1 end
+  end
+
+  function check.balancer.answered(b, r, kind, status, text, body)
     if r.reads then return end
     local e = entry_for(r)
     if kind == "refuse" then
       local reason = status
+      local token = r.token or (r.key and "key:" .. r.key)
+      if token and reason == "journal_away" and text:find("not kept", 1, true) then
+        refused[token] = true
+        if e and asked[token] == 1 then world:violation("NOT-KEPT-BUT-THERE", entry_name(e), r.action, r.body) end
+      end
       if reason == "not_applied" and not e then world:violation("KEPT-BUT-NOT-THERE", r.action, r.body) end
       return
     end
@@ -217,7 +230,16 @@ function M.new(sim)
       if l.open and #copies > 0 then
         for n, e in pairs(db.entries[lane]) do
           if not e.verdict then
-            why = "no verdict on " .. lane .. "/" .. n
+            local held = b.journal.state.names
+            if lane ~= 0 then held = held.by_lane[lane] end
+            local parts = { "no verdict on " .. lane .. "/" .. n .. " in " .. b.process.name .. ", decider "
+              .. tostring(held and held.decider and held.decider.instance) }
+            for _, m in ipairs(held and held.order or {}) do
+              parts[#parts + 1] = string.format("%s p=%d doubt=%d %s settled=%s draining=%s tried=%d running=%s usable=%s",
+                m.instance, m.p, m.doubt, m.state, tostring(m.settled), tostring(m.draining), m.tried,
+                tostring(m.running), tostring(m.server:usable()))
+            end
+            why = table.concat(parts, "; ")
             return false
           end
         end
@@ -406,11 +428,8 @@ function M.new(sim)
       local r = op.request
       local token = op.token or (op.key and "key:" .. op.key)
       local e = token and db.tokens[token] or not token and entry_of[op.number] or nil
-      for i, a in ipairs(op.answers) do
-        if a.kind == "refuse" and a[1] == "journal_away" and a[2]:find("not kept", 1, true) and e and i == #op.answers
-          and e.verdict == "applied" then
-          world:violation("NOT-KEPT-BUT-THERE", entry_name(e), r.action, r.body)
-        elseif a.kind == "send" and a[1] < 300 and e and e.verdict ~= "applied" and e.verdict ~= "void" then
+      for _, a in ipairs(op.answers) do
+        if a.kind == "send" and a[1] < 300 and e and e.verdict ~= "applied" and e.verdict ~= "void" then
           world:violation("ACK-LOST", entry_name(e), tostring(e.verdict))
         elseif a.kind == "send" and a[1] < 300 and not e and not r.body:find("get_or_create", 1, true) then
           world:violation("ACK-LOST", r.action, r.body)
