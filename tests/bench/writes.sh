@@ -41,11 +41,12 @@ turn=0
 # settle NAME RECORDS: both servers hold all that was acknowledged, and no more. Sets `drained` to the
 # microseconds until the last of them did.
 settle() {
-    local server
+    local server began=$(date +%s%6N)
     for server in primary replica; do
-        drained=$("$out/load" until "${port[$server]}" "$(id_of "${port[$server]}" "$1")" "$2" 120) ||
+        "$out/load" until "${port[$server]}" "$(id_of "${port[$server]}" "$1")" "$2" 120 >/dev/null ||
             distrust "$server has not the $2 records of $1"
     done
+    drained=$(($(date +%s%6N) - began))
 }
 
 # adds WHERE WRITERS seconds|records N: row "add where writers requests us p50 p99 drain_us".
