@@ -20,7 +20,7 @@ local GROUP_ENTRIES, GROUP_RECORDS, GROUP_BYTES = 128, 2000, 4 * 1024 * 1024
 local GROUPABLE = 256 * 1024   -- bytes: a larger body goes alone
 local LOAD_ENTRIES = 128       -- read from PostgreSQL at a time
 local FEED_PACE = 0.04         -- seconds that a busy lane's followers wait for more to share the request
-local GATHER_MOST = 0.005      -- seconds that an entry waits for those whose commits are under way
+local GATHER_MOST = 0.005      -- seconds that entries wait for others that are likely to come at once
 local DELETE_IDS = 32000       -- Chroma's limit on ids is 32,760 (SQL variables)
 local DIVERGED_AFTER = 8       -- 5xx in a row on an entry that another copy took
 local FAILED_AFTER = 2         -- 5xx on every copy, alone, so often: the entry has failed
@@ -35,7 +35,8 @@ function Lane.new(context, row)
     context = context, id = row.id, logical = row.logical, tenant = row.tenant, database = row.database,
     name = row.name, head = row.head, floor = row.floor or 0, trimmed = row.trimmed or 0,
     entries = {}, oldest = row.oldest or 1, copies = {}, order = {}, decider = nil, open = true, failures = {},
-    under_way = 0, last_at = 0,
+    under_way = 0, last_at = 0, -- appends that have no answer yet; when the last one came
+    company = 1, free_at = 0,   -- entries that were decided or waited at the last verdict, and when that was
   }, Lane)
 end
 
@@ -353,6 +354,7 @@ local function record(lane, copy, group, verdict, answer)
     lane:publish_floor()
   end
   reached(lane, copy, hi)
+  lane.company, lane.free_at = lane.head - n + 1, now()
   lane.context.fault("answer.before")
   for _, e in ipairs(group) do lane.context.answer(e, copy.instance) end
   return true
@@ -520,9 +522,23 @@ local function pass_over(lane, copy, e)
   return advance(lane, copy, p) and GO or STOP
 end
 
--- Others are about to join: the last of their commits kicks the lane.
-local function gathering(lane, e)
-  return lane.under_way > 0 and JOINS[e.action] and now() - (e.at or 0) < GATHER_MOST
+-- Others are likely to join: their commits are under way, or as many clients as last time have yet to come back.
+-- Waiting for them is short beside a request of their own.
+local function gathering(lane, copy, e)
+  local waiting = lane.head - e.n + 1
+  if not JOINS[e.action] or waiting >= GROUP_ENTRIES or (copy.alone_until or 0) >= e.n then return false end
+  if lane.under_way == 0 and waiting >= lane.company then return false end
+  local left = math.max(e.at or 0, lane.free_at) + GATHER_MOST - now()
+  if left <= 0 then return false end
+  if not lane.gathers then
+    lane.gathers = true
+    spawn(function()
+      sleep(left)
+      lane.gathers = false
+      lane:kick_copy(copy)
+    end)
+  end
+  return true
 end
 
 -- A follower's requests compete with those that decide: where writes come fast, it takes several at once.
@@ -559,7 +575,7 @@ local function step(lane, copy)
     lane:kick_copy(first)
     return STOP
   end
-  if gathering(lane, e) then return STOP end
+  if gathering(lane, copy, e) then return STOP end
   lane.decider = copy
   if e.action == "delete" and not e.resolved then
     local fine, how, answer = resolve(lane, copy, e)

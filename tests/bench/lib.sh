@@ -2,6 +2,7 @@
 # Shared by the benchmarks (sourced): processes that end with the script, ports, small requests. The
 # caller sets `here` and `top`; $run is a folder of this run alone, $out holds what stays.
 
+: "${here:?}" "${top:?}"
 say() { echo "bench: $*" >&2; }
 give_up() { say "$*"; exit 2; }
 
@@ -87,12 +88,11 @@ await() {
     give_up "$1 does not answer"
 }
 
-# start_chroma NAME [COMMAND...]: a server with its data in $run/NAME, started by COMMAND.
+# start_chroma NAME: a server with its data in $run/NAME; again on the same port and data.
 start_chroma() {
     local name=$1
-    shift
     [ -n "${port[$name]:-}" ] || free_port "$name"
-    "$@" "$top/scripts/chroma.sh" start "${port[$name]}" "$run/$name" >>"$run/$name.log" 2>&1 &
+    "$top/scripts/chroma.sh" start "${port[$name]}" "$run/$name" >>"$run/$name.log" 2>&1 &
     pid[$name]=$!
     started+=($!)
 }
@@ -132,4 +132,33 @@ id_of() {
     done
     sed 's/.*"id":"\([^"]*\)".*/\1/' <<<"$text"
 }
-count_of() { curl -fsS -m 30 "http://127.0.0.1:$1$default_database/collections/$2/count"; }
+
+# Makes the load generator.
+prepare_load() {
+    [ -x "$CHROMUX" ] || give_up "$CHROMUX is not built"
+    CHROMUX=$(readlink -f "$CHROMUX")
+    mkdir -p "$BUILD/bench"
+    out=$(cd "$BUILD/bench" && pwd)
+    cc -O2 -g -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -o "$out/load" "$here/load.c" -lpthread
+}
+
+# start_journal DATABASE_URL: chromux in front of primary and replica.
+start_journal() {
+    local name list=
+    for name in primary replica; do list+="$name=http://127.0.0.1:${port[$name]},role=$name;"; done
+    start_chromux DATABASE_URL="$1" CHROMA_INSTANCES="$list"
+    await_journal
+}
+
+untrusted=0
+distrust() {
+    say "$*"
+    untrusted=1
+}
+finish() {
+    if [ "$untrusted" != 0 ]; then
+        say "not to be trusted: see above"
+        tail -n 20 "$run/chromux.log" >&2
+    fi
+    exit "$untrusted"
+}

@@ -29,62 +29,7 @@ CHROMUX=${CHROMUX:-$BUILD/chromux}
 collection=6f1c1c7e-3b0a-4b5e-9d53-0d4a1f6f0b11
 count=/api/v2/tenants/default_tenant/databases/default_database/collections/$collection/count
 
-say() { echo "bench: $*" >&2; }
-give_up() { say "$*"; exit 2; }
-
-# ---- processes: everything started is in `started` and is gone when this script is ---------------
-declare -A pid port
-started=()
-run=$(mktemp -d "${TMPDIR:-/tmp}/chromux-bench.XXXXXX")
-chmod 755 "$run" # nginx's worker is another user
-
-# The process and all its descendants.
-tree() {
-    local c kids
-    echo "$1"
-    kids=$(cat /proc/"$1"/task/*/children 2>/dev/null || true)
-    for c in $kids; do tree "$c"; done
-}
-
-# Ends one of our processes: TERM, and after three seconds KILL for it and its descendants.
-stop() {
-    kill -TERM "$1" 2>/dev/null || return 0
-    for _ in {1..60}; do
-        kill -0 "$1" 2>/dev/null || return 0
-        sleep 0.05
-    done
-    kill -KILL $(tree "$1") 2>/dev/null || true
-    wait "$1" 2>/dev/null || true
-}
-clean_up() {
-    local p
-    trap '' INT TERM
-    for p in "${started[@]}"; do stop "$p"; done
-    rm -rf "$run"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-# A port nobody listens on, below the kernel's range for outgoing connections.
-free_port() {
-    local p
-    while :; do
-        p=$((20000 + RANDOM % 12000))
-        [[ " ${port[*]:-} " == *" $p "* ]] && continue
-        (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || break
-    done
-    port[$1]=$p
-}
-
-# http_get PORT TARGET: head and body.
-http_get() {
-    local fd
-    exec {fd}<>"/dev/tcp/127.0.0.1/$1" || return 1
-    printf 'GET %s HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' "$2" >&"$fd"
-    timeout 5 cat <&"$fd" || true
-    exec {fd}>&-
-}
+. "$here/lib.sh"
 
 fill() {
     sed -e "s|@PORT@|${port[$1]}|; s|@RUN@|$run|" \
@@ -268,9 +213,7 @@ for _ in {1..100}; do
     sleep 0.05
 done
 
-load=$(cut -d' ' -f1 /proc/loadavg)
-awk -v l="$load" 'BEGIN { exit !(l > 0.3) }' &&
-    say "the machine is busy (load $load): expect CPU figures too high and rates too low"
+look_at_load
 
 for name in $PROXIES; do
     start "$name"
@@ -299,8 +242,7 @@ if [ "$IDLE" -gt 0 ]; then
     for name in $PROXIES; do memory "$name"; done
 fi
 
-echo "$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $(nproc) cores," \
-    "Linux $(uname -r)." \
+echo "$(machine)" \
     "$(haproxy -v | awk 'NR == 1 { print "HAProxy", $3 }')," \
     "$(nginx -v 2>&1 | sed 's|.*/|nginx |')," \
     "$(wrk --version 2>&1 | awk 'NR == 1 { print "wrk", $2 }')," \

@@ -1,24 +1,11 @@
 -- Reads what writes.sh wrote and prints medians as Markdown, then each goal with what was measured.
 -- usage: luajit writes.lua writes.tsv
-local function rows(path)
-  local out = {}
-  for line in io.lines(path) do
-    local row = {}
-    for field in line:gmatch("[^\t]+") do row[#row + 1] = tonumber(field) or field end
-    out[#out + 1] = row
-  end
-  return out
-end
-
-local function median(list)
-  table.sort(list)
-  local n = #list
-  if n == 0 then return nil end
-  return n % 2 == 1 and list[(n + 1) / 2] or (list[n / 2] + list[n / 2 + 1]) / 2
-end
+package.path = arg[0]:gsub("[^/]*$", "") .. "?.lua;" .. package.path
+local tables = require("tables")
+local median, goal = tables.median, tables.goal
 
 local cells, order, lag, catchups = {}, {}, nil, {}
-for _, r in ipairs(rows(arg[1])) do
+for _, r in ipairs(tables.rows(arg[1])) do
   if r[1] == "add" then
     local _, where, writers, requests, us, p50, p99, drain = unpack(r)
     local k = where .. writers
@@ -38,22 +25,24 @@ for _, r in ipairs(rows(arg[1])) do
   end
 end
 
-print("| single-record writes | writers | writes/s | least–most | p50, ms | p99, ms | other server complete after, ms |")
+print("| single-record writes | writers | writes/s | least–most | p50, ms | p99, ms " ..
+  "| both complete after, ms |")
 print("|---|---:|---:|---:|---:|---:|---:|")
 for _, c in ipairs(order) do
   c.all = median(c.rate)
+  local drain = c.where == "direct" and "–" or string.format("%.0f", median(c.drain))
   print(string.format("| %s | %d | %.0f | %.0f–%.0f | %.2f | %.2f | %s |", c.where, c.writers, c.all, c.rate[1],
-    c.rate[#c.rate], median(c.p50), median(c.p99), c.where == "direct" and "–" or string.format("%.0f", median(c.drain))))
+    c.rate[#c.rate], median(c.p50), median(c.p99), drain))
 end
 local caught = median(catchups)
-if lag then print(string.format("\nLag at 50 writes/s, %d writes: p50 %.1f ms, p99 %.1f ms.", lag.n, lag.p50, lag.p99)) end
+if lag then
+  print(string.format("\nLag at 50 writes/s, %d writes: p50 %.1f ms, p99 %.1f ms.", lag.n, lag.p50, lag.p99))
+end
 if caught then
   print(string.format("Catching up: %.0f records/s (%.0f–%.0f), from the start of the server's process.", caught,
     catchups[1], catchups[#catchups]))
 end
 print()
-
-local function goal(text, measured, met) print(string.format("- %s: %s (%s)", met and "met" or "missed", text, measured)) end
 
 local d1, c1, d32, c32 = cells.direct1, cells.chromux1, cells.direct32, cells.chromux32
 if d1 and c1 then

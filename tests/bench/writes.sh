@@ -27,11 +27,7 @@ BUILD=${BUILD:-build}
 CHROMUX=${CHROMUX:-$BUILD/chromux}
 . "$here/lib.sh"
 
-[ -x "$CHROMUX" ] || give_up "$CHROMUX is not built"
-CHROMUX=$(readlink -f "$CHROMUX")
-mkdir -p "$BUILD/bench"
-out=$(cd "$BUILD/bench" && pwd)
-cc -O2 -g -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -o "$out/load" "$here/load.c" -lpthread
+prepare_load
 : >"$out/writes.tsv"
 look_at_load
 
@@ -39,34 +35,29 @@ at_exit() { "$top/scripts/pg.sh" drop "$run/pg" || true; }
 database=$("$top/scripts/pg.sh" start "$run/pg") || give_up "PostgreSQL does not start"
 for name in direct primary replica; do start_chroma $name; done
 for name in direct primary replica; do await_chroma $name; done
-start_chromux DATABASE_URL="$database" \
-    CHROMA_INSTANCES="primary=http://127.0.0.1:${port[primary]},role=primary;replica=http://127.0.0.1:${port[replica]}"
-await_journal
-
-untrusted=0
+start_journal "$database"
 turn=0
-distrust() {
-    say "$*"
-    untrusted=1
-}
 
-# Both servers hold all that was acknowledged, and no more; microseconds until the last of them did.
-settle() { # settle NAME RECORDS
-    local server
+# settle NAME RECORDS: both servers hold all that was acknowledged, and no more. Sets `drained` to the
+# microseconds until the last of them did.
+settle() {
+    local server began=$(date +%s%6N)
     for server in primary replica; do
-        "$out/load" until "${port[$server]}" "$(id_of "${port[$server]}" "$1")" "$2" 120 ||
+        "$out/load" until "${port[$server]}" "$(id_of "${port[$server]}" "$1")" "$2" 120 >/dev/null ||
             distrust "$server has not the $2 records of $1"
-    done | tail -n 1
+    done
+    drained=$(($(date +%s%6N) - began))
 }
 
 # adds WHERE WRITERS seconds|records N: row "add where writers requests us p50 p99 drain_us".
 adds() {
-    local id line drained=0 name=turn$((++turn))
+    local id line name=turn$((++turn))
     id=$(create "${port[$1]}" "$name")
     line=$("$out/load" add "${port[$1]}" "$id" "$2" "$3" "$4") || give_up "load failed against $1"
     set -- "$1" "$2" $line
     [ "$7" = 0 ] || distrust "$1, $2 writers: $7 errors"
-    [ "$1" = direct ] || drained=$(settle "$name" "$3")
+    drained=0
+    [ "$1" = direct ] || settle "$name" "$3"
     printf 'add\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" "$5" "$6" "$drained" >>"$out/writes.tsv"
 }
 
@@ -107,15 +98,11 @@ for round in $(seq "$CATCHUPS"); do
     await_chroma replica
     "$out/load" until "${port[replica]}" "$there" "$1" 300 >/dev/null || distrust "the replica does not catch up"
     printf 'catchup\t%s\t%s\n' "$1" $(($(date +%s%6N) - began)) >>"$out/writes.tsv"
-    settle $name "$1" >/dev/null
+    settle $name "$1"
 done
 
 echo "$(machine) $("$(scripts/pg.sh bin)/postgres" --version)." \
     "$ROUNDS rounds of $seconds s, medians; load before: $load."
 echo
 luajit "$here/writes.lua" "$out/writes.tsv"
-if [ "$untrusted" != 0 ]; then
-    say "not to be trusted: see above"
-    tail -n 20 "$run/chromux.log" >&2
-fi
-exit "$untrusted"
+finish
