@@ -126,11 +126,10 @@ local function late(t)
   elseif e.n then
     refuse(t, "not_applied", "this write is kept as entry " .. entry_name(e)
       .. " and will be applied, but no instance has confirmed it yet; do not send it again")
-  elseif t.handle and t.handle.unknown then
+  elseif t.handle and not Store.cancel(t.handle) then
     refuse(t, "outcome_unknown", "PostgreSQL went away while this write was being kept: whether it was is not known")
   else
     refuse(t, "journal_away", "PostgreSQL does not answer: this write was not kept", 1)
-    t.dropped = true
   end
 end
 
