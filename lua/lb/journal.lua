@@ -109,7 +109,7 @@ local function late(t)
   elseif e.n then
     refuse(t, "not_applied", "this write is kept as entry " .. entry_name(e)
       .. " and will be applied, but no instance has confirmed it yet; do not send it again")
-  elseif t.sent or (t.handle and (t.handle.unknown or t.handle.trying)) then
+  elseif t.sent or (t.handle and not Store.cancel(t.handle)) then
     refuse(t, "outcome_unknown", "PostgreSQL does not answer: whether this write was kept is not known")
   else
     refuse(t, "journal_away", "PostgreSQL does not answer: this write was not kept", 1)

@@ -71,10 +71,10 @@ local function attempt(self, items)
   end
   local news = news_of(all)
   if news then all[#all + 1] = { "SELECT pg_notify($1, $2)", Store.CHANNEL, news } end
-  for _, item in ipairs(items) do item.trying = true end
   local began = now()
+  for _, item in ipairs(items) do item.sent = true end
   local rows, message, state, info = self.append:transaction(all)
-  for _, item in ipairs(items) do item.trying = false end
+  for _, item in ipairs(items) do item.sent = false end
   if rows then
     self.commits, self.commit_seconds = self.commits + 1, self.commit_seconds + (now() - began)
     self.last_error = ""
@@ -105,7 +105,7 @@ end
 local function drop_late(items)
   local kept = {}
   for _, item in ipairs(items) do
-    if item.until_ and not item.unknown and now() >= item.until_ then
+    if not item.unknown and (item.cancelled or (item.until_ and now() >= item.until_)) then
       item.finish(nil, "away")
     else
       kept[#kept + 1] = item
@@ -153,7 +153,7 @@ local function run(self)
       end
     end
     self.queue = rest
-    commit_group(self, items)
+    commit_group(self, drop_late(items))
     self.trying = false
   end
   self.running = false
@@ -161,8 +161,7 @@ end
 
 -- Queues the statements; done(rows) or done(nil, why) is called once, when they are committed or given up, in the
 -- order of the calls. until_: unix time after which they are given up unless they may already have been committed;
--- nil: never. Returns a handle: handle.unknown says that they may have been committed without our knowing,
--- handle.trying that they are on their way; when neither is set after until_, they are not committed any more.
+-- nil: never. Returns a handle for Store.cancel.
 function Store:enqueue(statements, until_, done)
   local item = { statements = statements, bytes = bytes_of(statements), until_ = until_, finish = done }
   self.queue[#self.queue + 1] = item
@@ -171,6 +170,13 @@ function Store:enqueue(statements, until_, done)
     spawn(run, self)
   end
   return item
+end
+
+-- Gives up what was queued. false: too late, it may be committed now or later without our knowing.
+function Store.cancel(item)
+  if item.sent or item.unknown then return false end
+  item.cancelled = true
+  return true
 end
 
 -- The same for a task that waits: the rows, or nil and why not.

@@ -5,7 +5,7 @@
 
 enum { SETTINGS_MAX = 48, PAGE = 2000 };
 
-struct pgserver stage_pg;
+static struct pgserver stage_pg;
 static PGconn *db;
 static unsigned serial;
 
@@ -43,6 +43,31 @@ int stage_end(void **state)
 {
     pgserver_stop(&stage_pg);
     return 0;
+}
+
+pid_t stage_pg_pid(void)
+{
+    return stage_pg.pid;
+}
+
+const char *stage_pg_folder(void)
+{
+    return stage_pg.dir;
+}
+
+const char *stage_pg_url(void)
+{
+    return stage_pg.url;
+}
+
+void stage_pg_kill(int sig)
+{
+    pgserver_kill(&stage_pg, sig);
+}
+
+void stage_pg_again(void)
+{
+    check(pgserver_run(&stage_pg));
 }
 
 struct stage *stage_new(void)
@@ -247,15 +272,23 @@ double metric(struct stage *s, const char *name)
 
 /* ---- the database ---------------------------------------------------------------------------- */
 
-static char *first_value(struct stage *s, const char *text, unsigned n, const char *const *values)
+static PGresult *execute(struct stage *s, const char *text, unsigned n, const char *const *values)
 {
-    if (db && PQstatus(db) != CONNECTION_OK) {
-        PQfinish(db);
-        db = NULL;
-    }
     if (!db)
         db = connected(s->url);
-    PGresult *r = PQexecParams(db, text, (int)n, NULL, values, NULL, NULL, 0);
+    return PQexecParams(db, text, (int)n, NULL, values, NULL, NULL, 0);
+}
+
+static char *first_value(struct stage *s, const char *text, unsigned n, const char *const *values)
+{
+    PGresult *r = execute(s, text, n, values);
+    if (PQresultStatus(r) == PGRES_FATAL_ERROR && !PQresultErrorField(r, PG_DIAG_SQLSTATE)) {
+        /* It has been away since we asked last. */
+        PQclear(r);
+        PQfinish(db);
+        db = NULL;
+        r = execute(s, text, n, values);
+    }
     if (PQresultStatus(r) != PGRES_TUPLES_OK && PQresultStatus(r) != PGRES_COMMAND_OK) {
         char *why = keepf("%s", PQerrorMessage(db));
         PQclear(r);
