@@ -131,7 +131,8 @@ local function play(seed)
   local t = tally(ops)
   say("seed %d: %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of them "
     .. "failed; %d copies set aside; faults: %s; %s", seed, #ops, t.ack, t.reject, t.not_kept, t.kept, t.unknown,
-    t.reads, t.failed_reads, history and history.aside and #history.aside or 0, (wraps and "wrap " or "") .. Nemesis.describe(events.plan or {}),
+    t.reads, t.failed_reads, history and history.aside and #history.aside or 0,
+    (wraps and "wrap " or "") .. Nemesis.describe(events.plan or {}),
     #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
   for _, c in ipairs(history and history.aside or {}) do
