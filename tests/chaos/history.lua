@@ -26,12 +26,14 @@ local function unrest()
   return b and string.format("lane %d on %s at %d of %d", b.lane, b.instance, b.position, b.head) or nil
 end
 
--- Waits until it has come to rest: nil, or what it still has to do after that many seconds.
-function M.await_rest(seconds)
+-- Waits until it has come to rest: nil, or what it still has to do after that many seconds. each() is called now
+-- and then meanwhile.
+function M.await_rest(seconds, each)
   local till, why = now() + seconds
   repeat
     why = unrest()
     if not why then return nil end
+    each()
     sleep(0.1)
   until now() > till
   return why

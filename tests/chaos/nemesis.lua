@@ -17,6 +17,16 @@ M.names = {}
 for name in pairs(M.faults) do M.names[#M.names + 1] = name end
 table.sort(M.names)
 M.names[#M.names + 1] = "wrap" -- in some rounds the servers are reached through wrap.c
+M.names[#M.names + 1] = "step" -- in some rounds chromux dies or stands still at a named step (core/fault.h)
+
+-- The steps that the journal has now; each must be met in a long run.
+M.steps = {
+  "append.before_commit", "append.committed_unanswered", "send.sent", "resolve.read", "resolve.recorded",
+  "decision.before_commit", "verdict.committed_unanswered", "answer.before", "recv.2xx_before_decision",
+  "recv.4xx_before_decision", "settle.begin", "settle.end", "create.sent",
+}
+local RARE = { ["resolve.read"] = 12, ["resolve.recorded"] = 12, ["recv.4xx_before_decision"] = 8, ["settle.begin"] = 3,
+  ["settle.end"] = 3, ["create.sent"] = 6 }
 
 function M.without(names, pattern)
   local out = {}
@@ -27,7 +37,7 @@ end
 -- {{at=, until_=, name=, target=, kind=}, ...} in the order of their beginnings; at most one at a time per target.
 function M.schedule(rng, names, seconds)
   local plan, busy = {}, {}
-  names = M.without(names, "wrap")
+  names = M.without(M.without(names, "wrap"), "step")
   for _ = 1, #names > 0 and rng:int(2, 6) or 0 do
     local name = rng:pick(names)
     local f = M.faults[name] or error("unknown fault " .. name)
@@ -46,6 +56,21 @@ function M.schedule(rng, names, seconds)
   end
   table.sort(plan, function(a, b) return a.at < b.at end)
   return plan
+end
+
+-- FAULT_POINTS for each start of chromux in turn.
+function M.step_plan(rng)
+  local out = {}
+  for i = 1, rng:int(1, 3) do
+    local parts = {}
+    for j = 1, rng:int(1, 2) do
+      local name = rng:pick(M.steps)
+      parts[j] = string.format("%s=%d:%s", name, rng:int(1, RARE[name] or 150),
+        rng:chance(0.7) and "kill" or string.format("pause:%.2f", 0.2 + rng:unit() * 3.5))
+    end
+    out[i] = table.concat(parts, ",")
+  end
+  return out
 end
 
 -- The lines of a plan for wrap.c: now and then a write, in bursts.
@@ -67,6 +92,7 @@ end
 
 local function apply(stage, f)
   local p = stage[f.target]
+  p.held = true
   if f.kind == "pause" then p:pause()
   elseif f.kind == "quit" then p:kill(process.QUIT)
   else p:kill(process.KILL) end
@@ -75,6 +101,22 @@ end
 local function undo(stage, f)
   local p = stage[f.target]
   if f.kind == "pause" then p:resume() elseif p:ended() then p:start() end
+  p.held = false
+end
+
+-- Starts chromux again whenever it has died by itself, with the next of the steps; until over().
+function M.watch(stage, steps, over, note)
+  local at = 1
+  while not over() do
+    if not stage.chromux.held and stage.chromux:ended() then
+      note({ name = "step" }, "died")
+      at = at + 1
+      stage.chromux.env.FAULT_POINTS = steps[at] or false
+      sleep(0.05 * at)
+      if not stage.chromux.held and stage.chromux:ended() then stage.chromux:start() end
+    end
+    sleep(0.02)
+  end
 end
 
 -- Plays the plan from now on and returns when the last fault is undone.

@@ -97,7 +97,9 @@ local function play(seed)
     names = Nemesis.without(names, "primary")
     names = Nemesis.without(names, "replica")
   end
-  local stage = Stage.new { dir = dir, rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
+  local steps = table.concat(names, ","):find("step") and (#names == 1 or rng:chance(0.5))
+    and Nemesis.step_plan(rng)
+  local stage = Stage.new { dir = dir, steps = steps or nil, rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
     chromux = options.chromux, wraps = wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
@@ -114,13 +116,19 @@ local function play(seed)
     for i = 1, options.clients do
       tasks[i] = spawn(function() workload:run(Rng.new(seed, "client" .. i), till) end)
     end
-    Nemesis.play(stage, plan, function(f, what)
-      events[#events + 1] = { at = now(), fault = f.name, what = what }
-    end)
+    local over = false
+    local function note(f, what) events[#events + 1] = { at = now(), fault = f.name, what = what } end
+    local watcher = spawn(Nemesis.watch, stage, steps or {}, function() return over end, note)
+    Nemesis.play(stage, plan, note)
     for _, t in ipairs(tasks) do assert(t:wait()) end
+    over = true
+    watcher:wait()
+    stage.chromux.env.FAULT_POINTS = false
     stage:mend()
     stage:await_journal(30)
-    local unrest = History.await_rest(40)
+    local unrest = History.await_rest(40, function()
+      if stage.chromux:ended() then stage.chromux:start() end
+    end)
     if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
     history = History.gather(ops, stage.servers, options.rebuilds)
     local found, aside = Check.all(history)
@@ -132,7 +140,8 @@ local function play(seed)
   say("seed %d: %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of them "
     .. "failed; %d copies set aside; faults: %s; %s", seed, #ops, t.ack, t.reject, t.not_kept, t.kept, t.unknown,
     t.reads, t.failed_reads, history and history.aside and #history.aside or 0,
-    (wraps and "wrap " or "") .. Nemesis.describe(events.plan or {}),
+    (wraps and "wrap " or "") .. (steps and table.concat(steps, " ") .. " " or "")
+      .. Nemesis.describe(events.plan or {}),
     #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
   for _, c in ipairs(history and history.aside or {}) do
@@ -147,6 +156,17 @@ local function play(seed)
   return #violations == 0
 end
 
+-- How often each named step was passed, when the program is a test build.
+local function say_hits()
+  local f, hits = io.open(root .. "/hits"), {}
+  if not f then return end
+  for name in f:lines() do hits[name] = (hits[name] or 0) + 1 end
+  f:close()
+  local out = {}
+  for i, name in ipairs(Nemesis.steps) do out[i] = name .. " " .. (hits[name] or 0) end
+  say("steps passed: %s", table.concat(out, ", "))
+end
+
 local passed, failed = 0, 0
 say("%d rounds from seed %d, %d clients, faults: %s", options.rounds, first_seed, options.clients,
   table.concat(fault_names(), ","))
@@ -155,6 +175,7 @@ for i = 0, options.rounds - 1 do
 end
 if postgres then postgres:kill(process.QUIT) end
 os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
+say_hits()
 if failed == 0 then os.execute("rm -rf " .. root) end
 say("%d passed, %d failed, 0 skipped", passed, failed)
 os.exit(failed == 0 and 0 or 1)

@@ -17,7 +17,7 @@ local function answers(url)
 end
 
 -- {dir=, rng=, journal=true: with PostgreSQL, chromux=path of the program, settings={...},
---  wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them}
+--  wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them, steps: of core/fault.h}
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux" } do ports[name] = process.free_port(s.rng) end
@@ -44,6 +44,8 @@ function M.new(s)
     PORT = ports.chromux, LISTEN_ADDRESS = "127.0.0.1", ADMIN_PORT = false, CHROMA_INSTANCES = false,
     PRIMARY_URL = reached.primary, REPLICA_URL = reached.replica,
     DATABASE_URL = s.journal and os.getenv("DATABASE_URL") or false }
+  env_chromux.FAULT_POINTS = s.steps and s.steps[1] or false
+  env_chromux.FAULT_LOG = os.getenv("CHAOS_DIR") .. "/hits"
   for k, v in pairs(SETTINGS) do env_chromux[k] = v end
   for k, v in pairs(s.settings or {}) do env_chromux[k] = v end
   stage.postgres = process.new { name = "postgres", argv = { "scripts/pg.sh", "run", os.getenv("CHAOS_PG") or "" },
