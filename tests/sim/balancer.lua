@@ -177,7 +177,7 @@ end
 function Balancer:set_incarnation(server, n)
   if self.incarnation[server.name] == n then return end
   self.incarnation[server.name] = n
-  self.world:after(0, function() self:told("incarnation", server.name, n) end, self.process)
+  self.world:in_order(self.news, function() self:told("incarnation", server.name, n) end, self.process)
 end
 
 -- What the sentinel connection says: it is of another life of the server.
@@ -286,7 +286,7 @@ function Balancer.new(context)
   local b = setmetatable({ world = world, postgres = context.postgres, faults = context.faults,
     server_list = context.servers, servers = {}, host = context.host, pid = pid, watch = context.watch,
     quiet = context.quiet, context = context, tickets = {}, table = {}, incarnation = {}, health = {}, sentinel = {},
-    fence = -math.huge, loaded = {}, ticket = 0 }, Balancer)
+    fence = -math.huge, loaded = {}, ticket = 0, news = {} }, Balancer)
   b.process = world:process("chromux/" .. pid)
   b.process.host, b.process.balancer, b.process.pid = context.host, b, pid
   for _, s in ipairs(context.servers) do
