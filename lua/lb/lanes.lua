@@ -258,7 +258,7 @@ local function transmit(lane, copy, group, late)
       -- fenced: the last byte was never sent, so it can't be executed
       if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
       doubt(lane, copy, group[#group].n)
-      return ending == "peer_closed" and "over" or "unknown", text or ending
+      return ending == "peer_closed" and "over" or "unknown", ending
     end
     kind, answer = meaning(got, copy.physical), got
     if kind ~= "applied" then return kind, answer end
@@ -482,7 +482,7 @@ local function digest(lane, copy, group, kind, answer)
   doubt(lane, copy, hi)
   if kind == "unknown" then
     copy.settled = false
-    lane:settle(copy)
+    lane:settle(copy, copy.server:horizon_after(answer))
   elseif kind == "unsure" and #group > 1 then
     copy.alone_until = hi
   elseif kind == "unsure" then

@@ -163,7 +163,7 @@ local function send(self, copy, method, target, body, physical, late)
   if got then return Lane.meaning(got, physical), got end
   if ending == "late" then call:close() end
   if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
-  return ending == "peer_closed" and "over" or "unknown", text or ending
+  return ending == "peer_closed" and "over" or "unknown", ending
 end
 
 -- The id that a name has on this server; false: none. nil, why: not known.
@@ -546,12 +546,12 @@ local function doubt(self, copy, n)
   self.context.store:enqueue({ Store.doubt(LANE, copy, n) }, nil, function() end) -- the standbys are to know
 end
 
-local function give_up_on(self, copy, e, kind)
+local function give_up_on(self, copy, e, kind, answer)
   if kind == "over" or kind == "unknown" or kind == "unsure" then doubt(self, copy, e.n) end
   if kind == "unknown" and not copy.settling and not self.context.dead then
     copy.settled, copy.settling = false, true
     spawn(function()
-      copy.server:settle()
+      copy.server:settle(copy.server:horizon_after(answer))
       copy.settled, copy.settling = true, false
       self:kick()
     end)
@@ -605,7 +605,7 @@ local function decide(self, copy, e)
     (type(answer) == "table" and answer.status >= 400 and answer.status < 500 and kind ~= "later") then
     ok = record(self, copy, e, "rejected", answer)
   else
-    return give_up_on(self, copy, e, kind)
+    return give_up_on(self, copy, e, kind, answer)
   end
   if self.decider == copy then self.decider = nil end
   self:kick()
@@ -635,7 +635,7 @@ local function follow(self, copy, e)
       end
     end
   elseif kind ~= "applied" then
-    return give_up_on(self, copy, e, kind)
+    return give_up_on(self, copy, e, kind, answer)
   end
   statements[#statements + 1] = Store.position(LANE, copy, e.n)
   local rows = self.context.store:commit(statements)

@@ -16,6 +16,7 @@ Server.__index = Server
 
 local MOST_AT_ONCE = 16        -- requests of the journal to one server
 local STAMP_EVERY = 1          -- seconds between stamps of a server that gets writes
+local PULSE = 0.1              -- seconds between looks at a server that settles
 local SETTLE_DEAD = 1          -- R5: whoever sent has closed its connections, so what it sent ends soon
 local TENANT, DATABASE, COLLECTION = "chromux", "chromux", "witness"
 local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
@@ -30,7 +31,7 @@ local function server_new(set, name)
   local s = setmetatable({
     set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
     held_until = now() + set.context.horizon(),
-    active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
+    life = 0, active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
   }, Server)
   set.by_name[name] = s
@@ -80,6 +81,7 @@ end
 function Server:set_incarnation(n)
   if n == self.incarnation then return end
   self.incarnation = n
+  if n ~= 0 then self.life = n end
   if n ~= self.admitted then
     self.set.context.on_changed(self)
     self:admit()
@@ -299,20 +301,37 @@ end
 
 -- ---- settling (R5) ---------------------------------------------------------------------------------------
 
+-- How long a request of ours may run on that ended without the server's word. Closed by us, it is cancelled or ends
+-- soon; when the connection was lost the server may not know of it.
+function Server:horizon_after(ending)
+  return ending == "broken" and self.set.context.settings.WRITE_HORIZON or SETTLE_DEAD
+end
+
 -- Until nothing that was sent to this server before now can still be executed: it has begun a new life, or it has
--- done a write of ours and then stayed alive for a while. Ends early when the lease is lost.
+-- done a write of ours and then run for a while. Of the time between two answers PULSE at most is counted: in the
+-- rest it may have stood still. Ends early when the lease is lost.
 local function settle_once(self, horizon)
-  local life = self.incarnation
-  local wait = 0.1
+  local life, stamped, ran, last = self.life, false, 0, nil
   while self.set.context.holder and not self.set.context.dead do
-    if self.incarnation ~= 0 and self.incarnation ~= life and self.admitted == self.incarnation then return end
-    if self:usable() and self:stamp() and self.incarnation == life then
-      local till = now() + horizon
-      while now() < till and self.incarnation == life do sleep(math.min(0.1, math.max(till - now(), 0.001))) end
-      if self.incarnation == life then return end
+    if life == 0 then life = self.life end -- the first that we see is no new one
+    if self.life ~= life and self.incarnation == self.life and self.admitted == self.life then return end
+    local before, answered = self.incarnation, false
+    if not self:usable() then answered = false
+    elseif not stamped then
+      stamped = self:stamp()
+      answered = stamped
+    else
+      answered = self:ask("GET", "/api/v2/heartbeat", nil, 1)
     end
-    sleep(wait)
-    wait = math.min(wait * 2, 1)
+    local at = now()
+    if not answered or before ~= self.incarnation then
+      last = nil
+    else
+      if last then ran = ran + math.min(at - last, PULSE) end
+      last = at
+      if ran >= horizon then return end
+    end
+    sleep(PULSE)
   end
 end
 
