@@ -295,6 +295,8 @@ local function hold(life, lease)
     end
   until loaded or J.life ~= life
   if J.life ~= life then return end
+  local horizon = math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused)
+  J.servers:hold_stamps(horizon)
   local context, names = enter("holder", store, loaded, holder_context(store, lease))
   context.drives = true
   courier.fence(lease.asked + ttl)
@@ -302,7 +304,7 @@ local function hold(life, lease)
   function store.on_fenced() leave(context) end
   spawn(keep_lease, life, context, store, ttl)
   if not lease.clean then store:enqueue({ Store.doubt_all(GROUP_MOST) }, nil, function() end) end
-  settle_all(names, math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused))
+  settle_all(names, horizon)
   if #names.order == 0 then
     say("starting", "the primary's collections are taken over")
     adopt_first(context, names, life)

@@ -24,13 +24,13 @@ local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
 -- set.context: {settings, store, journal_id, ready, drives, dead, calls, on_changed(server), on_usable(server),
 -- on_lost(server, why), look_again() -> true | nil, why}; it changes with the role.
 function M.new()
-  return setmetatable({ by_name = {}, list = {} }, { __index = M })
+  return setmetatable({ by_name = {}, list = {}, held_until = 0 }, { __index = M })
 end
 
 local function server_new(set, name)
   local s = setmetatable({
     set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
-    held_until = now() + set.context.horizon(),
+    held_until = 0,
     life = 0, active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
   }, Server)
@@ -190,7 +190,7 @@ function Server:stamp()
     if not made then return nil, why end
   end
   local counter = self.witness + 1
-  if now() < self.held_until then counter = math.max(self.held or counter, self.witness) end
+  if now() < math.max(self.held_until, self.set.held_until) then counter = math.max(self.held or counter, self.witness) end
   self.held = counter
   local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
     string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d}]}',
@@ -203,6 +203,12 @@ function Server:stamp()
   if not rows then return nil, why end
   self.witness = math.max(self.witness, counter)
   return true
+end
+
+-- For so many seconds a stamp of another holder may yet be carried out.
+function M:hold_stamps(seconds)
+  self.held_until = math.max(self.held_until, now() + seconds)
+  for _, s in ipairs(self.list) do s.held = nil end
 end
 
 -- Since 1.5.3 Chroma says how many records a delete was for. Its version number does not tell. true | nil, why
