@@ -393,7 +393,7 @@ local function live(life)
     sleep(wait)
     wait = math.min(wait * 2, 1)
   end
-  while J.life == life do
+  while J.life == life and not J.stopping do
     local lease = stand_by(life)
     if lease then hold(life, lease) end
   end
