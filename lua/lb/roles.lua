@@ -169,7 +169,7 @@ local function enter(role, store, loaded, more)
   if before then before.dead, before.drives = true, false end
   if J.follow then J.follow:stop() end
   copies.clear()
-  J.servers.context = context
+  J.servers:begin(context)
   J.servers:refresh()
   local names = Names.new(context)
   context.names = names
@@ -192,6 +192,10 @@ end
 -- The holder's, besides what enter() makes.
 local function holder_context(store, lease)
   local context = {}
+  -- How long what another holder sent may still be carried out (PROTOCOL.md R5).
+  function context.horizon()
+    return math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused)
+  end
   -- After a holder that wrote that nothing is under way only what it noted is in doubt.
   function context.doubt_of(row, head)
     if lease.clean then return row.doubt > row.position and row.doubt or 0 end
@@ -302,7 +306,7 @@ local function hold(life, lease)
   function store.on_fenced() leave(context) end
   spawn(keep_lease, life, context, store, ttl)
   if not lease.clean then store:enqueue({ Store.doubt_all(GROUP_MOST) }, nil, function() end) end
-  settle_all(names, math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused))
+  settle_all(names, context.horizon())
   if #names.order == 0 then
     say("starting", "the primary's collections are taken over")
     adopt_first(context, names, life)

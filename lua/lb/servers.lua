@@ -29,13 +29,20 @@ end
 local function server_new(set, name)
   local s = setmetatable({
     set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
-    held_until = now() + set.context.horizon(),
+    held_until = set.late_until or 0,
     active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
   }, Server)
   set.by_name[name] = s
   set.list[#set.list + 1] = s
   return s
+end
+
+-- A stay in a role begins. Stamps of the holder before us may still be carried out for context.horizon() seconds.
+function M:begin(context)
+  self.context = context
+  self.late_until = context.horizon and now() + context.horizon() or 0
+  for _, s in ipairs(self.list) do s.held_until, s.held = self.late_until, nil end
 end
 
 -- Takes over who is there now; a server that is not in the configuration any more stays known but unusable.
