@@ -10,6 +10,8 @@ local MODULES = { runtime = true, courier = true, journal = true, lanes = true, 
   store = true, adopt = true, mend = true, signal = true, schema = true,
   roles = true, forward = true, follow = true, view = true }
 
+local ENTRY_MOST = 16 * 1024 * 1024 -- bytes of an answer: so requests for an entry are told from looks and stamps
+
 -- name -> source; changed by mutants.lua.
 local sources = {}
 local compiled = {}
@@ -103,7 +105,8 @@ local function courier(b)
     end
     if r.fenced and raw.boottime() > b.fence then return fails(call, "fenced", "the lease has run out") end
     call.touched, call.complete = true, true
-    local q = { method = r.method, target = r.target, body = r.body, balancer = b, fenced = r.fenced, call = call }
+    local q = { method = r.method, target = r.target, body = r.body, balancer = b, call = call,
+      written = r.fenced and r.max == ENTRY_MOST }
     call.request = q
     local life = server.life
     function q.ended(answer)

@@ -112,7 +112,7 @@ function M.new(sim)
         world:violation(ours and "TWO-AT-ONCE" or "SENT-BEFORE-SETTLED", server.name, o.body, "then", r.body)
       end
     end
-    if not r.fenced then return end -- the mending of records belongs to the entry before it
+    if not r.written then return end -- the mending of records belongs to the entry before it
     local list = entries_in(c, r)
     if r.action == "delete" and not Records.decode(r.body).ids then
       world:violation("FILTER-SENT", server.name, r.body)
@@ -127,7 +127,7 @@ function M.new(sim)
       if e.n ~= expected then world:violation("OUT-OF-ORDER", server.name, entry_name(e), "not", expected) end
       expected = e.n + 1
       -- A life that found it in the journal can't know who was sent it.
-      if e.verdict and e.verdict ~= "applied" and not sent[key][e.n] and born[e] == r.balancer.process.epoch then
+      if e.verdict and e.verdict ~= "applied" and db.lanes[c.lane].open and not sent[key][e.n] and born[e] == r.balancer.process.epoch then
         world:violation("REJECTED-SENT", entry_name(e), e.verdict, "to", server.name)
       end
       sent[key][e.n] = true
