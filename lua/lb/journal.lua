@@ -255,8 +255,8 @@ local function write_catalogue(t, req)
     return send(t, { status = 403, type = "application/json",
       body = '{"error":"ChromaError","message":"The tenant chromux is chromux\'s own"}' })
   end
-  -- What is there already needs no entry.
-  local there = req.action == "create_collection" and p.get_or_create and p.name
+  -- What is there already needs no entry; but what was asked before may have one.
+  local there = req.action == "create_collection" and p.get_or_create and p.name and not req.key and not req.token
     and J.names:find(p.tenant, p.database, p.name)
   if there and J.names.floor == J.names.head then
     spawn(function()

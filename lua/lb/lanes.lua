@@ -276,7 +276,8 @@ local function try(lane, copy, group, late)
   if kind ~= "applied" or not again or group[1].action ~= "add" then return kind, answer end
   for _, e in ipairs(group) do
     local whole, why = mend.add(e.body, function(rest, body)
-      return copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body, lane.context.settings.TRY_TIMEOUT)
+      return copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body, lane.context.settings.TRY_TIMEOUT,
+        true)
     end)
     if not whole then return "later", why end
   end

@@ -107,7 +107,7 @@ local ADOPT_WAIT = 5
 
 local function adopt_first(context, names, life)
   local wait = 0.05
-  while J.life == life and #names.order == 0 do
+  while J.life == life and not context.dead and #names.order == 0 do
     local primary
     for _, s in ipairs(context.servers.list) do
       if s.role == "primary" and s:usable() then primary = s end
@@ -130,7 +130,7 @@ local function adopt_first(context, names, life)
       end
     end
     if waiting then sleep(0.05) end
-  until not waiting or now() > till or J.life ~= life
+  until not waiting or now() > till or J.life ~= life or context.dead
 end
 
 -- ---- a stay in a role ------------------------------------------------------------------------------------

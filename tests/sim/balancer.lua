@@ -7,7 +7,10 @@ local Balancer = {}
 Balancer.__index = Balancer
 
 local MODULES = { runtime = true, courier = true, journal = true, lanes = true, names = true, servers = true,
-  store = true, adopt = true, mend = true, signal = true, schema = true }
+  store = true, adopt = true, mend = true, signal = true, schema = true,
+  roles = true, forward = true, follow = true, view = true }
+
+local ENTRY_MOST = 16 * 1024 * 1024 -- bytes of an answer: so requests for an entry are told from looks and stamps
 
 -- name -> source; changed by mutants.lua.
 local sources = {}
@@ -36,6 +39,15 @@ function Balancer.unpatch()
   sources, compiled = {}, {}
 end
 
+-- Objects by when they were made.
+local born = setmetatable({}, { __mode = "k" })
+local births = 0
+local function numbered(t, meta)
+  births = births + 1
+  born[t] = births
+  return setmetatable(t, meta)
+end
+
 -- pairs() in an order that does not depend on where things lie in memory.
 local function ordered_pairs(t)
   local keys, n = {}, 0
@@ -45,8 +57,9 @@ local function ordered_pairs(t)
   end
   if n > 1 then
     table.sort(keys, function(a, b)
-      if type(a) == type(b) then return a < b end
-      return type(a) < type(b)
+      if type(a) ~= type(b) then return type(a) < type(b) end
+      if type(a) == "table" then return born[a] < born[b] end
+      return a < b
     end)
   end
   local i = 0
@@ -92,7 +105,8 @@ local function courier(b)
     end
     if r.fenced and raw.boottime() > b.fence then return fails(call, "fenced", "the lease has run out") end
     call.touched, call.complete = true, true
-    local q = { method = r.method, target = r.target, body = r.body, balancer = b, fenced = r.fenced, call = call }
+    local q = { method = r.method, target = r.target, body = r.body, balancer = b, call = call,
+      written = r.fenced and r.max == ENTRY_MOST }
     call.request = q
     local life = server.life
     function q.ended(answer)
@@ -271,6 +285,11 @@ local function copies(b)
     local behind = math.max(0, c.floor - copy.position)
     return copy.physical, behind, copy.readable and behind == 0
   end
+  function M.partial(is) assert(type(is) == "boolean") end
+  function M.looked(logical, sure)
+    id(logical)
+    assert(type(sure) == "boolean")
+  end
   function M.fault(name) b:at_fault_point(name) end
   return M
 end
@@ -296,6 +315,8 @@ function Balancer.new(context)
   b:keep_looking()
   local settings = {}
   for k, v in pairs(context.settings) do settings[k] = v end
+  b.address = "http://balancer-" .. pid .. ":8000"
+  settings.ADVERTISE_URL = b.address
   world:after(0.001, function() b.journal.start(settings) end, b.process)
   return b
 end
@@ -347,7 +368,15 @@ function Balancer:load()
   function api.transaction(id, timeout, statements)
     return self.postgres:work(connections[id], timeout, statements)
   end
-  function api.listen() end
+  function api.listen(id, channel, fn)
+    self.postgres:listen(connections[id], channel, function(news) api.spawn(function() fn(news) end) end)
+  end
+  function api.observe(id, fn)
+    table.insert(connections[id].observers, function(state) api.spawn(function() fn(state) end) end)
+  end
+  function api.fetch(method, url, body, timeout, _, ...)
+    return self:forward(method, url, body, timeout, ...)
+  end
   function api.pg_state(id) return self.postgres:state(connections[id]) end
   function api.bytes(s) return { bytes = s } end
   local rng = world.rng
@@ -365,7 +394,7 @@ function Balancer:load()
     if rng:chance(0.05) then return nil, "none" end
     return rng:pick(names), "chosen"
   end }
-  local env = setmetatable({ pairs = ordered_pairs, io = files(self), os = { getenv = function() end,
+  local env = setmetatable({ pairs = ordered_pairs, setmetatable = numbered, io = files(self), os = { getenv = function() end,
     exit = function() end, date = os.date, time = function() return math.floor(World.EPOCH + world.t) end } },
     { __index = _G })
   env._G = env
@@ -439,6 +468,52 @@ function Balancer:answered(kind, ticket, ...)
   self.watch.answered(self, t.request, kind, ...)
   t.done(kind, ...)
   return true
+end
+
+-- A request to another balancer: status, head, body | nil, why. Its line and its fields name it by its id.
+function Balancer:forward(_, url, _, timeout, ...)
+  local address = url:match("^(http://[^/]+)")
+  local world, wake, fields, over = self.world, World.wait_begin(self.process), {}, false
+  for _, line in ipairs { ... } do
+    local name, value = line:match("^([^:]+): (.*)$")
+    fields[name:lower()] = value
+  end
+  local function finish(...)
+    local results = { n = select("#", ...), ... }
+    world:after(0.0003, function()
+      if over then return end
+      over = true
+      wake(unpack(results, 1, results.n))
+    end, self.process)
+  end
+  local other
+  for _, p in ipairs(world.processes) do
+    if p.balancer.address == address then other = p.balancer end
+  end
+  if not other or other.process.dead then
+    finish(nil, "Failed to connect to " .. address)
+    return coroutine.yield()
+  end
+  world:after(timeout, function() finish(nil, "Operation timed out") end, self.process)
+  table.insert(other.process.on_end, function() finish(nil, "Recv failure: Connection reset by peer") end)
+  world:after(0.0003, function()
+    local r = {}
+    for k, v in pairs(self.context.request_of(fields["x-request-id"])) do r[k] = v end
+    r.query, r.id = r.query or "", fields["x-request-id"]
+    r.key, r.token, r.forwarded = fields["idempotency-key"], fields["x-chromux-token"], fields["x-chromux-forwarded"]
+    r.deadline = World.EPOCH + world.t + 30
+    other:submit(r, function(kind, a, b, c, more, instance)
+      if kind == "gone" then return end
+      local head = "HTTP/1.1 X\r\nContent-Type: application/json\r\n"
+      if kind == "send" then
+        if instance then head = head .. "X-Chromux-Instance: " .. instance .. "\r\n" end
+        return finish(a, head .. (more or ""), c)
+      end
+      if c then head = head .. "Retry-After: " .. c .. "\r\n" end
+      finish(a == "outcome_unknown" and 504 or 503, head, '{"error":"' .. a .. '","message":"' .. b .. '"}')
+    end)
+  end, other.process)
+  return coroutine.yield()
 end
 
 -- The client goes.

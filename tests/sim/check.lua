@@ -5,6 +5,9 @@ local json = require("lb.runtime").json
 
 local M = {}
 
+-- As lua/lb/journal.lua makes it.
+local function token_of(r) return r.key and "key:" .. r.key or r.token and "token:" .. r.token end
+
 local WRITES = { add = true, upsert = true, update = true, delete = true }
 
 function M.new(sim)
@@ -109,7 +112,7 @@ function M.new(sim)
         world:violation(ours and "TWO-AT-ONCE" or "SENT-BEFORE-SETTLED", server.name, o.body, "then", r.body)
       end
     end
-    if not r.fenced then return end -- the mending of records belongs to the entry before it
+    if not r.written then return end -- the mending of records belongs to the entry before it
     local list = entries_in(c, r)
     if r.action == "delete" and not Records.decode(r.body).ids then
       world:violation("FILTER-SENT", server.name, r.body)
@@ -124,7 +127,7 @@ function M.new(sim)
       if e.n ~= expected then world:violation("OUT-OF-ORDER", server.name, entry_name(e), "not", expected) end
       expected = e.n + 1
       -- A life that found it in the journal can't know who was sent it.
-      if e.verdict and e.verdict ~= "applied" and not sent[key][e.n] and born[e] == r.balancer.process.epoch then
+      if e.verdict and e.verdict ~= "applied" and db.lanes[c.lane].open and not sent[key][e.n] and born[e] == r.balancer.process.epoch then
         world:violation("REJECTED-SENT", entry_name(e), e.verdict, "to", server.name)
       end
       sent[key][e.n] = true
@@ -147,27 +150,29 @@ function M.new(sim)
 
   function check.balancer.on(b)
     b.acked = b.acked or {}
+    if b.journal.state.role ~= "holder" then return end -- a standby knows what it was told itself
     for lane, n in pairs(acked) do b.acked[lane] = math.max(n, b.acked[lane] or 0) end
   end
 
   local function entry_for(r)
-    local token = r.token or (r.key and "key:" .. r.key)
-    if token then return db.tokens[token] end
+    local token = token_of(r)
+    if token and db.tokens[token] then return db.tokens[token] end
     local number = tonumber(r.body:match('"o":(%d+)') or r.body:match('"op(%d+)"'))
     return entry_of[number]
   end
 
   function check.balancer.submitted(r)
-    local token = r.token or (r.key and "key:" .. r.key)
+    local token = token_of(r)
     if token then refused[token], asked[token] = nil, (asked[token] or 0) + 1 end
   end
 
   function check.balancer.answered(b, r, kind, status, text, body)
     if r.reads then return end
     local e = entry_for(r)
-    if kind == "refuse" then
-      local reason = status
-      local token = r.token or (r.key and "key:" .. r.key)
+    if kind == "refuse" or status == 503 or status == 504 then
+      local reason = kind == "refuse" and status or body:match('^{"error":"([^"]*)"')
+      if kind ~= "refuse" then text = body end
+      local token = token_of(r)
       if token and reason == "journal_away" and text:find("not kept", 1, true) then
         refused[token] = true
         if e and asked[token] == 1 then world:violation("NOT-KEPT-BUT-THERE", entry_name(e), r.action, r.body) end
@@ -426,14 +431,14 @@ function M.new(sim)
   local function check_answers()
     for _, op in ipairs(sim.operations) do
       local r = op.request
-      local token = op.token or (op.key and "key:" .. op.key)
+      local token = token_of(op)
       local e = token and db.tokens[token] or not token and entry_of[op.number] or nil
       for _, a in ipairs(op.answers) do
         if a.kind == "send" and a[1] < 300 and e and e.verdict ~= "applied" and e.verdict ~= "void" then
           world:violation("ACK-LOST", entry_name(e), tostring(e.verdict))
         elseif a.kind == "send" and a[1] < 300 and not e and not r.body:find("get_or_create", 1, true) then
           world:violation("ACK-LOST", r.action, r.body)
-        elseif a.kind == "send" and a[1] >= 400 and e and e.verdict == "applied" and e.lane ~= 0
+        elseif a.kind == "send" and a[1] >= 400 and a[1] < 503 and e and e.verdict == "applied" and e.lane ~= 0
           and db.lanes[e.lane].open then
           world:violation("REFUSED-BUT-APPLIED", entry_name(e), a[1], a[3])
         end

@@ -82,6 +82,9 @@ end
 
 function Chroma:catalogue(method, path, body)
   local tenant, database, rest
+  if path == "/openapi.json" then
+    return ok('{"components":{"schemas":{"DeleteCollectionRecordsResponse":{"properties":{"deleted":{}}}}}}')
+  end
   if path == "/api/v2/heartbeat" then return ok('{"nanosecond heartbeat":1}') end
   if path == "/api/v2/tenants" then
     local b = json.decode(body)

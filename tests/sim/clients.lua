@@ -134,6 +134,7 @@ local function submit(sim, b, op, told)
   local world, r = sim.world, {}
   for k, v in pairs(op.request) do r[k] = v end
   r.query, r.id = r.query or "", "id-" .. op.number
+  sim.by_id[r.id] = op.request
   r.deadline = World.EPOCH + world.t + 1 + sim.rng:unit() * 6
   if op.key then r.key = op.key end
   if op.token then r.token = op.token end

@@ -3,6 +3,7 @@
 --
 -- A statement that is not known is an error at once: whoever adds one adds it here.
 local World = require("world")
+local json = require("lb.runtime").json
 
 local Postgres = {}
 Postgres.__index = Postgres
@@ -10,6 +11,7 @@ Postgres.__index = Postgres
 function Postgres.new(world, faults)
   return setmetatable({
     world = world, faults = faults, rng = world.rng, up = true, waiting = {},
+    connections = {},
     db = { meta = {}, lease = {}, lanes = {}, entries = {}, tokens = {}, copies = {}, collections = {}, tenants = {},
       databases = {}, servers = {}, events = {}, steps = {} },
     watch = {}, -- functions that are told of what was committed: watch.append(process, entry), ...
@@ -77,7 +79,8 @@ define("INSERT INTO journal_meta (journal_id) VALUES (md5(random()::text || cloc
     return done(1)
   end)
 define("INSERT INTO journal_lease DEFAULT VALUES", function(db, tx)
-  set(tx, db.lease, 1, { holder = "", address = "", epoch = 0, until_ = -math.huge, closed = true })
+  set(tx, db.lease, 1, { holder = "", address = "", epoch = 0, until_ = -math.huge, closed = true,
+    paused_until = -math.huge })
   return done(1)
 end)
 define("INSERT INTO journal_lanes (lane) VALUES (0)", function(db, tx)
@@ -104,15 +107,21 @@ define("SELECT holder, address, epoch, closed, until < now() AS over FROM journa
   local l = db.lease[1]
   return { { holder = l.holder, address = l.address, epoch = l.epoch, closed = l.closed, over = l.until_ < tx.now } }
 end)
-define([[UPDATE journal_lease SET holder = $1, address = $2, epoch = epoch + 1,
-    until = now() + $3 * interval '1 second', closed = false WHERE epoch = $4 RETURNING epoch]],
-  function(db, tx, holder, address, ttl, epoch)
+define([[WITH taken AS (UPDATE journal_lease SET holder = $1, address = $2,
+    epoch = epoch + 1, until = now() + $3 * interval '1 second', closed = false,
+    paused_until = GREATEST(paused_until, CASE WHEN $5 THEN '-infinity' ELSE now() + $6 * interval '1 second' END)
+    WHERE epoch = $4 RETURNING epoch,
+    CASE WHEN paused_until > now() THEN extract(epoch FROM paused_until - now()) ELSE 0 END::float8 AS paused)
+    SELECT epoch, paused, pg_notify($7, 'lease')::text AS told FROM taken]],
+  function(db, tx, holder, address, ttl, epoch, gone, horizon, channel)
     local l = db.lease[1]
     if l.epoch ~= epoch then return {} end
+    local paused = math.max(l.paused_until, gone and -math.huge or tx.now + horizon)
     set(tx, db.lease, 1, { holder = holder, address = address, epoch = epoch + 1, until_ = tx.now + ttl,
-      closed = false })
-    tell(tx, "lease", tx.process, epoch + 1, l)
-    return { { epoch = epoch + 1 } }
+      closed = false, paused_until = paused })
+    tell(tx, "lease", tx.process, epoch + 1)
+    table.insert(tx.news, { channel, "lease" })
+    return { { epoch = epoch + 1, paused = math.max(0, paused - tx.now), told = "" } }
   end)
 define("UPDATE journal_lease SET until = now() + $1 * interval '1 second' WHERE epoch = $2 RETURNING epoch",
   function(db, tx, ttl, epoch)
@@ -121,21 +130,35 @@ define("UPDATE journal_lease SET until = now() + $1 * interval '1 second' WHERE 
     set(tx, l, "until_", tx.now + ttl)
     return { { epoch = epoch } }
   end)
-define("UPDATE journal_lease SET until = now(), closed = true WHERE epoch = $1", function(db, tx, epoch)
-  local l = db.lease[1]
-  if l.epoch ~= epoch then return done(0) end
-  set(tx, l, "until_", tx.now)
-  set(tx, l, "closed", true)
-  return done(1)
+define([[WITH given AS (UPDATE journal_lease SET until = now(), closed = true
+    WHERE epoch = $1 RETURNING epoch) SELECT pg_notify($2, 'lease')::text AS told FROM given]],
+  function(db, tx, epoch, channel)
+    local l = db.lease[1]
+    if l.epoch ~= epoch then return {} end
+    set(tx, l, "until_", tx.now)
+    set(tx, l, "closed", true)
+    table.insert(tx.news, { channel, "lease" })
+    return { { told = "" } }
+  end)
+define("SELECT pg_notify($1, $2)", function(_, tx, channel, payload)
+  table.insert(tx.news, { channel, payload })
+  return { {} }
 end)
 
 -- Loading.
 define("SELECT journal_id FROM journal_meta", function(db) return { copy_of(db.meta[1]) } end)
-define([[SELECT lane, next, trimmed, open,
+local function among(list)
+  local lanes = {}
+  for word in list:gmatch("%d+") do lanes[tonumber(word)] = true end
+  return lanes
+end
+
+local LANES = [[SELECT lane, next, trimmed, open,
     COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
     COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided
-    FROM journal_lanes l WHERE open ORDER BY lane]], function(db)
-  local rows = rows_where(db.lanes, function(l) return l.open end)
+    FROM journal_lanes l WHERE open]]
+local function lanes(db, some)
+  local rows = rows_where(db.lanes, function(l) return l.open and (not some or some[l.lane]) end)
   for _, r in ipairs(rows) do
     r.floor, r.undecided = 0, r.next
     for _, n in ipairs(sorted(db.entries[r.lane])) do
@@ -145,16 +168,38 @@ define([[SELECT lane, next, trimmed, open,
     end
   end
   return rows
-end)
+end
+local SOME = " AND lane = ANY($1::bigint[])"
+define(LANES .. " ORDER BY lane", function(db) return lanes(db) end)
+define(LANES .. SOME, function(db, _, list) return lanes(db, among(list)) end)
 define("SELECT max(lane) AS lane FROM journal_lanes", function(db)
   local lanes = sorted(db.lanes)
   return { { lane = lanes[#lanes] } }
 end)
-define("SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted",
-  function(db) return rows_where(db.collections, function(c) return not c.deleted end) end)
-define([[SELECT lane, instance, physical, incarnation, position, state, reason FROM journal_copies
-    WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]], function(db)
-  return rows_where(db.copies, function(c) return db.lanes[c.lane].open end)
+local COLLECTIONS = "SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted"
+define(COLLECTIONS, function(db) return rows_where(db.collections, function(c) return not c.deleted end) end)
+define(COLLECTIONS .. SOME, function(db, _, list)
+  local some = among(list)
+  return rows_where(db.collections, function(c) return not c.deleted and some[c.lane] end)
+end)
+local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt FROM journal_copies
+    WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
+define(COPIES, function(db) return rows_where(db.copies, function(c) return db.lanes[c.lane].open end) end)
+define(COPIES .. SOME, function(db, _, list)
+  local some = among(list)
+  return rows_where(db.copies, function(c) return db.lanes[c.lane].open and some[c.lane] end)
+end)
+define("SELECT lane FROM journal_collections WHERE name = $1 AND tenant = $2 AND database = $3 AND NOT deleted",
+  function(db, _, name, tenant, database)
+    return rows_where(db.collections, function(c)
+      return not c.deleted and c.name == name and c.tenant == tenant and c.database == database
+    end)
+  end)
+define("SELECT lane FROM journal_collections WHERE logical = $1 AND NOT deleted", function(db, _, logical)
+  return rows_where(db.collections, function(c) return not c.deleted and c.logical == logical end)
+end)
+define("SELECT witness FROM journal_servers WHERE instance = $1", function(db, _, instance)
+  return { db.servers[instance] and copy_of(db.servers[instance]) }
 end)
 define("SELECT name FROM journal_tenants", function(db) return rows_where(db.tenants, all) end)
 define("SELECT tenant, name FROM journal_databases", function(db) return rows_where(db.databases, all) end)
@@ -238,7 +283,7 @@ define([[INSERT INTO journal_copies (lane, instance, physical, position, state, 
     local key = copy_key(lane, instance)
     if db.copies[key] then return done(0) end
     set(tx, db.copies, key, { lane = lane, instance = instance, physical = physical, incarnation = 1,
-      position = position, state = state, reason = reason })
+      position = position, state = state, reason = reason, doubt = 0 })
     return done(1)
   end)
 define([[UPDATE journal_copies SET state = $4, reason = $5, changed_at = now()
@@ -261,6 +306,35 @@ define([[UPDATE journal_copies SET state = 'rebuild', reason = $2, changed_at = 
     end
   end
   return done(count)
+end)
+
+define([[UPDATE journal_copies SET doubt = $4 WHERE lane = $1 AND instance = $2 AND incarnation = $3
+    AND doubt < $4]], function(db, tx, lane, instance, incarnation, hi)
+  local c = db.copies[copy_key(lane, instance)]
+  if not c or c.incarnation ~= incarnation or c.doubt >= hi then return done(0) end
+  set(tx, c, "doubt", hi)
+  return done(1)
+end)
+define([[UPDATE journal_copies c SET doubt = LEAST(position + $1, l.next - 1) FROM journal_lanes l
+    WHERE l.lane = c.lane AND position < l.next - 1]], function(db, tx, most)
+  for _, c in pairs(db.copies) do
+    local head = db.lanes[c.lane].next - 1
+    if c.position < head then set(tx, c, "doubt", math.min(c.position + most, head)) end
+  end
+  return done(1)
+end)
+define([[UPDATE journal_entries SET verdict = 'rejected', status = $2, answer_type = $3, answer = $4,
+    decided_at = now() WHERE lane = $1 AND verdict IS NULL]], function(db, tx, lane, status, answer_type, answer)
+  for _, n in ipairs(sorted(db.entries[lane])) do
+    local e = db.entries[lane][n]
+    if not e.verdict then
+      for name, v in pairs { verdict = "rejected", status = status, answer_type = answer_type, answer = answer } do
+        set(tx, e, name, v)
+      end
+      tell(tx, "verdict", tx.process, e)
+    end
+  end
+  return done(1)
 end)
 
 -- The catalogue.
@@ -354,7 +428,7 @@ end
 
 -- All statements or none. rows | nil, message, state, index
 function Postgres:execute(process, statements)
-  local tx = { undo = {}, told = {}, process = process, now = self.world.t }
+  local tx = { undo = {}, told = {}, news = {}, process = process, now = self.world.t }
   local out = {}
   for i, s in ipairs(statements) do
     local fn = known(s[1])
@@ -362,6 +436,7 @@ function Postgres:execute(process, statements)
     local args = {}
     for k = 1, n do
       local v = s[k + 1]
+      if v == json.null then v = nil end
       if type(v) == "table" then v = v.bytes end
       args[k] = v
     end
@@ -374,6 +449,15 @@ function Postgres:execute(process, statements)
     out[i] = result
   end
   self.on_commit(process, tx)
+  for _, news in ipairs(tx.news) do
+    for _, c in ipairs(self.connections) do
+      if c.heard and not c.away and c.channel == news[1] then
+        self.world:in_order(c, function()
+          if not c.away then c.heard(news[2]) end
+        end, c.process)
+      end
+    end
+  end
   return out
 end
 
@@ -395,7 +479,7 @@ local function next_piece(self, c)
       if over then return end
       over = true
       if lost then
-        c.away = true
+        self:lose(c)
         world:after(0.005 + rng:unit() * 0.1, function()
           c.away, c.busy = false, false
           next_piece(self, c)
@@ -442,7 +526,32 @@ local function next_piece(self, c)
 end
 
 function Postgres:connection(process, name)
-  return { process = process, name = name, queue = {}, busy = false }
+  local c = { process = process, name = name, queue = {}, busy = false, observers = {} }
+  table.insert(self.connections, c)
+  return c
+end
+
+-- The connection is gone, or there again: who watches it is told, and notifications are heard anew.
+function Postgres:lose(c)
+  if c.away then return end
+  c.away = true
+  for _, fn in ipairs(c.observers) do self.world:in_order(c, function() fn("away") end, c.process) end
+end
+
+function Postgres:back(c)
+  if not self.up or not c.away then return end
+  c.away = false
+  for _, fn in ipairs(c.observers) do self.world:in_order(c, function() fn("ready") end, c.process) end
+  if c.heard then self.world:in_order(c, function() c.heard(nil) end, c.process) end
+end
+
+function Postgres:listen(c, channel, fn)
+  c.channel, c.heard = channel, fn
+  if self.up and not c.away then
+    self.world:in_order(c, function() fn(nil) end, c.process)
+  else
+    self:lose(c)
+  end
 end
 
 -- statements -> what the wait of a task gets.
@@ -472,6 +581,7 @@ end
 function Postgres:stop()
   self.world:say("postgres stops")
   self.up = false
+  for _, c in ipairs(self.connections) do self:lose(c) end
 end
 
 function Postgres:start()
@@ -479,6 +589,9 @@ function Postgres:start()
   self.up = true
   local waiting = self.waiting
   self.waiting = {}
+  for _, c in ipairs(self.connections) do
+    self.world:after(self.rng:unit() * 0.1, function() self:back(c) end, c.process)
+  end
   for _, c in ipairs(waiting) do
     self.world:after(self.rng:unit() * 0.1, function() next_piece(self, c) end, c.process)
   end

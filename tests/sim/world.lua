@@ -207,7 +207,7 @@ function World:api(p)
   function api.now() return EPOCH + self.t end
   function api.log(level, event, text)
     self:say(p.name, "log", level, event, text or "")
-    if event:find("_failed$") then self:violation("STEP-FAILED", event, text) end
+    if level == "error" and event:find("_failed$") then self:violation("STEP-FAILED", event, text) end
   end
   function api.failed(text) self:violation("TASK-FAILED", text) end
   function api.exit() error("exit") end
