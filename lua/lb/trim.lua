@@ -12,6 +12,7 @@ Trim.__index = Trim
 
 local WARN_AT, CALM_AT = 0.8, 0.7
 local BATCH_BYTES = 16000000
+local STUCK = 30        -- seconds without progress after which a copy holds back rather than follows
 local PAUSE = 0.01      -- seconds between batches: the entries of clients go through the same connection
 local MEASURE_EVERY = 5 -- seconds between looks at the size on disk
 
@@ -109,10 +110,12 @@ end
 
 -- ---- too big ---------------------------------------------------------------------------------------------
 
--- Gives up the copies of the instance that is furthest behind, where another copy has more.
+-- Gives up the copies of the instance that is furthest behind, where another copy has more and this one does not come
+-- on.
 local function shed(self)
   local behind, worst = {}, nil
   local function others_have_more(lane, copy)
+    if copy.server:usable() and now() - copy.since < STUCK then return false end
     for _, other in ipairs(lane.order) do
       if other.state == "ready" and other.p > copy.p then return true end
     end
