@@ -712,7 +712,7 @@ lua_State *api_vm(void)
 }
 
 struct program_start {
-    const char *path;
+    const char *path, *module; /* one of them */
     int argc;
     char **argv;
 };
@@ -726,8 +726,15 @@ static int start_program(lua_State *L)
         lua_rawseti(L, -2, i);
     }
     lua_setglobal(L, "arg");
-    if (luaL_loadfile(L, p->path) != 0)
+    if (p->module) {
+        lua_getglobal(L, "require");
+        lua_pushstring(L, p->module);
+        lua_call(L, 1, 1);
+        lua_getfield(L, -1, "main");
+        lua_remove(L, -2);
+    } else if (luaL_loadfile(L, p->path) != 0) {
         return lua_error(L);
+    }
     for (int i = 1; i < p->argc; i++) {
         luaL_checkstack(L, 1, "arguments");
         lua_pushstring(L, p->argv[i]);
@@ -736,12 +743,11 @@ static int start_program(lua_State *L)
     return 0;
 }
 
-bool api_run_file(const char *path, int argc, char **argv, int *exit_code)
+static bool run_program(struct program_start *p, int *exit_code)
 {
-    struct program_start p = {path, argc, argv};
     must(vm && !program.on);
     *exit_code = 1;
-    if (lua_cpcall(vm, start_program, &p) != 0) {
+    if (lua_cpcall(vm, start_program, p) != 0) {
         const char *text = lua_tostring(vm, -1);
         fprintf(stderr, "chromux: %s\n", text ? text : "out of memory");
         lua_pop(vm, 1);
@@ -760,6 +766,18 @@ bool api_run_file(const char *path, int argc, char **argv, int *exit_code)
     fflush(NULL);
     *exit_code = program.code;
     return true;
+}
+
+bool api_run_file(const char *path, int argc, char **argv, int *exit_code)
+{
+    struct program_start p = {path, NULL, argc, argv};
+    return run_program(&p, exit_code);
+}
+
+bool api_run_module(const char *module, int argc, char **argv, int *exit_code)
+{
+    struct program_start p = {NULL, module, argc, argv};
+    return run_program(&p, exit_code);
 }
 
 bool api_call(const char *module, const char *function, int nargs)

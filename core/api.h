@@ -25,6 +25,9 @@ lua_State *api_vm(void);
  * or compiled (told on stderr, *exit_code is 1). */
 bool api_run_file(const char *path, int argc, char **argv, int *exit_code) MUST_CHECK;
 
+/* The same with the function `main` of one of our own modules, called with argv[1…]. */
+bool api_run_module(const char *module, int argc, char **argv, int *exit_code) MUST_CHECK;
+
 /* From C, outside of tasks: the function may spawn but not wait. Calls require(module)[function]
  * with the nargs values on top of the stack; the one result stays on the stack. false: nothing left
  * on the stack, logged. */

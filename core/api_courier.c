@@ -357,11 +357,12 @@ static int raw_nodes(lua_State *L)
     lua_createtable(L, (int)fleet_count, 0);
     for (unsigned i = 0; i < fleet_count; i++) {
         const struct node *n = fleet_node[i];
-        lua_createtable(L, 0, 8);
+        lua_createtable(L, 0, 9);
         set_text(L, "name", n->name);
         set_text(L, "role", n->role == CONFIG_PRIMARY ? "primary" : "replica");
         set_text(L, "health", fleet_health_name(n->health));
         set_text(L, "admin", fleet_admin_name(n->admin));
+        set_text(L, "last_error", n->history.last_error);
         set_number(L, "priority", (double)n->priority);
         set_number(L, "weight", (double)n->weight);
         set_number(L, "incarnation", (double)courier_incarnation(n));

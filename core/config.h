@@ -74,6 +74,13 @@
     X(max_body, MAX_BODY_BYTES, BYTES, "256m", 1024, 1073741824, true, "size of a request body")   \
     X(journal_memory, JOURNAL_MEMORY_BYTES, BYTES, "512m", 65536, 1073741824, true,                \
       "memory of all bodies of writes on their way through the journal")                           \
+    X(journal_keep, JOURNAL_KEEP, SECONDS, "3600", 0, 8640000, true,                               \
+      "time that a write is kept in the journal once every instance has it")                       \
+    X(journal_keep_bytes, JOURNAL_KEEP_BYTES, BYTES, "1g", 0, 1099511627776, true,                 \
+      "size of the journal above which such writes are kept no longer")                            \
+    X(journal_max_bytes, JOURNAL_MAX_BYTES, BYTES, "8g", 65536, 1099511627776, true,               \
+      "size of the journal above which instances that lack writes are given up, to be made "       \
+      "anew, and writes are refused")                                                              \
     X(lease_timeout, LEASE_TIMEOUT, SECONDS, "5", 0.5, 600, false,                                 \
       "time after which a balancer that stopped renewing may be replaced as the writer")           \
     X(write_horizon, WRITE_HORIZON, SECONDS, "30", 1, 3600, false,                                 \

@@ -37,6 +37,7 @@ static const char help[] =
     "  chromux check --explain                               what every setting means\n"
     "  chromux test [FILE]...                                run specs of policies\n"
     "  chromux script FILE [ARG]...                          run a Lua program\n"
+    "  chromux journal COMMAND [ARG]...                      look at the journal, mend it\n"
     "  chromux version\n"
     "\n"
     "Settings: the file (Lua, returns a table), then the environment, then --set.\n"
@@ -482,8 +483,10 @@ static int check(int argc, char **argv)
     return code;
 }
 
-/* script and test: our own runtime around a Lua program. */
-static int with_runtime(int argc, char **argv, bool specs)
+enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_JOURNAL };
+
+/* script, test and journal: our own runtime around a Lua program. */
+static int with_runtime(int argc, char **argv, enum program which)
 {
     struct buf errors;
     int code = 1;
@@ -491,13 +494,16 @@ static int with_runtime(int argc, char **argv, bool specs)
     const char *url = getenv("DATABASE_URL");
     loop = ev_default_loop(EVFLAG_AUTO);
     stream_start(loop);
+    if (which == PROGRAM_JOURNAL)
+        log_set_level(LOG_ERROR); /* it says itself what failed */
     if (!api_start(loop, url ? url : "", &errors)) {
         print_mistakes(&errors);
     } else {
         api_slice_open(api_vm());
-        if (specs)
+        if (which == PROGRAM_SPECS)
             code = kit_main(api_vm(), argc, argv);
-        else if (!api_run_file(argv[0], argc, argv, &code))
+        else if (which == PROGRAM_JOURNAL ? !api_run_module("lb.journal_cli", argc, argv, &code)
+                                          : !api_run_file(argv[0], argc, argv, &code))
             code = code ? code : 1;
     }
     api_stop();
@@ -514,10 +520,12 @@ int main(int argc, char **argv)
     } else if (strcmp(command, "check") == 0) {
         code = check(argc - 2, argv + 2);
     } else if (strcmp(command, "test") == 0) {
-        code = with_runtime(argc - 2, argv + 2, true);
+        code = with_runtime(argc - 2, argv + 2, PROGRAM_SPECS);
     } else if (strcmp(command, "script") == 0) {
-        code = argc > 2 ? with_runtime(argc - 2, argv + 2, false)
+        code = argc > 2 ? with_runtime(argc - 2, argv + 2, PROGRAM_FILE)
                         : usage("script: a FILE must follow", NULL);
+    } else if (strcmp(command, "journal") == 0) {
+        code = with_runtime(argc - 1, argv + 1, PROGRAM_JOURNAL);
     } else if (strcmp(command, "version") == 0 || strcmp(command, "--version") == 0) {
         puts("chromux " CHROMUX_VERSION);
         code = 0;

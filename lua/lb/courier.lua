@@ -11,7 +11,7 @@
 --   call:touched() -> a byte was sent, all was sent
 --   call:close()     every call must be closed or waited for until it has ended
 --   request{..., timeout=30} -> as wait; a late call is closed: nil, "late", text
---   nodes() -> {{name=, role=, health=, admin=, priority=, weight=, resolved=, incarnation=}, ...}
+--   nodes() -> {{name=, role=, health=, last_error=, admin=, priority=, weight=, resolved=, incarnation=}, ...}
 --   fence(boottime), boottime()               until when fenced requests may be completed; at first none may
 --   on_incarnation(fn), on_health(fn), on_membership(fn): each change runs fn(name, value) as a task of its
 --       own; value: 0 or the new incarnation; up, suspect or down; true joined, false gone (nobody uses it)

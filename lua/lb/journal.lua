@@ -10,6 +10,7 @@ local Roles = require("lb.roles")
 local Forward = require("lb.forward")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
+local figures = require("lb.figures")
 local json = json
 
 local M = {}
@@ -143,13 +144,6 @@ local function passed(home, n)
   return false
 end
 
-local function insert(home, e)
-  if home == J.names then return home:insert(e) end
-  home:remember(e)
-  home.head, home.oldest = math.max(home.head, e.n), math.min(home.oldest, e.n)
-  home:kick()
-end
-
 -- Joins the ticket to the entry that has its token. false: it can't be said yet what became of it.
 local function join(t, e, row)
   local home = row.lane == 0 and J.names or J.names.by_lane[row.lane]
@@ -166,7 +160,7 @@ local function join(t, e, row)
     return false -- decided since it was read
   else
     row.tickets = { t }
-    insert(home, row)
+    home:insert(row)
   end
   return true
 end
@@ -202,6 +196,8 @@ local function append(t, home, e)
     if rows and rows[1][1] then
       e.n = rows[1][1].n
       Roles.fault("append.committed_unanswered")
+      J.context.counts.appended = J.context.counts.appended + 1
+      J.context.trim:appended(e)
       if lane then lane:arrived(e) else home:insert(e) end
       return
     end
@@ -314,6 +310,12 @@ end
 -- Gives a write to who is to do it now.
 function dispatch(t)
   local req = t.req
+  if J.phase == "restored" then
+    if t.entry or t.handle then
+      return refuse(t, "outcome_unknown", J.why .. "; whether this write is still kept is not known")
+    end
+    return not_kept(t, J.why)
+  end
   if t.entry and not t.entry.n then
     t.sent = t.sent or t.handle and t.handle.unknown
     t.entry = nil
@@ -325,6 +327,7 @@ function dispatch(t)
   if not J.store:healthy() then
     return not_kept(t, "PostgreSQL does not answer")
   end
+  if J.context.trim.full then return not_kept(t, "the journal is full (JOURNAL_MAX_BYTES)") end
   if req.class == "write" then return write_records(t, req) end
   write_catalogue(t, req)
 end
@@ -348,6 +351,7 @@ end
 -- A request that C handed over (core/journal.h).
 function M.submit(req)
   local t = open_ticket(req)
+  if J.phase == "restored" and J.names and req.reads then return read_catalogue(t, req) end
   if J.phase ~= "on" then
     if req.forwarded then return not_holder(t) end
     return refuse(t, "journal_away", "the journal is not ready: " .. J.why, 1)
@@ -404,71 +408,8 @@ function M.stop() return Roles.stop() end
 
 -- ---- telling ---------------------------------------------------------------------------------------------
 
-function M.status()
-  local out = { replication = "on", journal = { state = J.phase, why = J.why } }
-  out.journal.role = J.role
-  if J.phase ~= "on" then
-    out.replication, out.reason = "degraded", J.why
-    return out
-  end
-  out.journal.holder = J.role == "holder" and J.address or J.holder and J.holder.address or ""
-  local names, store = J.names, J.store
-  local pending, in_doubt, lanes, head, not_ready = 0, 0, 1, names.head, 0
-  local lag, seconds = {}, {}
-  local function count(lane)
-    for _, copy in ipairs(lane.order) do
-      local behind = lane.head - copy.p
-      if copy.state ~= "ready" then not_ready = not_ready + 1 end
-      lag[copy.instance] = (lag[copy.instance] or 0) + behind
-      if behind > 0 then
-        seconds[copy.instance] = math.max(seconds[copy.instance] or 0, now() - copy.since)
-      end
-      if copy.doubt > 0 then in_doubt = in_doubt + 1 end
-    end
-  end
-  count(names)
-  for _, lane in pairs(names.by_logical) do
-    lanes, head = lanes + 1, head + lane.head
-    count(lane)
-  end
-  for _ in pairs(J.tickets) do pending = pending + 1 end
-  out.journal.id = J.context.journal_id
-  out.journal.head, out.journal.pending, out.journal.in_doubt, out.journal.lanes = head, pending, in_doubt, lanes
-  out.journal.epoch = J.holder and J.holder.epoch or store.epoch
-  out.journal.commits = store.commits
-  out.journal.commit_ms = store.commits > 0 and store.commit_seconds / store.commits * 1000 or 0
-  out.journal.memory_bytes = J.context.memory.used
-  out.instances = {}
-  for _, s in ipairs(J.context.servers.list) do
-    out.instances[s.name] = { lag_entries = lag[s.name] or 0, lag_seconds = seconds[s.name] or 0,
-      admitted = s:readable(), note = s.note }
-  end
-  if not J.context.trusted then
-    out.replication, out.reason = "degraded", "what the holder commits is not heard: nothing is read until it is"
-  elseif not store:healthy() then
-    out.replication, out.reason = "degraded", "PostgreSQL does not answer: " .. store.last_error
-  elseif not_ready > 0 then
-    out.replication, out.reason = "degraded", not_ready .. " copies wait to be made anew"
-  end
-  return out
-end
+function M.status() return figures.status(J) end
 
-function M.metrics()
-  local s = M.status()
-  if not s.instances then return {} end
-  local j = s.journal
-  local out = {}
-  for _, m in ipairs {
-    { "entries_total", "entries that were ever appended", "counter", j.head },
-    { "pending", "requests that wait for a verdict", "gauge", j.pending },
-    { "in_doubt", "copies with an entry whose outcome is not known", "gauge", j.in_doubt },
-    { "lanes", "ordered sequences of writes", "gauge", j.lanes },
-    { "commits_total", "transactions of the journal", "counter", j.commits },
-    { "memory_bytes", "bytes of entries kept in memory", "gauge", j.memory_bytes },
-  } do
-    out[#out + 1] = { name = "chromux_journal_" .. m[1], help = m[2], type = m[3], value = m[4] }
-  end
-  return out
-end
+function M.metrics() return figures.metrics(J) end
 
 return M

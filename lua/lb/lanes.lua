@@ -37,6 +37,7 @@ function Lane.new(context, row)
     entries = {}, oldest = row.oldest or 1, copies = {}, order = {}, decider = nil, open = true, failures = {},
     under_way = 0, last_at = 0, -- appends that have no answer yet; when the last one came
     company = 1, free_at = 0,   -- entries that were decided or waited at the last verdict, and when that was
+    decided = row.decided or row.head, waiting_since = row.waiting or now(),
   }, Lane)
 end
 
@@ -46,7 +47,7 @@ function Lane:copy_add(c)
   local copy = {
     instance = c.instance, server = c.server, physical = c.physical, incarnation = c.incarnation or 1,
     p = c.position or 0, state = c.state or "ready", reason = c.reason or "", doubt = c.doubt or 0,
-    tried = 0, settled = c.settled ~= false, since = now(),
+    tried = 0, settled = c.settled ~= false, since = now(), changed = c.changed or now(),
   }
   self.copies[c.instance] = copy
   self.order[#self.order + 1] = copy
@@ -84,6 +85,23 @@ local function doubt(lane, copy, hi)
   lane.context.store:enqueue({ Store.doubt(lane.id, copy, hi) }, nil, function() end) -- the standbys are to know
 end
 
+-- A new entry, the one behind the head, or one that was kept before.
+local function noted(lane, e)
+  local t = now()
+  if lane.decided >= lane.head then lane.waiting_since = t end
+  for _, copy in ipairs(lane.order) do
+    if copy.p >= lane.head then copy.since = t end
+  end
+  e.created = e.created or t
+  lane:remember(e)
+  lane.head, lane.oldest = math.max(lane.head, e.n), math.min(lane.oldest, e.n)
+end
+
+function Lane:insert(e)
+  noted(self, e)
+  self:kick()
+end
+
 -- One append more is on its way to PostgreSQL; it ends with arrived(e), or arrived() when there is no entry.
 function Lane:arriving() self.under_way = self.under_way + 1 end
 
@@ -92,10 +110,15 @@ function Lane:arrived(e)
   if e then
     e.at, e.busy = now(), now() - self.last_at < FEED_PACE
     self.last_at = e.at
-    self:remember(e)
-    self.head = math.max(self.head, e.n)
+    noted(self, e)
   end
   self:kick()
+end
+
+-- All entries up to n have a verdict.
+local function decided_to(lane, n)
+  if n <= lane.decided then return end
+  lane.decided, lane.waiting_since = n, now()
 end
 
 -- Keeps the entry in memory until all copies have it, as far as there is room.
@@ -241,11 +264,13 @@ local function transmit(lane, copy, group, late)
   local settings, e = lane.context.settings, group[1]
   local kind, answer = "applied", { status = 200, type = "application/json", body = "{}" }
   local deleted
+  lane.context.counts.sent = lane.context.counts.sent + #group
   for _, body in ipairs(bodies_of(group)) do
     local call, why = copy.server:send({
       method = "POST", target = target_of(lane, copy, e), type = e.type ~= "" and e.type or nil, body = body,
       max = 16 * 1024 * 1024 }, lane.context)
     if not call then return "not_sent", why end
+    lane.context.counts.requests = lane.context.counts.requests + 1
     lane.context.fault("send.sent")
     local got, ending, text = call:wait(settings.TRY_TIMEOUT)
     if not got and ending == "late" then
@@ -320,13 +345,12 @@ end
 
 -- Durably out of use until it is made anew.
 function Lane:mark(copy, state, reason)
-  if copy.state ~= "ready" or self.leaving or not self.open then return true end
+  if (copy.state ~= "ready" and copy.state ~= "unverified") or self.leaving or not self.open then return true end
   if not self.context.holder then return false end
-  copy.state, copy.reason = state, reason
+  copy.state, copy.reason, copy.changed = state, reason, now()
   self:publish(copy)
-  local rows, why = self.context.store:commit {
-    Store.copy_state(self.id, copy, state, reason),
-    Store.event("copy_lost", copy.instance, nil, self.logical .. ": " .. reason) }
+  local rows, why = self.context.store:commit { Store.copy_state(self.id, copy, state, reason) }
+  self.context.events:note("copy_lost", copy.instance, nil, self.logical .. ": " .. reason, false)
   log.warn("copy_lost", self.logical .. " on " .. copy.instance .. ": " .. reason)
   if self.decider == copy then self.decider = nil end
   self:kick()
@@ -350,6 +374,9 @@ local function record(lane, copy, group, verdict, answer)
     e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
     e.authority = verdict == "failed" and copy.instance or nil
   end
+  lane.context.counts[verdict] = lane.context.counts[verdict] + #group
+  lane.context.events:decided(lane, copy.server)
+  decided_to(lane, hi)
   if verdict == "applied" then
     lane.floor = math.max(lane.floor, hi)
     lane:publish_floor()
@@ -413,7 +440,7 @@ local function release(lane, copy, n)
   lane:kick()
 end
 
--- Has every copy that counts answered 5xx to n alone, often enough (R7)?
+-- Has every copy that counts answered 5xx to n alone, often enough (R7)? Those that are down count too.
 local function failed_everywhere(lane, n)
   local f = lane.failures[n] or {}
   for _, copy in ipairs(lane.order) do
@@ -423,8 +450,8 @@ local function failed_everywhere(lane, n)
 end
 
 -- Another copy's verdict on this entry may be on its way to PostgreSQL.
-local function await_verdict(e)
-  while e.deciding and not e.verdict do sleep(0.002) end
+local function await_verdict(lane, e)
+  while e.deciding and not e.verdict and not lane.context.dead do sleep(0.002) end
 end
 
 local function decided(lane, copy, ok)
@@ -435,8 +462,17 @@ end
 
 -- The copy has applied the group: those entries of it that have no verdict yet. nil: it should not have.
 local function took(lane, copy, group)
+  local waited
+  repeat -- until all are still at once
+    waited = false
+    for _, e in ipairs(group) do
+      if e.deciding and not e.verdict and not lane.context.dead then
+        await_verdict(lane, e)
+        waited = true
+      end
+    end
+  until not waited
   for _, e in ipairs(group) do
-    await_verdict(e)
     if e.verdict and e.verdict ~= "applied" then
       lane:mark(copy, "rebuild", "it applied entry " .. e.n .. ", which is " .. e.verdict)
       return nil
@@ -471,7 +507,7 @@ local function digest(lane, copy, group, kind, answer)
       return GO
     end
     lane.context.fault("recv.4xx_before_decision")
-    await_verdict(e)
+    await_verdict(lane, e)
     if e.verdict == "applied" then
       lane:mark(copy, "rebuild", "it refuses entry " .. e.n .. ", which another copy applied: " .. answer.status)
       return STOP
@@ -490,7 +526,7 @@ local function digest(lane, copy, group, kind, answer)
     local f = lane.failures[e.n] or {}
     lane.failures[e.n] = f
     f[copy.instance] = (f[copy.instance] or 0) + 1
-    await_verdict(e)
+    await_verdict(lane, e)
     if e.verdict and f[copy.instance] >= DIVERGED_AFTER then
       lane:mark(copy, "rebuild", "answers " .. answer.status .. " to entry " .. e.n .. ", which is " .. e.verdict)
       return STOP
@@ -504,12 +540,48 @@ local function digest(lane, copy, group, kind, answer)
   return PAUSE
 end
 
+-- Is there another copy that stands at the entry or beyond and holds nothing that is not known of it?
+local function clean_elsewhere(lane, copy, n)
+  for _, other in ipairs(lane.order) do
+    if other ~= copy and other.state == "ready" and (other.p >= n or other.doubt < n) then return true end
+  end
+  return false
+end
+
+-- What a failed or skipped entry has done is known only on its authority, which every other copy that may have been
+-- sent it follows by being made anew. While there is no such copy the first one to arrive becomes it, by
+-- compare-and-set (R7). true: this copy may go on; false: it waits; nil: it is to be made anew.
+local function follow_authority(lane, copy, e)
+  if e.authority == copy.instance then return true end
+  if e.verdict == "skipped" and not e.authority and copy.doubt < e.n then return true end -- it was never sent here
+  local held = e.authority and lane.copies[e.authority]
+  local there = held and held.state == "ready"
+  if not there and e.verdict == "skipped" then there = clean_elsewhere(lane, copy, e.n) end
+  if there then
+    lane:mark(copy, "rebuild", "what it did of entry " .. e.n .. ", which " .. (e.verdict == "failed" and "failed"
+      or "was skipped") .. ", is not known")
+    return nil
+  end
+  local rows = lane.context.store:commit { Store.adopt(lane.id, e.n, e.authority, copy.instance) }
+  if not rows then return false end
+  if rows[1].affected == 0 then -- another was first: look again
+    local now_there = lane.context.store:entries(lane.id, e.n, 1)
+    if now_there and now_there[1] then e.authority = now_there[1].authority end
+    return false
+  end
+  log.warn("authority_adopted", lane.logical .. ": entry " .. e.n .. " is as " .. copy.instance .. " has it")
+  e.authority = copy.instance
+  return true
+end
+
 -- Entries that were rejected are passed over, in one go. One that this copy may have been sent is sent again: its
 -- state before it is the same as the other copy's was, so it answers the same, and if it does not it is not equal.
 local function pass_over(lane, copy, e)
-  if e.verdict == "failed" and e.authority ~= copy.instance then
-    lane:mark(copy, "rebuild", "entry " .. e.n .. " failed; what it did is known only on " .. tostring(e.authority))
-    return STOP
+  if e.verdict == "failed" or e.verdict == "skipped" then
+    local may = follow_authority(lane, copy, e)
+    if not may then return may == nil and STOP or PAUSE end
+    decided_to(lane, e.n)
+    return advance(lane, copy, e.n) and GO or STOP
   end
   if copy.doubt >= e.n and e.verdict ~= "skipped" and e.verdict ~= "void" then
     local kind, answer = transmit(lane, copy, { e })
@@ -559,6 +631,10 @@ local function step(lane, copy)
   local n = copy.p + 1
   if not lane.context.drives or not lane.open then return STOP end
   if n > lane.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
+    return STOP
+  end
+  if n <= lane.trimmed then
+    lane:mark(copy, "rebuild", "the entries behind " .. copy.p .. " that it needs are trimmed")
     return STOP
   end
   local e = lane:entry(n)
@@ -664,6 +740,50 @@ function Lane:close()
   if not self.context.dead then self.context.copies.collection_drop(self.logical) end
 end
 
+-- Ends an entry that has no verdict by hand: nobody is sent it any more, and whoever applies it nevertheless, because
+-- it was on its way, is made anew. answer: what its client is told. true | nil, why not
+function Lane:skip(n, answer, note)
+  if n <= self.trimmed then return nil, "it is trimmed: every copy has it behind it" end
+  if n < 1 or n > self.head then return nil, "there is no such entry; the newest of this lane is " .. self.head end
+  local e, why = self:entry(n)
+  if not e then return nil, why end
+  await_verdict(self, e)
+  local rows
+  if e.verdict == "failed" then -- it is behind us; its authority stays
+    rows, why = self.context.store:commit { Store.skip_failed(self.id, n, note) }
+    if rows then e.verdict = "skipped" end
+    return rows ~= nil, why
+  end
+  if e.verdict then return nil, "it is " .. e.verdict .. " already" end
+  e.deciding = "skipped"
+  rows, why = self.context.store:commit { Store.decide(self.id, n, n, "skipped", answer, nil, note) }
+  if not rows then
+    e.deciding = nil
+    return nil, why
+  end
+  e.verdict, e.status, e.answer, e.answer_type = "skipped", answer.status, answer.body, answer.type
+  self.context.counts.skipped = self.context.counts.skipped + 1
+  self.failures[n] = nil
+  if self.decider and self.decider.p + 1 == n then self.decider = nil end -- what it sends decides nothing any more
+  if n == self.decided + 1 then decided_to(self, n) end
+  self.context.answer(e)
+  self:kick()
+  return true
+end
+
+-- The least position of the copies that hold the journal back, nil when there is none; copies that are to be made
+-- anew do not, nor those of a retired instance.
+function Lane:least()
+  local least
+  for _, copy in ipairs(self.order) do
+    if (copy.state == "ready" or copy.state == "unverified") and not copy.server.retired then
+      least = math.min(least or copy.p, copy.p)
+    end
+  end
+  for _, pin in pairs(self.pins or {}) do least = math.min(least or pin, pin) end
+  return least
+end
+
 -- {entry number -> entry} of those without a verdict that are in memory.
 function Lane:undecided()
   local out = {}
@@ -674,10 +794,12 @@ function Lane:undecided()
   return out
 end
 
--- Entries and seconds that the copy is behind.
+-- Entries and seconds that the copy is behind: how long the first one that it lacks has been there.
 function Lane:lag(copy)
   local entries = self.head - copy.p
-  return entries, entries > 0 and now() - copy.since or 0
+  if entries <= 0 then return 0, 0 end
+  local e = self.entries[copy.p + 1]
+  return entries, math.max(now() - (e and e.created or copy.since), 0)
 end
 
 return Lane

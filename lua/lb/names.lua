@@ -19,8 +19,8 @@ local STOP, GO, PAUSE = "stop", "go", "pause"
 function Names.new(context)
   return setmetatable({
     context = context, tenants = {}, databases = {}, by_name = {}, by_logical = {}, by_lane = {}, physical = {},
-    head = 0, floor = 0, entries = {}, copies = {}, order = {}, decider = nil, next_lane = 1, aside = {},
-    failures = {},
+    id = LANE, head = 0, floor = 0, waiting_since = now(), entries = {}, copies = {}, order = {}, decider = nil,
+    next_lane = 1, failures = {},
   }, Names)
 end
 
@@ -81,7 +81,7 @@ function Names:find(tenant, database, name) return self.by_name[key(tenant, data
 function Names:member_add(c)
   local copy = { instance = c.instance, server = c.server, incarnation = c.incarnation or 1, p = c.position or 0,
     state = c.state or "ready", reason = c.reason or "", doubt = c.doubt or 0, tried = 0,
-    settled = c.settled ~= false, attempted = {}, since = now() }
+    settled = c.settled ~= false, attempted = {}, since = now(), changed = c.changed or now() }
   self.copies[c.instance] = copy
   self.order[#self.order + 1] = copy
   return copy
@@ -101,6 +101,12 @@ function Names:entry(n)
 end
 
 function Names:insert(e)
+  local t = now()
+  if self.floor >= self.head then self.waiting_since = t end
+  for _, copy in ipairs(self.order) do
+    if copy.p >= self.head then copy.since = t end
+  end
+  e.created = t
   self.entries[e.n] = e
   self.head = math.max(self.head, e.n)
   self:kick()
@@ -502,11 +508,16 @@ local function reached(self, copy, n)
   self:kick()
 end
 
-local function record(self, copy, e, verdict, answer, statements, effect)
+-- Its verdict may be on its way to PostgreSQL.
+local function await_verdict(self, e)
+  while e.deciding and not e.verdict and not self.context.dead do sleep(0.002) end
+end
+
+local function record(self, copy, e, verdict, answer, statements, effect, note)
   local p = parameters(e)
   e.deciding = verdict
   self.context.fault("decision.before_commit")
-  local all = { Store.decide(LANE, e.n, e.n, verdict, answer, nil),
+  local all = { Store.decide(LANE, e.n, e.n, verdict, answer, nil, note),
     { "UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", LANE, e.n, json.encode(p) } }
   for _, s in ipairs(statements or {}) do all[#all + 1] = s end
   if copy then all[#all + 1] = Store.position(LANE, copy, e.n) end
@@ -514,8 +525,10 @@ local function record(self, copy, e, verdict, answer, statements, effect)
   if not rows then return false end
   e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
   if effect then effect() end
-  self.floor = math.max(self.floor, e.n)
-  if copy then reached(self, copy, e.n) end
+  self.context.counts[verdict] = self.context.counts[verdict] + 1
+  if copy then self.context.events:decided(self, copy.server) end
+  self.floor, self.waiting_since = math.max(self.floor, e.n), now()
+  if copy then reached(self, copy, e.n) else self:kick() end
   self.context.answer(e, copy and copy.instance)
   return true
 end
@@ -590,8 +603,11 @@ local function decide(self, copy, e)
     release(self, copy, e.n)
   end)
   copy.draining = nil
-  while e.deciding and not e.verdict do sleep(0.002) end
-  if e.verdict then return GO end -- decided elsewhere meanwhile: what was done here is found again by looking
+  await_verdict(self, e)
+  if e.verdict then -- decided elsewhere meanwhile: what was done here is found again by looking
+    if self.decider == copy then self.decider = nil end
+    return GO
+  end
   if kind == "absent" then
     release(self, copy, e.n)
     return PAUSE
@@ -656,7 +672,7 @@ local function step(self, copy)
   if e.verdict == "applied" then return follow(self, copy, e) end
   if e.verdict then
     local op = Op[e.action]
-    if op.undo and e.verdict == "rejected" and (copy.attempted[n] or copy.doubt >= n) then
+    if op.undo and (e.verdict == "rejected" or e.verdict == "skipped") and (copy.attempted[n] or copy.doubt >= n) then
       local kind = op.undo(self, copy, e, parameters(e))
       if kind ~= "applied" then return PAUSE end
     end
@@ -709,6 +725,23 @@ function Names:kick_copy(copy)
   if copy.running or copy.p >= self.head or copy.state ~= "ready" or not self.context.drives then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
+end
+
+Names.lag = Lane.lag
+
+-- As lanes.lua's: ends an entry that has no verdict by hand. What it may have done on a server is looked for where
+-- looking settles it (create), and is a copy to be made anew elsewhere.
+function Names:skip(n, answer, note)
+  if n < 1 or n > self.head then return nil, "there is no such entry; the newest of this lane is " .. self.head end
+  local e, why = self:entry(n)
+  if not e then return nil, why end
+  await_verdict(self, e)
+  if e.verdict then return nil, "it is " .. e.verdict .. " already" end
+  if n ~= self.floor + 1 then return nil, "entry 0/" .. self.floor + 1 .. " comes first" end
+  local fine = record(self, nil, e, "skipped", answer, nil, nil, note)
+  if self.decider and self.decider.p + 1 == n then self.decider = nil end -- what it sends decides nothing any more
+  self:kick()
+  return fine or nil, "PostgreSQL or the lease went away"
 end
 
 function Names:kick()

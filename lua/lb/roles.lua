@@ -17,6 +17,12 @@ local View = require("lb.view")
 local Follow = require("lb.follow")
 local Forward = require("lb.forward")
 local Signal = require("lb.signal")
+local Events = require("lb.events")
+local Trim = require("lb.trim")
+local Aside = require("lb.aside")
+local figures = require("lb.figures")
+local identity = require("lb.identity")
+local operate = require("lb.operate")
 local adopt = require("lb.adopt")
 local courier = require("lb.courier")
 local copies = require("chromux.copies")
@@ -104,6 +110,8 @@ end
 -- The first start takes over what is on the primary; whoever can be reached then joins before anything is written.
 -- Seconds that the others get to be reached.
 local ADOPT_WAIT = 5
+-- Seconds that servers get to show their witnesses before anything is written: one may know more than PostgreSQL does.
+local FIRST_LOOK = 1
 
 local function adopt_first(context, names, life)
   local wait = 0.05
@@ -150,8 +158,10 @@ local function enter(role, store, loaded, more)
     settings = J.settings, store = store, copies = copies, encode = encode, fault = M.fault, servers = J.servers,
     journal_id = loaded.meta[1].journal_id, memory = { used = 0, most = J.settings.JOURNAL_MEMORY_BYTES / 2 },
     answer = hooks.answer, choose = route.choose, calls = setmetatable({}, { __mode = "k" }), over = Signal.new(),
-    dead = false, ready = true, holder = role == "holder", drives = false, trusted = true,
+    dead = false, ready = true, holder = role == "holder", drives = false, trusted = true, counts = figures.counts(),
+    horizon = function() return J.settings.WRITE_HORIZON end,
   }
+  context.events = Events.new(context)
   for name, value in pairs(more) do context[name] = value end
   function context.lane_new(row)
     copies.collection_set(row.logical, row.tenant, row.database, row.floor or 0)
@@ -172,7 +182,7 @@ local function enter(role, store, loaded, more)
   J.servers.context = context
   J.servers:refresh()
   local names = Names.new(context)
-  context.names = names
+  context.names, context.trim, context.aside = names, Trim.new(context, names), Aside.new(context, names)
   View.apply(context, names, loaded)
   if old then -- answered here, and newer than what was loaded
     for logical, lane in pairs(names.by_logical) do
@@ -201,8 +211,10 @@ local function holder_context(store, lease)
     for _, e in ipairs(lane:undecided()) do
       local a = Names.no_collection_of_id(lane.logical)
       e.verdict, e.status, e.answer, e.answer_type = "rejected", a.status, a.body, a.type
+      J.context.counts.rejected = J.context.counts.rejected + 1
       hooks.answer(e)
     end
+    J.context.trim:lane_closed(lane.id)
   end
   function context.on_usable(server)
     local own = J.context
@@ -229,7 +241,7 @@ local function holder_context(store, lease)
     for _, lane in pairs(names.by_logical) do
       local copy = lane.copies[server.name]
       if copy and copy.state == "ready" then
-        copy.state, copy.reason = "rebuild", reason
+        copy.state, copy.reason, copy.changed = "rebuild", reason, now()
         lane:publish(copy)
       end
     end
@@ -252,6 +264,33 @@ local function leave(context)
   context.over:fire()
 end
 
+-- PostgreSQL is not what it was: nothing is written any more, and what is known is read on.
+local function stop_writes(context, reason)
+  if context.dead then return end
+  context.store.suspended = reason
+  context.dead, context.drives = true, false
+  courier.fence(0)
+  say("restored", reason)
+  hooks.left()
+  for call in pairs(context.calls) do call:close() end
+  context.over:fire()
+end
+
+-- Until an operator has said which side is right (operate.lua).
+local function await_operator(life, store, reason)
+  say("restored", reason)
+  log.error("postgres_restored", reason .. "; writes are stopped: see chromux journal accept-restore")
+  local noted = false
+  while J.life == life do
+    noted = noted or identity.suspend(store, reason)
+    if noted and identity.accepted(store) then
+      log.warn("postgres_accepted", "an operator has said which side is right: starting anew")
+      return
+    end
+    sleep(0.5)
+  end
+end
+
 local function keep_lease(life, context, store, ttl)
   while J.life == life and not context.dead do
     sleep(ttl / 4)
@@ -260,6 +299,8 @@ local function keep_lease(life, context, store, ttl)
     local mine = store:lease_renew(ttl)
     if mine and not context.dead then
       courier.fence(at + ttl)
+    elseif mine == false and store.suspended then
+      stop_writes(context, store.suspended)
     elseif mine == false then
       leave(context)
     end
@@ -282,10 +323,13 @@ end
 local function hold(life, lease)
   local ttl = J.settings.LEASE_TIMEOUT
   local store = new_store(lease.epoch)
+  store.renewed, store.prior = lease.renewed, lease.prior
   if J.role ~= "standby" or not J.context then say("starting", "the lease is ours") end
   local loaded
   repeat
-    loaded = store:load()
+    local is, why = identity.check(store)
+    if is == "suspended" then return await_operator(life, store, why) end
+    loaded = is and store:load()
     if not loaded then
       sleep(0.05)
       local at = courier.boottime()
@@ -302,6 +346,8 @@ local function hold(life, lease)
   courier.fence(lease.asked + ttl)
   J.holder = { address = "", epoch = lease.epoch }
   function store.on_fenced() leave(context) end
+  function context.on_restored(reason) stop_writes(context, reason) end
+  store.on_restored = context.on_restored
   spawn(keep_lease, life, context, store, ttl)
   if not lease.clean then store:enqueue({ Store.doubt_all(GROUP_MOST) }, nil, function() end) end
   settle_all(names, horizon)
@@ -309,14 +355,22 @@ local function hold(life, lease)
     say("starting", "the primary's collections are taken over")
     adopt_first(context, names, life)
   end
+  if not context.dead then J.servers:await_look(FIRST_LOOK) end
+  if context.dead and store.suspended then return await_operator(life, store, store.suspended) end
   if J.life ~= life or context.dead then return end
   copies.on(true)
   say("on", "")
   log.info("lease_taken", "epoch " .. lease.epoch)
+  context.events:note("lease_taken", nil, nil, "epoch " .. lease.epoch .. " by " .. J.name .. (J.address ~= ""
+    and " at " .. J.address or ""))
+  spawn(function() context.trim:run() end)
+  spawn(function() context.aside:run() end)
+  operate.listen(J)
   names:kick()
   for _, lane in pairs(names.by_logical) do lane:kick() end
   Forward.changed()
   while J.life == life and not context.dead do context.over:wait() end
+  if store.suspended and J.life == life then await_operator(life, store, store.suspended) end
 end
 
 -- Follows the holder. loaded while notifications arrive, or read again when they begin to.
@@ -401,7 +455,8 @@ end
 
 local function watch_servers()
   J.servers = Servers.new()
-  J.servers.context = { ready = false, on_changed = function() end }
+  J.servers.context = { ready = false, on_changed = function() end,
+    horizon = function() return J.settings.WRITE_HORIZON end }
   courier.on_incarnation(function(name, n)
     local s = J.servers.by_name[name]
     if s then s:set_incarnation(n) end

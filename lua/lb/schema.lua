@@ -9,6 +9,7 @@
 -- journal_collections, journal_tenants, journal_databases   the catalogue: names live here
 -- journal_servers    what was last stamped into each instance's witness
 -- journal_lease      who may write all of the above
+-- journal_requests   what operators asked the holder of the lease to do, and what became of it (operator.lua)
 local M = {}
 
 M.steps = {
@@ -92,6 +93,25 @@ M.steps = {
   { -- several balancers: what is in doubt on a copy, and until when a holder of the past may be only paused
     "ALTER TABLE journal_copies ADD COLUMN doubt bigint NOT NULL DEFAULT 0",
     "ALTER TABLE journal_lease ADD COLUMN paused_until timestamptz NOT NULL DEFAULT '-infinity'",
+  },
+  {
+    -- By these a database that was restored from a backup is noticed (identity.lua).
+    "ALTER TABLE journal_lease ADD COLUMN renewed bigint NOT NULL DEFAULT 0",
+    [[ALTER TABLE journal_meta ADD COLUMN system_id text NOT NULL DEFAULT '',
+        ADD COLUMN timeline text NOT NULL DEFAULT '', ADD COLUMN suspended text NOT NULL DEFAULT '']],
+    [[CREATE TABLE journal_requests (
+        id bigserial PRIMARY KEY,
+        kind text NOT NULL,
+        lane bigint,
+        n bigint,
+        instance text,
+        who text NOT NULL,
+        why text NOT NULL,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        answered_at timestamptz,
+        done boolean,
+        answer text)]],
+    "CREATE INDEX journal_requests_open ON journal_requests (id) WHERE answered_at IS NULL",
   },
 }
 

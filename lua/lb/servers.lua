@@ -21,8 +21,8 @@ local SETTLE_DEAD = 1          -- R5: whoever sent has closed its connections, s
 local TENANT, DATABASE, COLLECTION = "chromux", "chromux", "witness"
 local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
 
--- set.context: {settings, store, journal_id, ready, drives, dead, calls, on_changed(server), on_usable(server),
--- on_lost(server, why), look_again() -> true | nil, why}; it changes with the role.
+-- set.context: {settings, store, events, journal_id, ready, drives, dead, calls, on_changed(server), on_usable(server),
+-- on_lost(server, why), on_restored(why), look_again() -> true | nil, why}; it changes with the role.
 function M.new()
   return setmetatable({ by_name = {}, list = {}, held_until = 0 }, { __index = M })
 end
@@ -60,6 +60,19 @@ function M:refresh()
   end)
 end
 
+-- Until each that may answer was admitted, for some seconds at most.
+function M:await_look(seconds)
+  local till = now() + seconds
+  while not self.context.dead and now() < till do
+    local waiting = false
+    for _, s in ipairs(self.list) do
+      waiting = waiting or (s.present and not s.retired and s.health ~= "down" and not s:readable())
+    end
+    if not waiting then return end
+    sleep(0.02)
+  end
+end
+
 -- One that only PostgreSQL knows.
 function M:absent(name)
   local s = server_new(self, name)
@@ -92,9 +105,25 @@ function Server:set_health(health)
   if health == self.health then return end
   local was = self.health
   self.health = health
+  if self.set.context.events then self:tell_health(was) end
   if was == "down" or health == "up" then
     self:admit()
     if self:usable() then self.set.context.on_usable(self) end
+  end
+end
+
+-- An event for each change between up and down.
+function Server:tell_health(was)
+  if self.health == "down" and was ~= "down" then
+    self.told_down = true
+    local reason = ""
+    for _, node in ipairs(courier.nodes()) do
+      if node.name == self.name then reason = node.last_error end
+    end
+    self.set.context.events:note("instance_down", self.name, nil, reason ~= "" and reason or "no answer", false)
+  elseif self.health == "up" and self.told_down then
+    self.told_down = false
+    self.set.context.events:note("instance_up", self.name, nil, "answering again")
   end
 end
 
@@ -148,7 +177,7 @@ function Server:witness_find()
   return c.id
 end
 
--- counter, journal id as stamped; 0 when there is none. nil, why
+-- counter, journal id, {epoch=, renewed= (the lease when it was stamped)}; 0 when there is none. nil, why
 function Server:witness_read()
   local id, why = self:witness_find()
   if id == nil then return nil, why end
@@ -160,7 +189,7 @@ function Server:witness_read()
   if not got then return nil, "answered " .. a.status end
   local m = got.metadatas and got.metadatas[1]
   if type(m) ~= "table" then return 0 end
-  return tonumber(m.counter) or 0, m.journal
+  return tonumber(m.counter) or 0, m.journal, { epoch = tonumber(m.epoch) or 0, renewed = tonumber(m.renewed) or 0 }
 end
 
 -- Makes what the witness needs, as far as it is missing.
@@ -193,8 +222,8 @@ function Server:stamp()
   if now() < math.max(self.held_until, self.set.held_until) then counter = math.max(self.held or counter, self.witness) end
   self.held = counter
   local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
-    string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d}]}',
-      json.encode(context.journal_id), counter), nil, true)
+    string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d,"epoch":%d,"renewed":%d}]}',
+      json.encode(context.journal_id), counter, context.store.epoch, context.store.renewed), nil, true)
   if not a and kind ~= "not_sent" then self.held_until = now() + context.settings.WRITE_HORIZON end
   if not a then return nil, kind end
   if a.status == 404 then self.witness_id = nil end
@@ -241,6 +270,17 @@ function Server:looked(context, counter, journal_id)
   return fresh and self.set.context == context
 end
 
+-- Was the server stamped under a lease that PostgreSQL has forgotten? (R12) What a stamp says of the lease was durable
+-- before.
+local function ahead(store, lease)
+  local prior = store.prior
+  if not lease or not prior then return false end
+  if lease.epoch >= store.epoch then
+    return lease.epoch > store.epoch or lease.renewed > store.renewed
+  end
+  return lease.epoch > prior.epoch or (lease.epoch == prior.epoch and lease.renewed > prior.renewed)
+end
+
 -- Looks at the witness of the present incarnation, until that is known or gone.
 function Server:admit()
   if self.admitting or self.incarnation == 0 or self.admitted == self.incarnation or not self.present
@@ -253,7 +293,7 @@ function Server:admit()
     while self.present and self.incarnation ~= 0 and self.admitted ~= self.incarnation and self.health ~= "down"
       and not self.set.context.dead do
       local life = self.incarnation
-      local counter, journal_or_why = self:witness_read()
+      local counter, journal_or_why, lease = self:witness_read()
       local context = self.set.context
       if counter and life == self.incarnation and not context.holder then
         if self:looked(context, counter, journal_or_why) and life == self.incarnation then
@@ -265,10 +305,15 @@ function Server:admit()
         local fine = true
         if journal_or_why and journal_or_why ~= context.journal_id then
           self.note = "its witness belongs to another journal"
-          fine = self.witness == 0 -- never seen by this journal: its past is another's
+          fine = self.witness <= 0 -- never seen by this journal: its past is another's
         elseif counter < self.witness then
           self.note = string.format("came back with older data (witness %d, stamped %d)", counter, self.witness)
           fine = false
+        elseif ahead(context.store, lease) then
+          self.note = string.format("its witness knows of lease %d/%d, which PostgreSQL does not", lease.epoch,
+            lease.renewed)
+          context.on_restored("PostgreSQL was restored from a backup: " .. self.name .. ": " .. self.note)
+          break
         end
         -- Marked durably before it is stamped anew.
         if fine or context.on_lost(self, self.note) then
@@ -294,7 +339,7 @@ end
 
 -- Stamps servers that got writes, while the context is the holder's; runs for ever.
 function M:keep_stamping()
-  while true do
+  while not self.context.dead do
     sleep(STAMP_EVERY)
     for _, s in ipairs(self.list) do
       if self.context.drives and s.writes > s.stamped and s:usable() then

@@ -66,6 +66,19 @@ local function journal_of(snap)
   }
 end
 
+-- The journal's lists, with their times in ISO 8601.
+local function journal_document(j)
+  for _, name in ipairs { "copies_not_ready", "entries_waiting", "collections_aside" } do
+    local out = {}
+    for i, item in ipairs(j[name] or {}) do
+      out[i] = {}
+      for key, value in pairs(item) do out[i][key] = key == "since" and iso(value) or value end
+    end
+    if j[name] then j[name] = list(out) end
+  end
+  return j
+end
+
 local function full(node, all_requests)
   local out = brief(node)
   out.request_percentage = all_requests > 0 and round(100 * node.requests / all_requests, 1) or 0
@@ -134,7 +147,7 @@ function M.status(snap)
     draining = snap.draining,
     replication = journal.replication,
     replication_reason = text(journal.reason or ""),
-    journal = journal.journal,
+    journal = journal.journal and journal_document(journal.journal),
     load_balancer = {
       strategy = snap.strategy, check_interval = snap.check_interval, failure_threshold = snap.failure_threshold,
       request_timeout = snap.request_timeout, total_requests = snap.total_requests,

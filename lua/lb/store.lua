@@ -14,6 +14,7 @@
 -- every statement says nothing new the second time (tokens, IS NULL, positions that only rise).
 local schema = require("lb.schema")
 local Signal = require("lb.signal")
+local identity = require("lb.identity")
 
 local Store = {}
 Store.__index = Store
@@ -24,13 +25,16 @@ local MOST_ITEMS, MOST_BYTES = 256, 32 * 1024 * 1024
 local NEWS_MOST = 7900         -- bytes; PostgreSQL takes less than 8,000
 local DIVISION_BY_ZERO = "22012" -- the lease check's way of failing
 
-local LEASE_CHECK = "SELECT 1 / (epoch = $1)::int AS mine FROM journal_lease FOR SHARE"
+-- Ours, and not of a past that came back (identity.lua): renewals only ever become more.
+local LEASE_CHECK = "SELECT 1 / (epoch = $1 AND renewed >= $2%s)::int AS mine FROM journal_lease FOR SHARE"
+local RECENT = 512 -- commits whose times are kept
+Store.ROW = 200    -- bytes of an entry beside its texts
 
 function Store.new(append, reader)
   return setmetatable({
     append = append, reader = reader, epoch = 0, queue = {}, running = false,
-    commits = 0, commit_seconds = 0, last_error = "", trying = false,
-    on_fenced = function() end,
+    commits = 0, recent = {}, last_error = "", trying = false, renewed = 0, suspended = nil,
+    on_fenced = function() end, on_restored = function() end,
   }, Store)
 end
 
@@ -63,9 +67,33 @@ local function news_of(all)
   return words[1] and table.concat(words, " ")
 end
 
+local function lease_check(self)
+  if not self.timeline then return { LEASE_CHECK:format(""), self.epoch, self.renewed } end
+  return { LEASE_CHECK:format(" AND " .. identity.TIMELINE .. " = $3"), self.epoch, self.renewed, self.timeline }
+end
+
+-- The lease check failed: is it another's now, or has PostgreSQL's past come back? "fenced" | "restored" | "again"
+local function why_not_ours(self)
+  local rows, why = self.reader:query("SELECT epoch, renewed FROM journal_lease")
+  if not rows then
+    self.last_error = why
+    return "again"
+  end
+  if rows[1].epoch > self.epoch then return "fenced" end
+  local reason = identity.moved(self.reader, self.timeline, self.system_id)
+  if rows[1].epoch < self.epoch or rows[1].renewed < self.renewed then
+    reason = string.format("the lease in it is at %d/%d, it was at %d/%d", rows[1].epoch, rows[1].renewed, self.epoch,
+      self.renewed)
+  end
+  if not reason then return "again" end
+  self.suspended = self.suspended or "PostgreSQL was restored from a backup or replaced: " .. reason
+  return "restored"
+end
+
 -- One transaction of these items. "done"; "failed", message: one statement is at fault; "again": nothing is known.
 local function attempt(self, items)
-  local all = { { LEASE_CHECK, self.epoch } }
+  if self.suspended then return "restored" end
+  local all = { lease_check(self) }
   for _, item in ipairs(items) do
     for _, s in ipairs(item.statements) do all[#all + 1] = s end
   end
@@ -76,7 +104,8 @@ local function attempt(self, items)
   local rows, message, state, info = self.append:transaction(all)
   for _, item in ipairs(items) do item.sent = false end
   if rows then
-    self.commits, self.commit_seconds = self.commits + 1, self.commit_seconds + (now() - began)
+    self.commits = self.commits + 1
+    self.recent[self.commits % RECENT + 1] = now() - began
     self.last_error = ""
     local at = 1
     for _, item in ipairs(items) do
@@ -88,15 +117,14 @@ local function attempt(self, items)
     return "done"
   end
   self.last_error = message
-  if state == DIVISION_BY_ZERO and info and info.index == 1 then return "fenced" end
+  if state == DIVISION_BY_ZERO and info and info.index == 1 then return why_not_ours(self) end
   if info and info.unknown then
     for _, item in ipairs(items) do item.unknown = true end
     return "again"
   end
   -- 57P0x: PostgreSQL stops; 53xxx: it is full; 40xxx, 55P03: it asks to try again.
   if state == "" or state:match("^57P0") or state:match("^53") or state:match("^40")
-    or (state:match("^08") and state ~= "08P01")
-    or state == "55P03" or state == "57014" then
+    or (state:match("^08") and state ~= "08P01") or state == "55P03" or state == "57014" then
     return "again"
   end
   return "failed", message
@@ -120,9 +148,9 @@ local function commit_group(self, items)
   while #items > 0 do
     local outcome, message = attempt(self, items)
     if outcome == "done" then return end
-    if outcome == "fenced" then
-      for _, item in ipairs(items) do item.finish(nil, "fenced") end
-      self.on_fenced()
+    if outcome == "fenced" or outcome == "restored" then
+      for _, item in ipairs(items) do item.finish(nil, outcome) end
+      if outcome == "fenced" then self.on_fenced() else self.on_restored(self.suspended) end
       return
     end
     if outcome == "failed" then
@@ -196,39 +224,60 @@ function Store:healthy()
   return self.append:state() == "ready" and not self.trying
 end
 
+-- Mean and 99th percentile of the last commits, in milliseconds; 0 without any.
+function Store:commit_ms()
+  local times, sum = {}, 0
+  for i, seconds in ipairs(self.recent) do times[i], sum = seconds, sum + seconds end
+  if #times == 0 then
+    for _, seconds in pairs(self.recent) do times[#times + 1], sum = seconds, sum + seconds end
+  end
+  if #times == 0 then return 0, 0 end
+  table.sort(times)
+  return sum / #times * 1000, times[math.ceil(#times * 0.99)] * 1000
+end
+
 -- ---- the lease -------------------------------------------------------------------------------------------
 
 -- Takes the lease when it is free, has run out, or `dead(holder)` knows that its holder is gone; also when it is
 -- ours from before. -> {epoch=, clean= (the holder before wrote that nothing is under way), dead= (it is known to have
--- ended), paused= (seconds for which one of the holders before may still be only paused)} | nil, holder's row or
--- message. ttl and horizon (how long what a paused holder sent may take) in seconds.
+-- ended), paused= (seconds for which one of the holders before may still be only paused), renewed=, prior= (epoch and
+-- renewed as they were)} | nil, holder's row or message. ttl and horizon (how long what a paused holder sent may take)
+-- in seconds.
 function Store:lease_take(holder, address, ttl, horizon, dead)
   local rows, why = self.reader:query({
-    "SELECT holder, address, epoch, closed, until < now() AS over FROM journal_lease", timeout = ttl })
+    "SELECT holder, address, epoch, renewed, closed, until < now() AS over FROM journal_lease", timeout = ttl })
   if not rows then return nil, why end
   local was = rows[1]
   local gone = was.closed or dead(was.holder)
   -- Our own name: we took it, and did not hear of it.
   if not (gone or was.over or was.holder == holder) then return nil, was end
   rows, why = self.reader:query({ [[WITH taken AS (UPDATE journal_lease SET holder = $1, address = $2,
-      epoch = epoch + 1, until = now() + $3 * interval '1 second', closed = false,
+      epoch = epoch + 1, until = now() + $3 * interval '1 second', closed = false, renewed = renewed + 1,
       paused_until = GREATEST(paused_until, CASE WHEN $5 THEN '-infinity' ELSE now() + $6 * interval '1 second' END)
-      WHERE epoch = $4 RETURNING epoch,
+      WHERE epoch = $4 RETURNING epoch, renewed,
       CASE WHEN paused_until > now() THEN extract(epoch FROM paused_until - now()) ELSE 0 END::float8 AS paused)
-      SELECT epoch, paused, pg_notify($7, 'lease')::text AS told FROM taken]], timeout = ttl },
+      SELECT epoch, renewed, paused, pg_notify($7, 'lease')::text AS told FROM taken]], timeout = ttl },
     holder, address, ttl, was.epoch, gone, horizon, Store.CHANNEL)
   if not rows then return nil, why end
   if #rows == 0 then return nil, "another took it" end
-  self.epoch = rows[1].epoch
-  return { epoch = self.epoch, clean = was.closed, dead = gone, paused = rows[1].paused }
+  self.epoch, self.renewed = rows[1].epoch, rows[1].renewed
+  return { epoch = self.epoch, renewed = self.renewed, prior = { epoch = was.epoch, renewed = was.renewed },
+    clean = was.closed, dead = gone, paused = rows[1].paused }
 end
 
--- true; false: it is another's now; nil, message: not known.
+-- true; false: it is another's now, or PostgreSQL's past came back (suspended is set then); nil, message: not known.
 function Store:lease_renew(ttl)
-  local rows, why = self.reader:query({ [[UPDATE journal_lease SET until = now() + $1 * interval '1 second'
-      WHERE epoch = $2 RETURNING epoch]], timeout = ttl }, ttl, self.epoch)
+  local rows, why = self.reader:query({ [[UPDATE journal_lease SET until = now() + $1 * interval '1 second',
+      renewed = renewed + 1 WHERE epoch = $2 AND renewed >= $3 RETURNING renewed]], timeout = ttl },
+    ttl, self.epoch, self.renewed)
   if not rows then return nil, why end
-  return #rows == 1
+  if #rows == 1 then
+    self.renewed = math.max(self.renewed, rows[1].renewed)
+    return true
+  end
+  why = why_not_ours(self)
+  if why == "again" then return nil, self.last_error end
+  return false
 end
 
 -- Says that nothing of this epoch is under way any more.
@@ -242,10 +291,13 @@ end
 
 local LANES = [[SELECT lane, next, trimmed, open,
     COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
-    COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided
+    COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided,
+    (SELECT min(extract(epoch FROM created_at)::bigint) FROM journal_entries e
+      WHERE e.lane = l.lane AND verdict IS NULL) AS waiting
     FROM journal_lanes l WHERE open]]
 local COLLECTIONS = "SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted"
-local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt FROM journal_copies
+local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt,
+    extract(epoch FROM changed_at)::bigint AS changed FROM journal_copies
     WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
 local TENANTS, DATABASES = "SELECT name FROM journal_tenants", "SELECT tenant, name FROM journal_databases"
 
@@ -298,7 +350,8 @@ function Store:witness_of(instance)
   return rows[1] and rows[1].witness or 0
 end
 
-local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer"
+local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer, "
+  .. "extract(epoch FROM created_at)::bigint AS created"
 
 -- Entries of a lane from n on, in order; at most `most` of them, and no more after the first megabytes.
 function Store:entries(lane, from, most)
@@ -309,6 +362,35 @@ end
 
 function Store:by_token(token)
   return self.reader:query("SELECT " .. ENTRY .. " FROM journal_entries WHERE token = $1", token)
+end
+
+-- What an entry takes in PostgreSQL, about: its texts and a row's overhead.
+local SIZE = [[(octet_length(body) + octet_length(rest) + COALESCE(octet_length(resolved), 0)
+  + COALESCE(octet_length(answer), 0) + ]] .. Store.ROW .. ")"
+
+-- {bytes=, rows=} of all entries together.
+function Store:entries_size()
+  local rows, why = self.reader:query("SELECT count(*) AS rows, COALESCE(sum(" .. SIZE
+    .. "), 0)::bigint AS bytes FROM journal_entries")
+  return rows and rows[1], why
+end
+
+-- Bytes on disk, with indexes and what deleted rows have left free.
+function Store:table_size()
+  local rows, why = self.reader:query("SELECT pg_total_relation_size('journal_entries')::bigint AS bytes")
+  return rows and rows[1].bytes, why
+end
+
+-- Lanes of deleted collections of which entries or copies are left.
+function Store:closed_lanes()
+  return self.reader:query([[SELECT lane FROM journal_lanes l WHERE NOT open AND (
+      EXISTS (SELECT 1 FROM journal_entries e WHERE e.lane = l.lane)
+      OR EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = l.lane))]])
+end
+
+-- {{head=, trimmed=}} of a lane, open or not.
+function Store:lane_ends(lane)
+  return self.reader:query("SELECT next - 1 AS head, trimmed FROM journal_lanes WHERE lane = $1", lane)
 end
 
 -- ---- statements ------------------------------------------------------------------------------------------
@@ -329,11 +411,22 @@ function Store.resolve_entry(lane, n, resolved)
 end
 
 -- The verdict of the entries from n to hi, and what the client is told.
-function Store.decide(lane, n, hi, verdict, answer, authority)
+function Store.decide(lane, n, hi, verdict, answer, authority, note)
   return { [[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
-      decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
-    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, n = 8,
+      note = $9, decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
+    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, note, n = 9,
     lane = lane }
+end
+
+function Store.skip_failed(lane, n, note)
+  return { [[UPDATE journal_entries SET verdict = 'skipped', note = $3
+      WHERE lane = $1 AND n = $2 AND verdict = 'failed']], lane, n, note, lane = lane }
+end
+
+-- Makes `to` the copy whose state is what the entry has done, if `from` (nil: none) still is.
+function Store.adopt(lane, n, from, to)
+  return { [[UPDATE journal_entries SET authority = $4 WHERE lane = $1 AND n = $2
+      AND authority IS NOT DISTINCT FROM $3]], lane, n, from, to, n = 4, lane = lane }
 end
 
 function Store.position(lane, copy, p)
@@ -413,9 +506,29 @@ function Store.database_gone(tenant, name)
   return { "DELETE FROM journal_databases WHERE tenant = $1 AND name = $2", tenant, name, lane = 0 }
 end
 
+-- Deletes entries of the lane behind `from`, up to `upto` at most: no more than some hundreds, and none once their
+-- bodies have come to `most` bytes; at least one. Row: n (the lane is trimmed to here), rows, bytes.
+function Store.trim(lane, from, upto, most)
+  return { [[WITH part AS (
+        SELECT n, sum(octet_length(body)) OVER (ORDER BY n) - octet_length(body) AS before FROM journal_entries
+        WHERE lane = $1 AND n > $2 AND n <= $3 ORDER BY n LIMIT 500),
+      till AS (SELECT COALESCE((SELECT max(n) FROM part WHERE before < $4), $3) AS n),
+      gone AS (DELETE FROM journal_entries WHERE lane = $1 AND n > $2 AND n <= (SELECT n FROM till)
+        AND verdict IS NOT NULL RETURNING ]] .. SIZE .. [[ AS bytes),
+      moved AS (UPDATE journal_lanes SET trimmed = GREATEST(trimmed, (SELECT n FROM till)) WHERE lane = $1)
+      SELECT (SELECT n FROM till) AS n, count(*) AS rows, COALESCE(sum(bytes), 0)::bigint AS bytes FROM gone]],
+    lane, from, upto, math.floor(most) }
+end
+
+function Store.copies_gone(lane) return { "DELETE FROM journal_copies WHERE lane = $1", lane } end
+
 function Store.witness(instance, counter)
   return { [[INSERT INTO journal_servers (instance, witness) VALUES ($1, $2)
       ON CONFLICT (instance) DO UPDATE SET witness = GREATEST(journal_servers.witness, $2)]], instance, counter }
+end
+
+function Store.request_answered(id, done, answer)
+  return { "UPDATE journal_requests SET answered_at = now(), done = $2, answer = $3 WHERE id = $1", id, done, answer }
 end
 
 function Store.event(kind, from, to, reason, success)

@@ -31,11 +31,13 @@ local function apply_collections(names, rows, lanes, asked)
       local lane = names.by_lane[row.lane]
       if not lane then
         lane = names:collection_add { id = row.lane, logical = row.logical, tenant = row.tenant,
-          database = row.database, name = row.name, head = l.next - 1, floor = l.floor, oldest = l.trimmed + 1 }
+          database = row.database, name = row.name, head = l.next - 1, floor = l.floor, oldest = l.trimmed + 1,
+          decided = l.undecided - 1, waiting = l.waiting }
       end
       names:collection_rename(lane, row.name)
       lane.adopted, lane.head = row.adopted, math.max(lane.head, l.next - 1)
       lane.floor = math.max(lane.floor, l.floor)
+      lane.trimmed, lane.decided = math.max(lane.trimmed, l.trimmed), math.max(lane.decided, l.undecided - 1)
       lane:publish_floor()
     end
   end
@@ -55,7 +57,7 @@ local function apply_copy(context, names, row, lanes)
   if not copy then
     local c = { instance = row.instance, server = server_for(context, row.instance), physical = row.physical,
       incarnation = row.incarnation, position = row.position, state = row.state, reason = row.reason, doubt = doubt,
-      settled = doubt == 0 or row.state ~= "ready" }
+      settled = doubt == 0 or row.state ~= "ready", changed = row.changed }
     if row.lane == 0 then names:member_add(c) else names:copy_of(lane, c) end
     return
   end
@@ -67,6 +69,7 @@ local function apply_copy(context, names, row, lanes)
   end
   copy.physical, copy.incarnation, copy.state, copy.reason = row.physical, row.incarnation, row.state, row.reason
   if row.position > copy.p then copy.since = now() end
+  copy.changed = row.changed
   copy.p, copy.doubt = row.position, doubt
   if row.lane ~= 0 then lane:publish(copy) end
 end
@@ -91,7 +94,9 @@ function View.apply(context, names, rows, asked)
   end)
   for _, row in ipairs(rows.servers or {}) do
     local s = server_for(context, row.instance)
-    s.witness, s.retired = math.max(s.witness, row.witness), row.retired
+    -- Below 0: an operator has said that what the server has is taken.
+    s.witness = row.witness < 0 and row.witness or math.max(s.witness, row.witness)
+    s.retired = row.retired
   end
 end
 

@@ -1,0 +1,84 @@
+-- aside.lua: collections on the instances that the journal does not know: shown, never touched (PROTOCOL.md R10).
+--
+-- Somebody made them past chromux, or they were there when the instance joined. Looked for every SYNC_INTERVAL.
+local slice = require("chromux.slice")
+
+local Aside = {}
+Aside.__index = Aside
+
+local LISTED = 50
+
+function Aside.new(context, names)
+  return setmetatable({ context = context, names = names, list = {}, count = 0, by_instance = {}, seen = {} }, Aside)
+end
+
+function Aside:of(instance) return self.by_instance[instance] or 0 end
+
+-- Those on one server: {{instance=, tenant=, database=, name=, id=}, ...} | nil when it can't be asked now, or has
+-- things to do in the catalogue.
+local function unknown_on(self, server)
+  local names, encode = self.names, self.context.encode
+  local member = names.copies[server.name]
+  if not member or member.p < names.head or not server:usable() then return nil end
+  local known, out = names.physical[server.name] or {}, {}
+  for key in pairs(names.databases) do
+    local tenant, database = key:match("^(.-)%z(.*)$")
+    local a = server:ask("GET", "/api/v2/tenants/" .. encode(tenant) .. "/databases/" .. encode(database)
+      .. "/collections", nil, 30)
+    if not a or (a.status ~= 200 and a.status ~= 404) then return nil end
+    for _, raw in ipairs(a.status == 200 and slice.elements(a.body) or {}) do
+      local c = slice.collection(raw)
+      if c and not known[c.id] and not tostring(c.name):find("^chromux%-") then
+        out[#out + 1] = { instance = server.name, tenant = tenant, database = database, name = c.name, id = c.id }
+      end
+    end
+  end
+  if member.p < names.head then return nil end
+  return out
+end
+
+-- One round over all servers. A collection counts when it was there in the round before too: one that is just being
+-- made is known by then.
+function Aside:look()
+  local list, count, by_instance, seen = {}, 0, {}, {}
+  for _, server in ipairs(self.context.servers.list) do
+    local found = unknown_on(self, server)
+    if not found then
+      found = {}
+      for _, c in pairs(self.seen) do
+        if c.instance == server.name then found[#found + 1] = c end
+      end
+    end
+    for _, c in ipairs(found) do
+      local key = server.name .. "\0" .. c.id
+      local before = self.seen[key]
+      seen[key] = before or c
+      if before then
+        count = count + 1
+        by_instance[server.name] = (by_instance[server.name] or 0) + 1
+        if not before.told then
+          before.told, before.since = true, now()
+          log.warn("collection_aside", c.name .. " (" .. c.id .. ") on " .. server.name .. " is unknown to the journal")
+        end
+        if #list < LISTED then
+          list[#list + 1] = { instance = c.instance, tenant = c.tenant, database = c.database, name = c.name, id = c.id,
+            since = before.since }
+        end
+      end
+    end
+  end
+  self.list, self.count, self.by_instance, self.seen = list, count, by_instance, seen
+end
+
+function Aside:run()
+  while not self.context.dead do
+    sleep(math.min(10, self.context.settings.SYNC_INTERVAL)) -- the first look is soon, and so is the second
+    if not self.context.dead then self:look() end
+    if next(self.seen) == nil or self.count > 0 then
+      local till = now() + self.context.settings.SYNC_INTERVAL
+      while not self.context.dead and now() < till do sleep(math.min(1, self.context.settings.SYNC_INTERVAL)) end
+    end
+  end
+end
+
+return Aside
