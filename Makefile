@@ -71,8 +71,8 @@ reload:
 	@scripts/dev.sh reload
 
 test: setup-test
-	@$(MAKE) -s --no-print-directory -j$(JOBS) unit-build integration-build asan-build
-	@BUILD=$(BUILD) scripts/test.sh unit spec integration asan check
+	@$(MAKE) -s --no-print-directory -j$(JOBS) unit-build integration-build asan-build chaos-build
+	@BUILD=$(BUILD) scripts/test.sh unit spec sim integration chaos asan check
 
 check:
 	@scripts/check.sh

@@ -3,10 +3,11 @@
 # "N passed, N failed, N skipped"; the exit code is 0 only if nothing failed, every runner ended well
 # and each said how many tests it ran.
 #
-# usage: test.sh unit|spec|integration|asan|check...
-#   asan is all but check again: the unit tests, and the program that runs the specs and that the
-#   integration tests drive, with sanitizers.
-# environment: BUILD (build), RUNNERS (2) at a time, TEST_TIMEOUT (300 s for one runner), ONLY (a
+# usage: test.sh unit|spec|sim|integration|chaos|asan|check...
+#   sim runs the journal's engine under simulated time and faults, chaos real servers under real ones.
+#   asan is unit, spec and integration again: the unit tests, and the program that runs the specs and
+#   that the integration tests drive, with sanitizers.
+# environment: BUILD (build), RUNNERS (2) at a time, TEST_TIMEOUT (600 s for one runner), ONLY (a
 #   pattern for names of runners, such as 'integration/proxy*'). Logs are in $BUILD/log.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -14,7 +15,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 BUILD=${BUILD:-build}
 RUNNERS=${RUNNERS:-2}
-TEST_TIMEOUT=${TEST_TIMEOUT:-300}
+TEST_TIMEOUT=${TEST_TIMEOUT:-600}
 logs=$BUILD/log
 mkdir -p "$logs"
 
@@ -48,6 +49,9 @@ count() {
         ok=$(sum "$2" '\[  PASSED  \] [0-9]+ test')
         skip=$(sum "$2" '\[  SKIPPED \] [0-9]+ test')
         echo "$ok $((run - ok - skip)) $skip"
+        ;;
+    rounds)
+        sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$2"
         ;;
     busted)
         grep -aqE '^[0-9]+ success' "$2" || return 0
@@ -151,7 +155,15 @@ for set in "$@"; do
         queue+=("spec/chromux busted $BUILD/chromux test")
         run_queue 1
         ;;
+    sim)
+        queue+=("sim busted $BUILD/chromux script tests/sim/run.lua 1 ${SIM_SEEDS:-200}")
+        run_queue 1
+        ;;
     integration) integration '' "$(realpath -m "$BUILD")/chromux" ;;
+    chaos)
+        queue+=("chaos rounds $BUILD/chromux script tests/chaos/run.lua --chromux $BUILD/faults/chromux --seed 1 --rounds ${CHAOS_ROUNDS:-10}")
+        run_queue 1
+        ;;
     asan)
         unit asan/ "$BUILD/asan"
         queue+=("asan/spec busted $BUILD/asan/chromux test")
@@ -162,7 +174,7 @@ for set in "$@"; do
         queue+=("check check scripts/check.sh")
         run_queue 1
         ;;
-    *) die "usage: scripts/test.sh unit|spec|integration|asan|check..." ;;
+    *) die "usage: scripts/test.sh unit|spec|sim|integration|chaos|asan|check..." ;;
     esac
 done
 
