@@ -37,7 +37,7 @@ static const char help[] =
     "  chromux check --explain                               what every setting means\n"
     "  chromux test [FILE]...                                run specs of policies\n"
     "  chromux script FILE [ARG]...                          run a Lua program\n"
-    "  chromux journal COMMAND [ARG]...                      look at the journal, mend it\n"
+    "  chromux journal COMMAND [ARG]...                      look into the journal\n"
     "  chromux version\n"
     "\n"
     "Settings: the file (Lua, returns a table), then the environment, then --set.\n"
