@@ -21,12 +21,13 @@ Follow.__index = Follow
 
 local MOST_LANES = 1000 -- more are read as everything
 local RETRY = 0.1       -- seconds
+local PACE = 0.002      -- seconds between two readings that nobody waits for
 
 local listening = false -- notifications arrive
 
 function Follow.new(context, names)
   return setmetatable({ context = context, names = names, dirty = {}, count = 0, all = false, asked = 0, done = 0,
-    wanted = Signal.new(), known = Signal.new() }, Follow)
+    wanted = Signal.new(), known = Signal.new(), waiting = 0 }, Follow)
 end
 
 local function set_trust(self, trusted)
@@ -94,6 +95,7 @@ function Follow:run()
         if all then set_trust(self, heard and listening) end
         self.done = upto
         self.known:fire()
+        if self.waiting == 0 then sleep(PACE) end
       else
         log.debug("standby_reload_failed", why)
         self.all = self.all or all
@@ -124,7 +126,9 @@ function Follow:caught_up(until_)
       end
     end)
   end
+  self.waiting = self.waiting + 1
   while self.done < mine and not self.context.dead and now() < until_ do self.known:wait() end
+  self.waiting = self.waiting - 1
   return self.done >= mine
 end
 

@@ -216,15 +216,19 @@ local function holder_context(store, lease)
     end
     J.context.trim:lane_closed(lane.id)
   end
+  local joining = {}
   function context.on_usable(server)
     local own = J.context
+    local names = own.names
     own.on_changed(server)
+    if joining[server.name] then return end
+    joining[server.name] = true
     spawn(function()
-      local names = own.names
       while not own.dead and not names.copies[server.name] do
         if #names.order > 0 and J.phase == "on" then adopt.join(own, names, server, false) end
         if not names.copies[server.name] then sleep(0.2) end
       end
+      joining[server.name] = nil
       if own.dead then return end
       names:kick()
       for _, lane in pairs(names.by_logical) do lane:kick() end
@@ -368,6 +372,10 @@ local function hold(life, lease)
   operate.listen(J)
   names:kick()
   for _, lane in pairs(names.by_logical) do lane:kick() end
+  -- Those that were looked at as a standby are not looked at again.
+  for _, s in ipairs(J.servers.list) do
+    if s:usable() and not names.copies[s.name] then context.on_usable(s) end
+  end
   Forward.changed()
   while J.life == life and not context.dead do context.over:wait() end
   if store.suspended and J.life == life then await_operator(life, store, store.suspended) end

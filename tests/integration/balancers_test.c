@@ -374,8 +374,8 @@ static void a_standby_does_not_read_from_a_server_that_came_back_empty(void **st
     char *id = create(s, "empty");
     upsert(s, id, "a", 7);
     check_caught_up(s, 10);
-    /* Stamped: it has had writes. */
-    check_soon(sql_number(s, "SELECT min(witness) FROM journal_servers") >= 2, 10);
+    /* Its life has been stamped. */
+    check_soon(sql_number(s, "SELECT min(witness) FROM journal_servers") >= 1, 10);
     struct chroma *c = s->server[1];
     chroma_kill(c);
     const char *const wipe[] = {"rm", "-rf", c->folder, NULL};

@@ -488,7 +488,10 @@ static void notifications_run_tasks(void **state)
              "for _, bad in ipairs{'', ('x'):rep(64), 'a\\0b'} do\n"
              "  assert(not pcall(c.listen, c, bad, print))\n"
              "end\n"
-             "assert(not pcall(c.listen, c, 'x'))\n"
+             "assert(not pcall(c.listen, c, 'x')) assert(not pcall(c.observe, c))\n"
+             "c:observe(function(state) seen[#seen + 1] = state end)\n"
+             "pid = c:query('SELECT pg_backend_pid() AS pid')[1].pid\n"
+             "assert(pg.query('SELECT pg_terminate_backend($1)', pid)) await('away ready nil')\n"
              "local called\n"
              "c:listen('deaf', function() called = true error('deaf ears') end)\n"
              "for i = 1, 500 do if called then break end sleep(0.01) end assert(called)");

@@ -144,13 +144,14 @@ static const char *lua(const char *chunk)
 }
 
 static const char engine[] =
-    "asked, gone, lost = {}, {}, {}\n"
+    "asked, gone, lost, looks = {}, {}, {}, {}\n"
     "package.preload['lb.journal'] = function()\n"
     "  return {\n"
     "    start = function(s) settings = s end,\n"
     "    reload = function(s) settings = s end,\n"
     "    submit = function(r) asked[#asked + 1] = r; if on_submit then on_submit(r) end end,\n"
     "    gone = function(t) gone[#gone + 1] = t end,\n"
+    "    look = function(id) looks[#looks + 1] = id end,\n"
     "    lost = function(c) lost[#lost + 1] = c.logical .. ' ' .. c.instance end,\n"
     "    stop = function() return true end,\n"
     "  }\n"
@@ -299,7 +300,7 @@ static void balancer_stop(void)
     access_stop();
     policy_unload();
     copies_clear();
-    copies_expected = copies_on = false;
+    copies_expected = copies_on = copies_partial = false;
     server_stop(&bal.a);
     server_stop(&bal.b);
     config_free(bal.cfg);

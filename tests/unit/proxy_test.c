@@ -86,6 +86,70 @@ static void test_an_unknown_collection_is_not_found(void **state)
     assert_int_equal(bal.a.requests + bal.b.requests, 0);
 }
 
+#define LATER "0b8a1c11-5f0e-4b6e-9a52-3d1c7e0f9a11"
+
+/* A read of a collection that this table lacks is on its way, and its engine has been asked. */
+static void ask_for_what_is_not_known(void)
+{
+    lua("copies.partial(true)");
+    client_open();
+    say("POST " RECORDS LATER "/query HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
+        "Connection: close\r\n\r\n{}");
+    assert_true(wires_until(bal.loop, strcmp(lua("return #looks"), "1") == 0));
+    assert_string_equal(lua("return looks[1]"), LATER);
+    assert_false(heard(""));
+}
+
+static void test_a_collection_that_another_balancer_made_is_looked_up(void **state)
+{
+    ask_for_what_is_not_known();
+    lua("copies.collection_set('" LATER "', 't', 'd', 0)"
+        "copies.copy_set('" LATER "', 'a', '" ON_A "', 0, true)"
+        "copies.looked('" LATER "', true)");
+    assert_true(wires_until(bal.loop, heard(NULL)));
+    hears("HTTP/1.1 200");
+    assert_non_null(strstr(bal.a.got, RECORDS ON_A "/query HTTP/1.1\r\n"));
+    assert_non_null(strstr(bal.a.got, "\r\n\r\n{}"));
+}
+
+static void test_a_collection_that_nobody_made_is_not_found(void **state)
+{
+    ask_for_what_is_not_known();
+    lua("copies.looked('" ON_B "', true)"); /* another's */
+    lua("copies.looked('" LATER "', true)");
+    assert_true(wires_until(bal.loop, heard(NULL)));
+    hears("HTTP/1.1 404");
+    hears(LATER);
+    assert_int_equal(bal.a.requests + bal.b.requests, 0);
+}
+
+static void test_a_collection_of_another_database_is_not_found_by_looking_either(void **state)
+{
+    ask_for_what_is_not_known();
+    lua("copies.collection_set('" LATER "', 't', 'e', 0) copies.looked('" LATER "', true)");
+    assert_true(wires_until(bal.loop, heard(NULL)));
+    hears("HTTP/1.1 404");
+}
+
+static void test_nobody_is_told_404_when_looking_failed(void **state)
+{
+    ask_for_what_is_not_known();
+    lua("copies.looked('" LATER "', false)");
+    assert_true(wires_until(bal.loop, heard(NULL)));
+    hears("HTTP/1.1 503");
+    hears("PostgreSQL does not answer");
+}
+
+static void test_a_client_that_left_while_its_collection_was_looked_up(void **state)
+{
+    ask_for_what_is_not_known();
+    client_close();
+    assert_true(wires_until(bal.loop, session_shared.count == 0));
+    lua("copies.looked('" LATER "', true)");
+    ask(QUERY);
+    hears("HTTP/1.1 200");
+}
+
 static void test_a_collection_of_another_database_is_not_found(void **state)
 {
     ask("/api/v2/tenants/t/databases/e/collections/" ID "/query");
@@ -327,6 +391,11 @@ int main(void)
         TEST(ids_in_any_spelling),
         TEST(what_is_no_id_reaches_no_server),
         TEST(an_unknown_collection_is_not_found),
+        TEST(a_collection_that_another_balancer_made_is_looked_up),
+        TEST(a_collection_that_nobody_made_is_not_found),
+        TEST(a_collection_of_another_database_is_not_found_by_looking_either),
+        TEST(nobody_is_told_404_when_looking_failed),
+        TEST(a_client_that_left_while_its_collection_was_looked_up),
         TEST(a_collection_of_another_database_is_not_found),
         TEST(a_copy_that_is_behind_is_not_asked),
         TEST(no_copy_up_to_date_is_said_with_states),
