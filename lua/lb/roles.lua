@@ -302,7 +302,9 @@ local function hold(life, lease)
   function store.on_fenced() leave(context) end
   spawn(keep_lease, life, context, store, ttl)
   if not lease.clean then store:enqueue({ Store.doubt_all(GROUP_MOST) }, nil, function() end) end
-  settle_all(names, math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused))
+  local horizon = math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused)
+  J.servers:hold_stamps(now() + horizon)
+  settle_all(names, horizon)
   if #names.order == 0 then
     say("starting", "the primary's collections are taken over")
     adopt_first(context, names, life)

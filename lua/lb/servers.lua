@@ -23,13 +23,19 @@ local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
 -- set.context: {settings, store, journal_id, ready, drives, dead, calls, on_changed(server), on_usable(server),
 -- on_lost(server, why), look_again() -> true | nil, why}; it changes with the role.
 function M.new()
-  return setmetatable({ by_name = {}, list = {} }, { __index = M })
+  return setmetatable({ by_name = {}, list = {}, held_until = 0 }, { __index = M })
+end
+
+-- Until then a stamp of the holder before may yet be carried out.
+function M:hold_stamps(till)
+  self.held_until = till
+  for _, s in ipairs(self.list) do s.held_until, s.held = till, nil end
 end
 
 local function server_new(set, name)
   local s = setmetatable({
     set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
-    held_until = now() + set.context.horizon(),
+    held_until = set.held_until,
     active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
   }, Server)
