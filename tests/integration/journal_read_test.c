@@ -61,6 +61,7 @@ static void readers_say_how_old_an_answer_may_be(void **state)
     write_file(keepf("%s/route.lua", policies),
                "return { route = function(req, nodes)\n"
                "  local most = nodes[1]\n"
+               "  if req.class ~= 'read' then return 'primary' end\n"
                "  for _, n in ipairs(nodes) do if n.behind > most.behind or n.role == 'replica' "
                "then most = n end end\n"
                "  return most.name, 'behind=' .. most.behind\nend }\n");
