@@ -238,10 +238,10 @@ static void a_server_with_an_old_backup_is_set_aside(void **state)
     char *id = filled(s, "some", 3);
     check_soon(sql_number(s, "SELECT count(*) FROM journal_servers WHERE witness > 0") == 2, 10);
     chroma_kill(s->server[1]);
+    long before = sql_number(s, "SELECT witness FROM journal_servers WHERE instance = 'replica'");
     copy_folder(s->server[1]->folder, keepf("%s/backup", temp_folder()));
     chroma_again(s->server[1]);
     chromux_wait_healthy(s->x, 2);
-    long before = sql_number(s, "SELECT witness FROM journal_servers WHERE instance = 'replica'");
     check_status(post(s, of(id, "add"), records_body("new", 0, 2, "")), 201);
     check_equal(s, id, 10);
     check_soon(sql_number(s, "SELECT witness FROM journal_servers WHERE instance = 'replica'") >
