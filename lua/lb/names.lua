@@ -20,7 +20,7 @@ function Names.new(context)
   return setmetatable({
     context = context, tenants = {}, databases = {}, by_name = {}, by_logical = {}, by_lane = {}, physical = {},
     head = 0, floor = 0, entries = {}, copies = {}, order = {}, decider = nil, next_lane = 1, aside = {},
-    failures = {},
+    failures = {}, joining = {},
   }, Names)
 end
 
