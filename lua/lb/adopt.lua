@@ -128,10 +128,7 @@ end
 
 -- ---- joining ---------------------------------------------------------------------------------------------
 
--- Makes the server a member. compare: nothing is written yet, so collections that stood before may be compared.
--- true | nil, why
-function M.join(context, names, server, compare)
-  if names.copies[server.name] or server.retired then return true end
+local function join(context, names, server, compare)
   local statements, made = { Store.copy_new(0, server.name, "", 0) }, {}
   for _, lane in ipairs(names:each_in()) do
     if lane.adopted then
@@ -165,6 +162,17 @@ function M.join(context, names, server, compare)
   names:member_add { instance = server.name, server = server }
   log.info("instance_joined", server.name)
   return true
+end
+
+-- Makes the server a member, once. compare: nothing is written yet, so collections that stood before may be compared.
+-- true | nil, why
+function M.join(context, names, server, compare)
+  if names.copies[server.name] or server.retired then return true end
+  if names.joining[server.name] then return nil, "it is joining" end
+  names.joining[server.name] = true
+  local ok, why = join(context, names, server, compare)
+  names.joining[server.name] = nil
+  return ok, why
 end
 
 return M

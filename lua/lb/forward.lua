@@ -4,7 +4,8 @@
 -- again after a broken connection, or asking the next holder, is no second entry. X-Chromux-Forwarded says how many
 -- seconds the client still waits, and keeps a balancer that is not the holder from passing it on.
 --
---   Forward.send(req, wanted, where, on_sent) -> answer as of fetch | nil, "here" | nil, "given_up"
+--   Forward.send(req, wanted, where, on_sent) -> answer as of fetch, whether one that was asked before may have made
+--       an entry | nil, "here" | nil, "given_up"
 --       wanted() -> false when nobody waits any more; where() -> "here", or {address=, epoch=} or nil when not known
 --       on_sent(yes): whether what was asked may have become an entry by now
 --   Forward.changed()   where() may have another answer
@@ -62,7 +63,7 @@ function Forward.send(req, wanted, where, on_sent)
     if to and to.address ~= "" then
       on_sent(true)
       local answer, why = one_try(req, to, wanted, where)
-      if answer and not answer.headers["x-chromux-not-holder"] then return answer end
+      if answer and not answer.headers["x-chromux-not-holder"] then return answer, sent end
       -- "Failed to connect to", "Couldn't connect to"
       sent = sent or not (answer or tostring(why):find("onnect to", 1, true))
       on_sent(sent)

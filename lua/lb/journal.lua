@@ -295,6 +295,10 @@ local function forward(t)
       return J.holder
     end, function(sent) t.sent = sent or before end)
     t.forwarding = false
+    -- Not kept, says this holder; the one before may have.
+    if answer and (why or before) and answer.status == 503 and answer.headers["retry-after"] then
+      return not_kept(t, "PostgreSQL does not answer")
+    end
     if answer then return pass_on(t, answer) end
     if why == "here" then dispatch(t) end
   end)

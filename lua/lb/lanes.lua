@@ -333,8 +333,9 @@ local function resolve(lane, copy, e)
   local rows, why = lane.context.store:commit { Store.resolve_entry(lane.id, e.n, text_ids) }
   if not rows then return false, "again", why end
   if rows[1].affected == 0 then -- it was resolved before: what is recorded counts
-    lane:forget(e.n)
-    return false, "again"
+    local recorded = lane.context.store:entries(lane.id, e.n, 1)
+    if not recorded or not recorded[1] then return false, "again" end
+    text_ids = recorded[1].resolved
   end
   lane.context.fault("resolve.recorded")
   e.resolved = text_ids

@@ -10,12 +10,13 @@ local json = json
 local M = {}
 
 local AT_ONCE = 500 -- ids in one request
+local MISSING = "Error finding id" -- what Chroma says when it has a record's document but not its vector
 
 -- "whole" | "torn" | nil, why
 local function look(ask, ids)
   local a, why = ask("/get", slice.ids_body(ids):sub(1, -2) .. ',"include":["embeddings"]}')
   if not a then return nil, why end
-  if a.status >= 500 then return "torn" end
+  if a.status == 500 and a.body:find(MISSING, 1, true) then return "torn" end
   local got = a.status == 200 and json.decode(a.body)
   if not got then return nil, "answered " .. a.status end
   for _, vector in ipairs(type(got.embeddings) == "table" and got.embeddings or {}) do

@@ -20,7 +20,7 @@ function Names.new(context)
   return setmetatable({
     context = context, tenants = {}, databases = {}, by_name = {}, by_logical = {}, by_lane = {}, physical = {},
     id = LANE, head = 0, floor = 0, waiting_since = now(), entries = {}, copies = {}, order = {}, decider = nil,
-    next_lane = 1, failures = {},
+    next_lane = 1, failures = {}, joining = {},
   }, Names)
 end
 

@@ -19,7 +19,7 @@ function M.new(sim)
   local acked = {}     -- lane -> highest entry that was acknowledged
   local taken = {}     -- tokens that are in the journal
   local refused = {}   -- tokens of writes that were "not kept", as all who asked for them were told
-  local asked = {}     -- token -> how often it was asked for
+  local asked = {}     -- request id -> how often it was asked for
   local born = {}      -- entry -> epoch in which it was appended
   local touched = {}   -- servers that lost what they had
 
@@ -163,7 +163,8 @@ function M.new(sim)
 
   function check.balancer.submitted(r)
     local token = token_of(r)
-    if token then refused[token], asked[token] = nil, (asked[token] or 0) + 1 end
+    if token then refused[token] = nil end
+    if not r.forwarded then asked[r.id] = (asked[r.id] or 0) + 1 end
   end
 
   function check.balancer.answered(b, r, kind, status, text, body)
@@ -173,9 +174,9 @@ function M.new(sim)
       local reason = kind == "refuse" and status or body:match('^{"error":"([^"]*)"')
       if kind ~= "refuse" then text = body end
       local token = token_of(r)
-      if token and reason == "journal_away" and text:find("not kept", 1, true) then
+      if token and not r.forwarded and reason == "journal_away" and text:find("not kept", 1, true) then
         refused[token] = true
-        if e and asked[token] == 1 then world:violation("NOT-KEPT-BUT-THERE", entry_name(e), r.action, r.body) end
+        if e and asked[r.id] == 1 then world:violation("NOT-KEPT-BUT-THERE", entry_name(e), r.action, r.body) end
       end
       if reason == "not_applied" and not e then world:violation("KEPT-BUT-NOT-THERE", r.action, r.body) end
       return
@@ -274,7 +275,8 @@ function M.new(sim)
         world:violation("ENTRY-MISSING", lane, n)
         return states
       end
-      if e.verdict == "failed" then
+      local cut_off = not db.lanes[lane].open and e.verdict == "rejected" and e.status == 404
+      if e.verdict == "failed" or cut_off then
         for k = n, db.lanes[lane].next - 1 do states[k] = false end
         return states
       end
