@@ -99,7 +99,8 @@ local function play(seed)
   end
   local steps = table.concat(names, ","):find("step") and (#names == 1 or rng:chance(0.5))
     and Nemesis.step_plan(rng)
-  local stage = Stage.new { dir = dir, steps = steps or nil, rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
+  local stage = Stage.new { dir = dir, steps = steps or nil, rng = Rng.new(seed, "ports" .. process.pid()),
+    journal = true,
     chromux = options.chromux, wraps = wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
