@@ -212,14 +212,17 @@ end
 -- Server first, PostgreSQL second: a counter that the server has and PostgreSQL lacks only says "newer". A stamp whose
 -- outcome is not known may yet be carried out: until it can't be, the same number is stamped again, or it would set
 -- the counter back and the server would seem to have lost data. The same holds for the stamps of a life before ours.
+-- -> true, whether the number is a new one: only then does it cover the writes before it | nil, why
 function Server:stamp()
   local context = self.set.context
   if not self.witness_id then
     local made, why = self:witness_make()
     if not made then return nil, why end
   end
-  local counter = self.witness + 1
-  if now() < math.max(self.held_until, self.set.held_until) then counter = math.max(self.held or counter, self.witness) end
+  local counter, fresh = self.witness + 1, true
+  if now() < math.max(self.held_until, self.set.held_until) then
+    counter, fresh = math.max(self.held or counter, self.witness), false
+  end
   self.held = counter
   local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
     string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d,"epoch":%d,"renewed":%d}]}',
@@ -231,7 +234,7 @@ function Server:stamp()
   local rows, why = context.store:commit({ context.store.witness(self.name, counter) }, now() + 5)
   if not rows then return nil, why end
   self.witness = math.max(self.witness, counter)
-  return true
+  return true, fresh
 end
 
 -- For so many seconds a stamp of another holder may yet be carried out.
@@ -344,7 +347,8 @@ function M:keep_stamping()
     for _, s in ipairs(self.list) do
       if self.context.drives and s.writes > s.stamped and s:usable() then
         local upto = s.writes
-        if s:stamp() then s.stamped = upto end
+        local done, fresh = s:stamp()
+        if done and fresh then s.stamped = upto end
       end
     end
   end
