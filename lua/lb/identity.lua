@@ -62,11 +62,12 @@ function M.check(store)
   return "fine"
 end
 
--- Records that writes are stopped, for whoever holds the lease next. true | nil, why
+-- Records that writes are stopped, for whoever holds the lease next; not when that is another's by now. true | nil, why
 function M.suspend(store, reason)
-  local done, why = store.append:transaction {
-    { "UPDATE journal_meta SET suspended = $1 WHERE suspended = ''", reason },
-    store.event("postgres_restored", nil, nil, reason, false) }
+  local done, why = store.append:query([[WITH stopped AS (UPDATE journal_meta SET suspended = $1 WHERE suspended = ''
+      AND EXISTS (SELECT 1 FROM journal_lease WHERE epoch <= $2) RETURNING 1)
+      INSERT INTO failover_events (event_type, reason, success) SELECT 'postgres_restored', $1, false FROM stopped]],
+    reason, store.epoch)
   return done ~= nil, why
 end
 

@@ -274,14 +274,16 @@ function Server:looked(context, counter, journal_id)
 end
 
 -- Was the server stamped under a lease that PostgreSQL has forgotten? (R12) What a stamp says of the lease was durable
--- before.
+-- before. A later lease than ours is another's, unless PostgreSQL does not know of it. nil: it can't be said now.
 local function ahead(store, lease)
   local prior = store.prior
   if not lease or not prior then return false end
-  if lease.epoch >= store.epoch then
-    return lease.epoch > store.epoch or lease.renewed > store.renewed
+  if lease.epoch < store.epoch then
+    return lease.epoch > prior.epoch or (lease.epoch == prior.epoch and lease.renewed > prior.renewed)
   end
-  return lease.epoch > prior.epoch or (lease.epoch == prior.epoch and lease.renewed > prior.renewed)
+  if lease.epoch == store.epoch and lease.renewed <= store.renewed then return false end
+  local is = store:lease_look()
+  return is and (is.epoch < lease.epoch or (is.epoch == lease.epoch and is.renewed < lease.renewed))
 end
 
 -- Looks at the witness of the present incarnation, until that is known or gone.
@@ -306,20 +308,23 @@ function Server:admit()
         end
       elseif counter and life == self.incarnation then
         local fine = true
+        local forgotten = ahead(context.store, lease)
         if journal_or_why and journal_or_why ~= context.journal_id then
           self.note = "its witness belongs to another journal"
           fine = self.witness <= 0 -- never seen by this journal: its past is another's
         elseif counter < self.witness then
           self.note = string.format("came back with older data (witness %d, stamped %d)", counter, self.witness)
           fine = false
-        elseif ahead(context.store, lease) then
+        elseif forgotten == nil then
+          fine = nil -- look again
+        elseif forgotten then
           self.note = string.format("its witness knows of lease %d/%d, which PostgreSQL does not", lease.epoch,
             lease.renewed)
           context.on_restored("PostgreSQL was restored from a backup: " .. self.name .. ": " .. self.note)
           break
         end
         -- Marked durably before it is stamped anew.
-        if fine or context.on_lost(self, self.note) then
+        if fine or (fine == false and context.on_lost(self, self.note)) then
           self.witness = math.max(self.witness, counter)
           local stamped, why = self:look_at_generation()
           if stamped then stamped, why = self:stamp() end

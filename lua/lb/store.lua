@@ -67,6 +67,12 @@ local function news_of(all)
   return words[1] and table.concat(words, " ")
 end
 
+-- {epoch=, renewed=} as PostgreSQL has them now.
+function Store:lease_look()
+  local rows, why = self.reader:query("SELECT epoch, renewed FROM journal_lease")
+  return rows and rows[1], why
+end
+
 local function lease_check(self)
   if not self.timeline then return { LEASE_CHECK:format(""), self.epoch, self.renewed } end
   return { LEASE_CHECK:format(" AND " .. identity.TIMELINE .. " = $3"), self.epoch, self.renewed, self.timeline }
@@ -74,15 +80,15 @@ end
 
 -- The lease check failed: is it another's now, or has PostgreSQL's past come back? "fenced" | "restored" | "again"
 local function why_not_ours(self)
-  local rows, why = self.reader:query("SELECT epoch, renewed FROM journal_lease")
-  if not rows then
+  local is, why = self:lease_look()
+  if not is then
     self.last_error = why
     return "again"
   end
-  if rows[1].epoch > self.epoch then return "fenced" end
+  if is.epoch > self.epoch then return "fenced" end
   local reason = identity.moved(self.reader, self.timeline, self.system_id)
-  if rows[1].epoch < self.epoch or rows[1].renewed < self.renewed then
-    reason = string.format("the lease in it is at %d/%d, it was at %d/%d", rows[1].epoch, rows[1].renewed, self.epoch,
+  if is.epoch < self.epoch or is.renewed < self.renewed then
+    reason = string.format("the lease in it is at %d/%d, it was at %d/%d", is.epoch, is.renewed, self.epoch,
       self.renewed)
   end
   if not reason then return "again" end
@@ -245,7 +251,7 @@ end
 -- in seconds.
 function Store:lease_take(holder, address, ttl, horizon, dead)
   local rows, why = self.reader:query({
-    "SELECT holder, address, epoch, renewed, closed, until < now() AS over FROM journal_lease", timeout = ttl })
+    "SELECT holder, address, epoch, closed, until < now() AS over FROM journal_lease", timeout = ttl })
   if not rows then return nil, why end
   local was = rows[1]
   local gone = was.closed or dead(was.holder)
@@ -261,7 +267,7 @@ function Store:lease_take(holder, address, ttl, horizon, dead)
   if not rows then return nil, why end
   if #rows == 0 then return nil, "another took it" end
   self.epoch, self.renewed = rows[1].epoch, rows[1].renewed
-  return { epoch = self.epoch, renewed = self.renewed, prior = { epoch = was.epoch, renewed = was.renewed },
+  return { epoch = self.epoch, renewed = self.renewed, prior = { epoch = was.epoch, renewed = self.renewed - 1 },
     clean = was.closed, dead = gone, paused = rows[1].paused }
 end
 

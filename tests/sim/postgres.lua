@@ -75,11 +75,11 @@ end)
 define("SELECT max(step) AS newest FROM chromux_schema", function(db) return { { newest = #db.steps } } end)
 define("INSERT INTO journal_meta (journal_id) VALUES (md5(random()::text || clock_timestamp()::text))",
   function(db, tx)
-    set(tx, db.meta, 1, { journal_id = "journal-of-the-simulation" })
+    set(tx, db.meta, 1, { journal_id = "journal-of-the-simulation", system_id = "", timeline = "", suspended = "" })
     return done(1)
   end)
 define("INSERT INTO journal_lease DEFAULT VALUES", function(db, tx)
-  set(tx, db.lease, 1, { holder = "", address = "", epoch = 0, until_ = -math.huge, closed = true,
+  set(tx, db.lease, 1, { holder = "", address = "", epoch = 0, renewed = 0, until_ = -math.huge, closed = true,
     paused_until = -math.huge })
   return done(1)
 end)
@@ -97,39 +97,67 @@ define("INSERT INTO journal_databases VALUES ('default_tenant', 'default_databas
   return done(1)
 end)
 
+-- Which server and which past of it this is.
+local TIMELINE = "00000001"
+define("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS v", function() return { { v = TIMELINE } } end)
+define("SELECT system_identifier::text AS v FROM pg_control_system()", function() return { { v = "7" } } end)
+define("SELECT system_id, timeline, suspended FROM journal_meta", function(db) return { copy_of(db.meta[1]) } end)
+define("UPDATE journal_meta SET system_id = $1, timeline = $2", function(db, tx, system_id, timeline)
+  set(tx, db.meta[1], "system_id", system_id)
+  set(tx, db.meta[1], "timeline", timeline)
+  return done(1)
+end)
+define([[WITH stopped AS (UPDATE journal_meta SET suspended = $1 WHERE suspended = ''
+    AND EXISTS (SELECT 1 FROM journal_lease WHERE epoch <= $2) RETURNING 1)
+    INSERT INTO failover_events (event_type, reason, success) SELECT 'postgres_restored', $1, false FROM stopped]],
+  function(db, tx, reason, epoch)
+    if db.meta[1].suspended ~= "" or db.lease[1].epoch > epoch then return done(0) end
+    set(tx, db.meta[1], "suspended", reason)
+    set(tx, db.events, #db.events + 1, { kind = "postgres_restored", reason = reason })
+    return done(1)
+  end)
+define("SELECT suspended FROM journal_meta", function(db) return { { suspended = db.meta[1].suspended } } end)
+define("SELECT * FROM journal_requests WHERE answered_at IS NULL ORDER BY id LIMIT 100", function() return {} end)
+
 -- The lease.
-define("SELECT 1 / (epoch = $1)::int AS mine FROM journal_lease FOR SHARE", function(db, tx, epoch)
-  if db.lease[1].epoch ~= epoch then fail("22012", "division by zero") end
+define([[SELECT 1 / (epoch = $1 AND renewed >= $2 AND substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = $3)::int
+    AS mine FROM journal_lease FOR SHARE]], function(db, tx, epoch, renewed, timeline)
+  local l = db.lease[1]
+  if l.epoch ~= epoch or l.renewed < renewed or timeline ~= TIMELINE then fail("22012", "division by zero") end
   tx.checked = true
   return { { mine = 1 } }
+end)
+define("SELECT epoch, renewed FROM journal_lease", function(db)
+  return { { epoch = db.lease[1].epoch, renewed = db.lease[1].renewed } }
 end)
 define("SELECT holder, address, epoch, closed, until < now() AS over FROM journal_lease", function(db, tx)
   local l = db.lease[1]
   return { { holder = l.holder, address = l.address, epoch = l.epoch, closed = l.closed, over = l.until_ < tx.now } }
 end)
 define([[WITH taken AS (UPDATE journal_lease SET holder = $1, address = $2,
-    epoch = epoch + 1, until = now() + $3 * interval '1 second', closed = false,
+    epoch = epoch + 1, until = now() + $3 * interval '1 second', closed = false, renewed = renewed + 1,
     paused_until = GREATEST(paused_until, CASE WHEN $5 THEN '-infinity' ELSE now() + $6 * interval '1 second' END)
-    WHERE epoch = $4 RETURNING epoch,
+    WHERE epoch = $4 RETURNING epoch, renewed,
     CASE WHEN paused_until > now() THEN extract(epoch FROM paused_until - now()) ELSE 0 END::float8 AS paused)
-    SELECT epoch, paused, pg_notify($7, 'lease')::text AS told FROM taken]],
+    SELECT epoch, renewed, paused, pg_notify($7, 'lease')::text AS told FROM taken]],
   function(db, tx, holder, address, ttl, epoch, gone, horizon, channel)
     local l = db.lease[1]
     if l.epoch ~= epoch then return {} end
     local paused = math.max(l.paused_until, gone and -math.huge or tx.now + horizon)
     set(tx, db.lease, 1, { holder = holder, address = address, epoch = epoch + 1, until_ = tx.now + ttl,
-      closed = false, paused_until = paused })
+      closed = false, paused_until = paused, renewed = l.renewed + 1 })
     tell(tx, "lease", tx.process, epoch + 1)
     table.insert(tx.news, { channel, "lease" })
-    return { { epoch = epoch + 1, paused = math.max(0, paused - tx.now), told = "" } }
+    return { { epoch = epoch + 1, renewed = l.renewed + 1, paused = math.max(0, paused - tx.now), told = "" } }
   end)
-define("UPDATE journal_lease SET until = now() + $1 * interval '1 second' WHERE epoch = $2 RETURNING epoch",
-  function(db, tx, ttl, epoch)
-    local l = db.lease[1]
-    if l.epoch ~= epoch then return {} end
-    set(tx, l, "until_", tx.now + ttl)
-    return { { epoch = epoch } }
-  end)
+define([[UPDATE journal_lease SET until = now() + $1 * interval '1 second', renewed = renewed + 1
+    WHERE epoch = $2 AND renewed >= $3 RETURNING renewed]], function(db, tx, ttl, epoch, renewed)
+  local l = db.lease[1]
+  if l.epoch ~= epoch or l.renewed < renewed then return {} end
+  set(tx, l, "until_", tx.now + ttl)
+  set(tx, l, "renewed", l.renewed + 1)
+  return { { renewed = l.renewed } }
+end)
 define([[WITH given AS (UPDATE journal_lease SET until = now(), closed = true
     WHERE epoch = $1 RETURNING epoch) SELECT pg_notify($2, 'lease')::text AS told FROM given]],
   function(db, tx, epoch, channel)
@@ -155,7 +183,9 @@ end
 
 local LANES = [[SELECT lane, next, trimmed, open,
     COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
-    COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided
+    COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided,
+    (SELECT min(extract(epoch FROM created_at)::bigint) FROM journal_entries e
+      WHERE e.lane = l.lane AND verdict IS NULL) AS waiting
     FROM journal_lanes l WHERE open]]
 local function lanes(db, some)
   local rows = rows_where(db.lanes, function(l) return l.open and (not some or some[l.lane]) end)
@@ -182,7 +212,8 @@ define(COLLECTIONS .. SOME, function(db, _, list)
   local some = among(list)
   return rows_where(db.collections, function(c) return not c.deleted and some[c.lane] end)
 end)
-local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt FROM journal_copies
+local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt,
+    extract(epoch FROM changed_at)::bigint AS changed FROM journal_copies
     WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
 define(COPIES, function(db) return rows_where(db.copies, function(c) return db.lanes[c.lane].open end) end)
 define(COPIES .. SOME, function(db, _, list)
@@ -205,7 +236,8 @@ define("SELECT name FROM journal_tenants", function(db) return rows_where(db.ten
 define("SELECT tenant, name FROM journal_databases", function(db) return rows_where(db.databases, all) end)
 define("SELECT instance, witness, retired FROM journal_servers", function(db) return rows_where(db.servers, all) end)
 
-local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer"
+local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer, "
+  .. "extract(epoch FROM created_at)::bigint AS created"
 define("SELECT " .. ENTRY .. [[ FROM (
     SELECT *, sum(length(body)) OVER (ORDER BY n) - length(body) AS before FROM journal_entries
     WHERE lane = $1 AND n >= $2 AND n < $2 + $3) e WHERE before < 16000000 ORDER BY n]],
@@ -245,7 +277,7 @@ define("UPDATE journal_entries SET resolved = $3 WHERE lane = $1 AND n = $2 AND 
     return done(1)
   end)
 define([[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
-    decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
+    note = $9, decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
   function(db, tx, lane, lo, hi, verdict, status, answer_type, answer, authority)
     local count = 0
     for n = lo, hi do
@@ -267,6 +299,25 @@ define("UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", functi
   set(tx, e, "rest", rest)
   return done(1)
 end)
+
+define([[UPDATE journal_entries SET authority = $4 WHERE lane = $1 AND n = $2
+    AND authority IS NOT DISTINCT FROM $3]], function(db, tx, lane, n, from, to)
+  local e = db.entries[lane][n]
+  if not e or e.authority ~= from then return done(0) end
+  set(tx, e, "authority", to)
+  return done(1)
+end)
+
+-- Retention. Nothing is trimmed here: the checks need every entry.
+local SIZE = [[(octet_length(body) + octet_length(rest) + COALESCE(octet_length(resolved), 0)
+  + COALESCE(octet_length(answer), 0) + 200)]]
+define("SELECT count(*) AS rows, COALESCE(sum(" .. SIZE .. "), 0)::bigint AS bytes FROM journal_entries",
+  function() return { { rows = 0, bytes = 0 } } end)
+define("SELECT pg_total_relation_size('journal_entries')::bigint AS bytes", function() return { { bytes = 0 } } end)
+define([[SELECT lane FROM journal_lanes l WHERE NOT open AND (
+    EXISTS (SELECT 1 FROM journal_entries e WHERE e.lane = l.lane)
+    OR EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = l.lane))]], function() return {} end)
+define("SELECT next - 1 AS head, trimmed FROM journal_lanes WHERE lane = $1", function() return {} end)
 
 -- Copies.
 define([[UPDATE journal_copies SET position = $4 WHERE lane = $1 AND instance = $2 AND incarnation = $3

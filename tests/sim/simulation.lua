@@ -197,7 +197,8 @@ function M.run(seed, verbose, fault_points)
   sim.check = check
   for _, s in ipairs(sim.servers) do s.watch = check.server end
   sim.postgres.on_commit = check.commit
-  local settings = { LEASE_TIMEOUT = 3, TRY_TIMEOUT = 1, DRAIN_CAP = 3, WRITE_HORIZON = 5, ALLOW_RESET = rng:chance(0.3),
+  local settings = { JOURNAL_KEEP = 1e6, JOURNAL_KEEP_BYTES = 1e12, JOURNAL_MAX_BYTES = 1e12, SYNC_INTERVAL = 300,
+    LEASE_TIMEOUT = 3, TRY_TIMEOUT = 1, DRAIN_CAP = 3, WRITE_HORIZON = 5, ALLOW_RESET = rng:chance(0.3),
     JOURNAL_MEMORY_BYTES = rng:pick { 64e6, 64e6, 2000 }, REQUEST_TIMEOUT = 30 }
   function sim.context(host)
     return { world = world, postgres = sim.postgres, servers = sim.servers, faults = faults, settings = settings,
