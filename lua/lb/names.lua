@@ -591,6 +591,7 @@ local function decide(self, copy, e)
   end)
   copy.draining = nil
   while e.deciding and not e.verdict do sleep(0.002) end
+  if e.verdict and kind == "unknown" then return give_up_on(self, copy, e, kind, answer) end
   if e.verdict then return GO end -- decided elsewhere meanwhile: what was done here is found again by looking
   if kind == "absent" then
     release(self, copy, e.n)
