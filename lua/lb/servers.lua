@@ -190,7 +190,9 @@ function Server:stamp()
     if not made then return nil, why end
   end
   local counter = self.witness + 1
-  if now() < math.max(self.held_until, self.set.held_until) then counter = math.max(self.held or counter, self.witness) end
+  if now() < math.max(self.held_until, self.set.held_until) then
+    counter = math.max(self.held or counter, self.witness)
+  end
   self.held = counter
   local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
     string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d}]}',
@@ -321,13 +323,12 @@ local function settle_once(self, horizon)
   while self.set.context.holder and not self.set.context.dead do
     if life == 0 then life = self.life end -- the first that we see is no new one
     if self.life ~= life and self.incarnation == self.life and self.admitted == self.life then return end
-    local before, answered = self.incarnation, false
-    if not self:usable() then answered = false
-    elseif not stamped then
+    local before, answered = self.incarnation, nil
+    if self:usable() and stamped then
+      answered = self:ask("GET", "/api/v2/heartbeat", nil, 1)
+    elseif self:usable() then
       stamped = self:stamp()
       answered = stamped
-    else
-      answered = self:ask("GET", "/api/v2/heartbeat", nil, 1)
     end
     local at = now()
     if not answered or before ~= self.incarnation then
