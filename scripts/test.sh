@@ -3,7 +3,7 @@
 # "N passed, N failed, N skipped"; the exit code is 0 only if nothing failed, every runner ended well
 # and each said how many tests it ran.
 #
-# usage: test.sh unit|spec|integration|asan|check...
+# usage: test.sh unit|spec|sim|integration|asan|check...
 #   asan is all but check again: the unit tests, and the program that runs the specs and that the
 #   integration tests drive, with sanitizers.
 # environment: BUILD (build), RUNNERS (2) at a time, TEST_TIMEOUT (300 s for one runner), ONLY (a
@@ -151,6 +151,11 @@ for set in "$@"; do
         queue+=("spec/chromux busted $BUILD/chromux test")
         run_queue 1
         ;;
+    sim) # seeds are counted as tests
+        queue+=("sim/seeds busted $BUILD/chromux script tests/sim/run.lua 0 ${SIM_SEEDS:-200}")
+        queue+=("sim/mutants busted $BUILD/chromux script tests/sim/mutants.lua")
+        run_queue 1
+        ;;
     integration) integration '' "$(realpath -m "$BUILD")/chromux" ;;
     asan)
         unit asan/ "$BUILD/asan"
@@ -162,7 +167,7 @@ for set in "$@"; do
         queue+=("check check scripts/check.sh")
         run_queue 1
         ;;
-    *) die "usage: scripts/test.sh unit|spec|integration|asan|check..." ;;
+    *) die "usage: scripts/test.sh unit|spec|sim|integration|asan|check..." ;;
     esac
 done
 
