@@ -50,6 +50,7 @@ help:
 	@echo 'make reload     that chromux reads its policies and configuration again'
 	@echo 'make test       set-up, build, all tests, the same with sanitizers, lint'
 	@echo 'make unit spec integration asan check    parts of it, after make setup-test'
+	@echo 'make sim        the journal engine in 2,000 seeds of simulated faults, and whether planted faults are seen'
 	@echo 'make test-newest  the integration tests against the newest Chroma server'
 	@echo 'make chaos      200 rounds of seeded faults, each judged by what clients and servers saw; CHAOS="--seed N"'
 	@echo 'make fuzz       fuzz targets in turn, 10 minutes in all; FUZZ_SECONDS=N for N each'
@@ -96,6 +97,11 @@ unit: unit-build
 	@BUILD=$(BUILD) scripts/test.sh unit
 spec: $(BUILD)/chromux
 	@BUILD=$(BUILD) scripts/test.sh spec
+
+# ---- the simulation: tests/sim ---------------------------------------------------------------------
+sim: $(BUILD)/chromux
+	@$(BUILD)/chromux script tests/sim/mutants.lua
+	@$(BUILD)/chromux script tests/sim/run.lua 0 2000
 
 # ---- integration tests: tests/integration/*_test.c against the real program ----------------------
 # Each is linked with the other files of that folder, and with nothing of core/.
@@ -185,5 +191,5 @@ clean:
 
 -include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
     $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
-.PHONY: all help run reload test check print-ORDER unit unit-build spec integration integration-build \
+.PHONY: all help run reload test check print-ORDER unit unit-build spec sim integration integration-build \
     test-newest asan asan-build chaos chaos-build fuzz fuzz-build bench bench-writes bench-reads install clean

@@ -155,8 +155,9 @@ for set in "$@"; do
         queue+=("spec/chromux busted $BUILD/chromux test")
         run_queue 1
         ;;
-    sim)
-        queue+=("sim busted $BUILD/chromux script tests/sim/run.lua 1 ${SIM_SEEDS:-200}")
+    sim) # seeds are counted as tests
+        queue+=("sim/seeds busted $BUILD/chromux script tests/sim/run.lua 0 ${SIM_SEEDS:-200}")
+        queue+=("sim/mutants busted $BUILD/chromux script tests/sim/mutants.lua")
         run_queue 1
         ;;
     integration) integration '' "$(realpath -m "$BUILD")/chromux" ;;

@@ -605,6 +605,7 @@ local function decide(self, copy, e)
   copy.draining = nil
   await_verdict(self, e)
   if e.verdict then -- decided elsewhere meanwhile: what was done here is found again by looking
+    if kind == "unknown" then return give_up_on(self, copy, e, kind, answer) end
     if self.decider == copy then self.decider = nil end
     return GO
   end

@@ -375,13 +375,12 @@ local function settle_once(self, horizon)
   while self.set.context.holder and not self.set.context.dead do
     if life == 0 then life = self.life end -- the first that we see is no new one
     if self.life ~= life and self.incarnation == self.life and self.admitted == self.life then return end
-    local before, answered = self.incarnation, false
-    if not self:usable() then answered = false
-    elseif not stamped then
+    local before, answered = self.incarnation, nil
+    if self:usable() and stamped then
+      answered = self:ask("GET", "/api/v2/heartbeat", nil, 1)
+    elseif self:usable() then
       stamped = self:stamp()
       answered = stamped
-    else
-      answered = self:ask("GET", "/api/v2/heartbeat", nil, 1)
     end
     local at = now()
     if not answered or before ~= self.incarnation then

@@ -1,6 +1,5 @@
 -- balancer.lua: one life of chromux: the journal's engine, unmodified, on stand-ins for what C gives it
 -- (chromux.api, chromux.courier.raw, chromux.copies, chromux.answer, chromux.route). slice and json are the real ones.
-local Chroma = require("chroma")
 local World = require("world")
 
 local Balancer = {}
@@ -85,6 +84,7 @@ local function courier(b)
 
   local function ended(call, status, ...)
     if call.over then return end
+    if call.request and call.request.written then b.watch.ended(b, call.request, status, ...) end
     call.over, call.result = true, { status, n = 1 + select("#", ...), ... }
     local wake = call.waiter
     call.waiter = nil
@@ -395,9 +395,9 @@ function Balancer:load()
     if rng:chance(0.05) then return nil, "none" end
     return rng:pick(names), "chosen"
   end }
-  local env = setmetatable({ pairs = ordered_pairs, setmetatable = numbered, io = files(self), os = { getenv = function() end,
-    exit = function() end, date = os.date, time = function() return math.floor(World.EPOCH + world.t) end } },
-    { __index = _G })
+  local env = setmetatable({ pairs = ordered_pairs, setmetatable = numbered, io = files(self),
+    os = { getenv = function() end, exit = function() end, date = os.date,
+      time = function() return math.floor(World.EPOCH + world.t) end } }, { __index = _G })
   env._G = env
   function env.require(name)
     if loaded[name] then return loaded[name] end
@@ -540,6 +540,7 @@ function Balancer:read(logical, done)
   if #able == 0 then return done(nil, "no copy may be read") end
   local server = self.world.rng:pick(able)
   local physical = c.copies[server.name].physical
+  self.watch.read(self, server.name .. physical)
   local request = { method = "POST", plain = true, balancer = self, read = true,
     target = "/api/v2/tenants/" .. c.tenant .. "/databases/" .. c.database .. "/collections/" .. physical .. "/get",
     body = '{"include":["documents","metadatas","embeddings"]}' }

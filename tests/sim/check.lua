@@ -127,7 +127,8 @@ function M.new(sim)
       if e.n ~= expected then world:violation("OUT-OF-ORDER", server.name, entry_name(e), "not", expected) end
       expected = e.n + 1
       -- A life that found it in the journal can't know who was sent it.
-      if e.verdict and e.verdict ~= "applied" and db.lanes[c.lane].open and not sent[key][e.n] and born[e] == r.balancer.process.epoch then
+      local ours = born[e] == r.balancer.process.epoch and db.lanes[c.lane].open
+      if e.verdict and e.verdict ~= "applied" and ours and not sent[key][e.n] then
         world:violation("REJECTED-SENT", entry_name(e), e.verdict, "to", server.name)
       end
       sent[key][e.n] = true
@@ -144,6 +145,29 @@ function M.new(sim)
     local key = server.name .. r.collection
     executed[key] = executed[key] or {}
     for _, e in ipairs(r.entries) do executed[key][e.n] = true end
+  end
+
+  -- A balancer does not read from a copy while it does not know what became of a write there.
+  function check.balancer.ended(b, r, status, kind)
+    local unsure
+    if status then unsure = status >= 500 and status ~= 503 else unsure = kind ~= "not_sent" and kind ~= "fenced" end
+    if not unsure or not r.entries or #r.entries == 0 then return end
+    b.doubts = b.doubts or {}
+    b.doubts[r.server.name .. r.collection] = { lane = r.lane, instance = r.server.name, n = r.entries[#r.entries].n }
+    -- Readers come just then, and some time later.
+    for _, most in ipairs { 0.01, 0.01, 1, 1 } do
+      world:after(sim.rng:unit() * most, function()
+        sim.read(sim, b, db.collections[r.lane], function() end)
+      end, b.process)
+    end
+  end
+
+  function check.balancer.read(b, key)
+    local d = b.doubts and b.doubts[key]
+    local copy = d and db.copies[Postgres.copy_key(d.lane, d.instance)]
+    if copy and copy.state == "ready" and copy.position < d.n then
+      world:violation("READ-IN-DOUBT", d.lane .. "/" .. d.n, "on", d.instance)
+    end
   end
 
   -- ---- answers ----
@@ -241,9 +265,10 @@ function M.new(sim)
             local parts = { "no verdict on " .. lane .. "/" .. n .. " in " .. b.process.name .. ", decider "
               .. tostring(held and held.decider and held.decider.instance) }
             for _, m in ipairs(held and held.order or {}) do
-              parts[#parts + 1] = string.format("%s p=%d doubt=%d %s settled=%s draining=%s tried=%d running=%s usable=%s",
-                m.instance, m.p, m.doubt, m.state, tostring(m.settled), tostring(m.draining), m.tried,
-                tostring(m.running), tostring(m.server:usable()))
+              parts[#parts + 1] = string.format(
+                "%s p=%d doubt=%d %s settled=%s draining=%s tried=%d running=%s usable=%s", m.instance, m.p, m.doubt,
+                m.state, tostring(m.settled), tostring(m.draining), m.tried, tostring(m.running),
+                tostring(m.server:usable()))
             end
             why = table.concat(parts, "; ")
             return false
@@ -315,7 +340,9 @@ function M.new(sim)
               world:violation("NOT-THE-FOLD", "lane", lane, "on", server.name, "at", copy.position, "has", text, "not",
                 want)
             end
-            if at_rest and reference and text ~= reference then world:violation("COPIES-DIFFER", "lane", lane, text, reference) end
+            if at_rest and reference and text ~= reference then
+              world:violation("COPIES-DIFFER", "lane", lane, text, reference)
+            end
             reference = text
           end
         end
@@ -353,7 +380,9 @@ function M.new(sim)
       local e = db.entries[0][n]
       local p = json.decode(e.rest)
       local key = (p.tenant or "") .. "/" .. (p.database or "") .. "/" .. tostring(p.name or p.collection)
-      local function wrong(text) world:violation("WRONG-VERDICT", entry_name(e), e.action, e.verdict, e.status, text) end
+      local function wrong(text)
+        world:violation("WRONG-VERDICT", entry_name(e), e.action, e.verdict, e.status, text)
+      end
       if e.action == "create_collection" then
         if e.verdict == "applied" then
           if names[key] then wrong("the name was taken") end

@@ -283,7 +283,7 @@ function Chroma:closed(r)
 end
 
 -- Nobody waits for the answer any more, but the server does not know: it runs its time.
-function Chroma:abandoned(r) r.closed = true end
+function Chroma.abandoned(_, r) r.closed = true end
 
 local function in_order(self)
   local list = {}

@@ -167,6 +167,8 @@ local function read(sim, b, c, told)
   end)
 end
 
+M.read = read
+
 local function client(sim, left)
   local world, rng = sim.world, sim.rng
   local step

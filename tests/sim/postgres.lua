@@ -187,7 +187,7 @@ local LANES = [[SELECT lane, next, trimmed, open,
     (SELECT min(extract(epoch FROM created_at)::bigint) FROM journal_entries e
       WHERE e.lane = l.lane AND verdict IS NULL) AS waiting
     FROM journal_lanes l WHERE open]]
-local function lanes(db, some)
+local function open_lanes(db, some)
   local rows = rows_where(db.lanes, function(l) return l.open and (not some or some[l.lane]) end)
   for _, r in ipairs(rows) do
     r.floor, r.undecided = 0, r.next
@@ -200,8 +200,8 @@ local function lanes(db, some)
   return rows
 end
 local SOME = " AND lane = ANY($1::bigint[])"
-define(LANES .. " ORDER BY lane", function(db) return lanes(db) end)
-define(LANES .. SOME, function(db, _, list) return lanes(db, among(list)) end)
+define(LANES .. " ORDER BY lane", function(db) return open_lanes(db) end)
+define(LANES .. SOME, function(db, _, list) return open_lanes(db, among(list)) end)
 define("SELECT max(lane) AS lane FROM journal_lanes", function(db)
   local lanes = sorted(db.lanes)
   return { { lane = lanes[#lanes] } }

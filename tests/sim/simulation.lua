@@ -183,7 +183,8 @@ function M.run(seed, verbose, fault_points)
   local rng = world.rng
   Balancer.reset_pids()
   local faults = faults_of(rng)
-  local sim = { world = world, rng = rng, faults = faults, servers = {}, balancers = {}, operations = {}, reads = {}, by_id = {},
+  local sim = { world = world, rng = rng, faults = faults, servers = {}, balancers = {}, operations = {}, reads = {},
+    by_id = {}, read = Clients.read,
     number = 0, sorted = Postgres.sorted, before = {}, pace = rng:pick { 0.01, 0.05, 0.3 },
     catalogue = rng:pick { 0.03, 0.1, 0.4 }, start_faults = {} }
   for k, v in pairs(faults) do sim.start_faults[k] = v end
@@ -203,7 +204,8 @@ function M.run(seed, verbose, fault_points)
   function sim.context(host)
     return { world = world, postgres = sim.postgres, servers = sim.servers, faults = faults, settings = settings,
       host = host, watch = check.balancer, points = fault_points or {},
-      request_of = function(id) return sim.by_id[id] end, quiet = function() return sim.calm end, crash = function(b) crash(sim, b) end }
+      request_of = function(id) return sim.by_id[id] end, quiet = function() return sim.calm end,
+      crash = function(b) crash(sim, b) end }
   end
   if faults.adopt then before_the_journal(sim) end
   if verbose then
