@@ -204,6 +204,14 @@ local Op = {}
 -- A collection is about to go: that a server does not know it any more is no loss.
 local function leaves(lane) lane.leaving = true end
 
+-- The operation that was to end collections has not: a server that misses one now has lost it.
+local function stay(self, p)
+  for _, id in ipairs(p.lanes or { p.lane }) do
+    local lane = self.by_lane[type(id) == "table" and id.id or id]
+    if lane then lane.leaving = nil end
+  end
+end
+
 -- What makes its end durable, added to `out`. Writes that wait in its lane are refused in the same transaction: one
 -- that was applied meanwhile keeps its verdict, one that was not gets none but this.
 local function ends(self, out, lane_id)
@@ -524,6 +532,7 @@ local function record(self, copy, e, verdict, answer, statements, effect, note)
   local rows = self.context.store:commit(all)
   if not rows then return false end
   e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
+  if verdict ~= "applied" then stay(self, p) end
   if effect then effect() end
   self.context.counts[verdict] = self.context.counts[verdict] + 1
   if copy then self.context.events:decided(self, copy.server) end
