@@ -143,6 +143,13 @@ static void a_collection_is_known_to_the_other_balancer_at_once(void **state)
     check_soon(get(p->b[STANDBY], "/collections/made0")->status == 404, 5);
 }
 
+/* Connections to this database, but for the test's own. */
+static char *backends(struct stage *s)
+{
+    return sql(s, "SELECT COALESCE(string_agg(pid::text, ','), '0') FROM pg_stat_activity "
+                  "WHERE datname = current_database() AND pid <> pg_backend_pid()");
+}
+
 /* ---- the holder ends ------------------------------------------------------------------------- */
 
 struct book {
@@ -226,12 +233,49 @@ static void a_key_that_is_repeated_elsewhere_is_one_entry(void **state)
               head_field(first->head, "X-Chromux-Entry"));
 }
 
+/* The holder has appended a write, and dies before it can answer: it is the same entry with the
+ * next holder, which the client's balancer has become. */
+static void a_forwarded_write_that_was_kept_is_not_kept_twice(void **state)
+{
+    struct pair *p = pair_raise(2);
+    struct stage *s = p->b[STANDBY];
+    char *id = create(s, "twice");
+    check_caught_up(s, 10);
+    for (unsigned i = 0; i < 2; i++)
+        chroma_signal(s->server[i], SIGSTOP);
+    struct wire *w = wire_open(p->port[STANDBY]);
+    const char *body = "{\"ids\":[\"b\"],\"embeddings\":[[5,6]]}";
+    check(wire_sendf(w,
+                     "POST " CHROMA_DB "/collections/%s/add HTTP/1.1\r\nHost: h\r\n"
+                     "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+                     id, strlen(body), body));
+    check_soon(sql_number(s, "SELECT count(*) FROM journal_entries WHERE lane = 1") == 1, 10);
+    chromux_signal(p->b[HOLDER]->x, SIGKILL);
+    check(chromux_wait_exit(p->b[HOLDER]->x, 10));
+    for (unsigned i = 0; i < 2; i++)
+        chroma_signal(s->server[i], SIGCONT);
+    struct answer *a = wire_answer(w, false);
+    check(a != NULL);
+    check_status(a, 201);
+    check_str(head_field(a->head, "X-Chromux-Entry"), "1/1");
+    check_has(check_equal(s, id, 10), "\"b\"");
+    check_int(sql_number(s, "SELECT count(*) FROM journal_entries WHERE lane = 1"), 1);
+}
+
 /* ---- the holder pauses ----------------------------------------------------------------------- */
 
 static void a_holder_that_slept_past_its_lease_appends_nothing(void **state)
 {
     struct pair *p = pair_raise(2);
     struct stage *sleeper = p->b[HOLDER], *other = p->b[STANDBY];
+    check_int(chromux_stop(other->x), 0);
+    char *sleepers = backends(sleeper);
+    start_one(p, STANDBY);
+    sql(sleeper, "CREATE TABLE appended (n bigint, pid integer)");
+    sql(sleeper, "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO "
+                 "appended VALUES (NEW.n, pg_backend_pid()); RETURN NEW; END $$");
+    sql(sleeper, "CREATE TRIGGER note AFTER INSERT ON journal_entries FOR EACH ROW EXECUTE "
+                 "FUNCTION note()");
     char *id = create(sleeper, "sleep");
     upsert(sleeper, id, "a", 1);
     chromux_signal(sleeper->x, SIGSTOP);
@@ -258,6 +302,9 @@ static void a_holder_that_slept_past_its_lease_appends_nothing(void **state)
     check_has(all, "\"b\"");
     check_int(sql_number(other, "SELECT count(*) FROM journal_entries WHERE lane = 1"), 4);
     check_int(sql_number(other, "SELECT epoch FROM journal_lease"), 2);
+    /* The collection and the first record. */
+    check_int(sql_number(other, "SELECT count(*) FROM appended WHERE pid IN (%s)", sleepers), 2);
+    check_int(sql_number(other, "SELECT count(*) FROM appended"), 5);
 }
 
 /* ---- the holder stops ------------------------------------------------------------------------ */
@@ -312,13 +359,6 @@ static void after_a_clean_stop_nothing_is_in_doubt(void **state)
 }
 
 /* ---- what a standby may not trust ------------------------------------------------------------ */
-
-/* Connections to this database, but for the test's own; those in `but` are left alone. */
-static char *backends(struct stage *s)
-{
-    return sql(s, "SELECT COALESCE(string_agg(pid::text, ','), '0') FROM pg_stat_activity "
-                  "WHERE datname = current_database() AND pid <> pg_backend_pid()");
-}
 
 static void a_standby_that_hears_nothing_reads_nothing(void **state)
 {
@@ -400,6 +440,7 @@ int main(void)
         STAGE_TEST(a_collection_is_known_to_the_other_balancer_at_once),
         STAGE_TEST(a_killed_holder_costs_a_pause_and_no_write),
         STAGE_TEST(a_key_that_is_repeated_elsewhere_is_one_entry),
+        STAGE_TEST(a_forwarded_write_that_was_kept_is_not_kept_twice),
         STAGE_TEST(a_holder_that_slept_past_its_lease_appends_nothing),
         STAGE_TEST(a_clean_stop_hands_over_within_a_second),
         STAGE_TEST(after_a_clean_stop_nothing_is_in_doubt),
