@@ -6,6 +6,8 @@
  *   copy_drop(logical, instance)
  *   clear(); count() -> collections
  *   on(true|false)       whether the table is whole; reads get 503 until then
+ *   partial(true|false)  another balancer makes collections: unknown ids are looked up
+ *   looked(logical, sure)  answers lb.journal's look(); sure: what is not there does not exist
  *   get(logical, instance) -> physical, behind, may be read | nil
  *
  * Ids are UUIDs of 36 lower-case bytes, numbers whole from 0 to 2^53; anything else is an error. */

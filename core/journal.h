@@ -6,21 +6,26 @@
  *   start(settings)   all settings but secrets by name, and instances = {{name=, url=, role=,
  *                     priority=, weight=}, …}; an error stops the start
  *   reload(settings)  the same, after a HUP; the fleet has changed already
- *   submit(request)   {ticket=, method=, action=, class=, reads=, tenant=, database=, collection=,
- *                     by_name=, target=, query=, type=, key=, token=, forwarded=, id=, body=,
- * deadline=, max_behind=}: texts as sent, but tenant, database and collection decoded and a UUID in
- * its canonical spelling; nil where there is none. deadline: unix time when REQUEST_TIMEOUT ends
- * gone(ticket)      the client is gone, or was told 504: nobody waits for this answer
- * lost({logical=, instance=})   a server says that its copy does not exist (proxy.c) status() ->
- * table for lua/lb/status.lua;  metrics() -> {{name=, help=, type=, value=}, …} stop() -> true when
- * everything is written; asked again until then
+ *   submit(request)   {ticket=, method=, action=, class=, reads=, tenant=, database=,
+ *                     collection=, by_name=, target=, query=, type=, key=, token=, forwarded=,
+ *                     id=, body=, deadline=, max_behind=}: texts as sent, but tenant, database
+ *                     and collection decoded and a UUID in its canonical spelling; nil where
+ *                     there is none. deadline: unix time when REQUEST_TIMEOUT ends
+ *   gone(ticket)      the client is gone, or was told 504: nobody waits for this answer
+ *   look(logical)     a read of a collection that is not in the table waits (mapped.c):
+ *                     answered by chromux.copies.looked(logical, sure)
+ *   lost({logical=, instance=})   a server says that its copy does not exist (proxy.c)
+ *   status() -> table for lua/lb/status.lua
+ *   metrics() -> {{name=, help=, type=, value=}, …}
+ *   stop() -> true when everything is written; asked again until then
  *
  * What Lua may call, require("chromux.answer"); both return false when nobody waits any more. The
  * answer goes out when Lua has returned to the loop.
  *
- *   send(ticket, status, type, body, fields, instance)   fields: header lines, or nil; instance:
- * for X-Chromux-Instance, or nil refuse(ticket, reason, message, retry_after)         reason: an
- * end reason with a status (end.h); retry_after: seconds, or nil */
+ *   send(ticket, status, type, body, fields, instance)   fields: header lines, or nil;
+ *                     instance: for X-Chromux-Instance, or nil
+ *   refuse(ticket, reason, message, retry_after)   reason: an end reason with a status (end.h);
+ *                     retry_after: seconds, or nil */
 #ifndef JOURNAL_H
 #define JOURNAL_H
 
