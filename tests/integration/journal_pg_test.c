@@ -242,11 +242,14 @@ static void a_server_with_an_old_backup_is_set_aside(void **state)
     copy_folder(s->server[1]->folder, keepf("%s/backup", temp_folder()));
     chroma_again(s->server[1]);
     chromux_wait_healthy(s->x, 2);
-    check_status(post(s, of(id, "add"), records_body("new", 0, 2, "")), 201);
-    check_equal(s, id, 10);
-    check_soon(sql_number(s, "SELECT witness FROM journal_servers WHERE instance = 'replica'") >
-                   before + 1,
-               10);
+    /* The backup may hold a stamp that PostgreSQL does not have yet. */
+    for (unsigned n = 0; n < 2; n++) {
+        check_status(post(s, of(id, "add"), records_body("new", n, 1, "")), 201);
+        check_equal(s, id, 10);
+        check_soon(sql_number(s, "SELECT witness FROM journal_servers WHERE instance = "
+                                 "'replica'") > before + n,
+                   10);
+    }
     chroma_kill(s->server[1]);
     remove_folder(s->server[1]->folder);
     copy_folder(keepf("%s/backup", temp_folder()), s->server[1]->folder);
