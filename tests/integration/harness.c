@@ -23,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CHROMUX_MAX = 8, CHILDREN_MAX = 32, ARGS_MAX = 96 };
+enum { CHROMUX_MAX = 32, CHILDREN_MAX = 32, ARGS_MAX = 96 };
 
 static struct chromux *running[CHROMUX_MAX];
 static unsigned running_count;

@@ -242,11 +242,14 @@ static void a_server_with_an_old_backup_is_set_aside(void **state)
     copy_folder(s->server[1]->folder, keepf("%s/backup", temp_folder()));
     chroma_again(s->server[1]);
     chromux_wait_healthy(s->x, 2);
-    check_status(post(s, of(id, "add"), records_body("new", 0, 2, "")), 201);
-    check_equal(s, id, 10);
-    check_soon(sql_number(s, "SELECT witness FROM journal_servers WHERE instance = 'replica'") >
-                   before + 1,
-               10);
+    /* The backup may hold a stamp that PostgreSQL does not have yet. */
+    for (unsigned n = 0; n < 2; n++) {
+        check_status(post(s, of(id, "add"), records_body("new", n, 1, "")), 201);
+        check_equal(s, id, 10);
+        check_soon(sql_number(s, "SELECT witness FROM journal_servers WHERE instance = "
+                                 "'replica'") > before + n,
+                   10);
+    }
     chroma_kill(s->server[1]);
     remove_folder(s->server[1]->folder);
     copy_folder(keepf("%s/backup", temp_folder()), s->server[1]->folder);
@@ -278,14 +281,14 @@ static void what_servers_hold_already_is_taken_over(void **state)
     char *alone = fill(s->server[0], "alone", 5);
     check(strcmp(fill(s->server[1], "equal", 20), equal) != 0);
     fill(s->server[1], "differs", 19);
-    fill(s->server[1], "unknown", 4);
+    fill(s->server[1], "stranger", 4);
     stage_chromux(s, "LOAD_BALANCE_STRATEGY=round_robin", NULL);
     check_str(state_of(s, "equal", "primary"), "ready");
     check_str(state_of(s, "equal", "replica"), "ready");
     check_str(state_of(s, "differs", "primary"), "ready");
     check_str(state_of(s, "differs", "replica"), "unverified");
     check_str(state_of(s, "alone", "replica"), "rebuild");
-    check_str(state_of(s, "unknown", "replica"), "");
+    check_str(state_of(s, "stranger", "replica"), "");
     check_replication(s, "degraded");
     unsigned replica = 0;
     for (unsigned i = 0; i < 8; i++) {
@@ -309,9 +312,9 @@ static void what_servers_hold_already_is_taken_over(void **state)
     check_has(records_on(s, 0, equal), "\"more\"");
     check_str(records_on(s, 0, equal), records_on(s, 1, equal));
     /* Nothing was made, changed or deleted of what is not understood. */
-    check_str(collections_on(s, 1), "differs\nequal\nunknown");
+    check_str(collections_on(s, 1), "differs\nequal\nstranger");
     check_lacks(records_on(s, 1, differs), "\"more\"");
-    check_lacks(get(s, "/collections")->body, "unknown");
+    check_lacks(get(s, "/collections")->body, "stranger");
 }
 
 int main(void)

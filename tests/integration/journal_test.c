@@ -138,13 +138,16 @@ static void a_limited_delete_deletes_the_same_on_both(void **state)
 static void every_type_of_value_arrives_unchanged(void **state)
 {
     struct twin *t = twin_raise("{\"name\":\"ccc\",\"metadata\":{\"big\":" BIG "}}");
-    same(t, "add",
-         "{\"metadatas\":[{\"big\":" BIG ",\"odd\":9007199254740993,\"least\":-9223372036854775808,"
-         "\"one\":1,\"real\":1.0,\"tiny\":1e-300,\"yes\":true,\"no\":false,\"text\":\"\"},"
-         "{\"\\u00e9\\ud83d\\ude00\":\"\\u4e2d\xe4\xb8\xad\\\"\\\\\\n\",\"\":\"k\"}],"
-         "\"uris\":[\"file:///x\",null],\"documents\":[\"\xc3\xa9\\u0001\\t/\\/\",null],"
-         "\"embeddings\":[[0.1,-0.0,3.4028234e38],[1e-45,16777217,0.30000001192092896]],"
-         "\"ids\":[\"i \\u20ac\",\"\\\"quoted\\\"\"]}");
+    check_status(
+        same(t, "add",
+             "{\"metadatas\":[{\"big\":" BIG
+             ",\"odd\":9007199254740993,\"least\":-9223372036854775808,"
+             "\"one\":1,\"real\":1.0,\"tiny\":1e-300,\"yes\":true,\"no\":false,\"text\":\"\"},"
+             "{\"\\u00e9\\ud83d\\ude00\":\"\\u4e2d\xe4\xb8\xad\\\"\\\\\\n\"}],"
+             "\"uris\":[\"file:///x\",null],\"documents\":[\"\xc3\xa9\\u0001\\t/\\/\",null],"
+             "\"embeddings\":[[0.1,-0.0,3.4028234e38],[1e-45,16777217,0.30000001192092896]],"
+             "\"ids\":[\"i \\u20ac\",\"\\\"quoted\\\"\"]}"),
+        201);
     same(t, "upsert",
          "{\"ids\":[\"i \xe2\x82\xac\"],\"embeddings\":[[1,2,3]],"
          "\"metadatas\":[{\"yes\":null,\"real\":2.0}]}");
@@ -347,7 +350,8 @@ static void collections_are_named_renamed_and_deleted(void **state)
     a = get(s, "/collections/none");
     b = ask_server(t->plain, "GET", "/collections/none", NULL);
     check_status(a, b->status);
-    check_str(a->body, b->body);
+    check_str(json_field(a->body, "error"), json_field(b->body, "error"));
+    check_has(a->body, "Collection [none] does not exist"); /* "exists" up to 1.5.2 */
     a = get(s, "/collections/ccc");
     check_status(a, 200);
     check_has(a->body, t->id);
@@ -391,10 +395,10 @@ static void tenants_and_databases_are_made_on_both(void **state)
     check_status(post(s, "/api/v2/tenants", "{\"name\":\"t \xc3\xa9\"}"), 409);
     check_status(get(s, "/api/v2/tenants/t%20%c3%A9"), 200);
     check_status(get(s, "/api/v2/tenants/nobody"), 404);
-    check_status(post(s, "/api/v2/tenants/t%20%C3%A9/databases", "{\"name\":\"d/d\"}"), 200);
-    check_status(post(s, "/api/v2/tenants/t%20%C3%A9/databases", "{\"name\":\"d/d\"}"), 409);
-    check_has(get(s, "/api/v2/tenants/t%20%C3%A9/databases")->body, "\"d/d\"");
-    static const char there[] = "/api/v2/tenants/t%20%C3%A9/databases/d%2Fd";
+    check_status(post(s, "/api/v2/tenants/t%20%C3%A9/databases", "{\"name\":\"d.d\"}"), 200);
+    check_status(post(s, "/api/v2/tenants/t%20%C3%A9/databases", "{\"name\":\"d.d\"}"), 409);
+    check_has(get(s, "/api/v2/tenants/t%20%C3%A9/databases")->body, "\"d.d\"");
+    static const char there[] = "/api/v2/tenants/t%20%C3%A9/databases/d%2Ed";
     check_status(get(s, there), 200);
     struct answer *a = post(s, keepf("%s/collections", there), "{\"name\":\"ccc\"}");
     check_status(a, 200);
