@@ -347,7 +347,7 @@ end
 
 -- Stamps servers that got writes, while the context is the holder's; runs for ever.
 function M:keep_stamping()
-  while not self.context.dead do
+  while true do
     sleep(STAMP_EVERY)
     for _, s in ipairs(self.list) do
       if self.context.drives and s.writes > s.stamped and s:usable() then

@@ -465,7 +465,12 @@ static char *stage_with_backup(struct stage *s)
     add(s, id, "old");
     check_caught_up(s, 5);
     back_up();
+    long stamps = sql_number(s, "SELECT sum(witness) FROM journal_servers");
     check_soon(post(s, of(id, "add"), records_body("new", 0, 1, ""))->status == 201, 15);
+    /* Servers are stamped while there are writes. */
+    check_soon(post(s, of(id, "upsert"), records_body("more", 0, 1, ""))->status == 200 &&
+                   sql_number(s, "SELECT sum(witness) FROM journal_servers") > stamps + 1,
+               20);
     check_caught_up(s, 5);
     return id;
 }
