@@ -300,10 +300,15 @@ local function try(lane, copy, group, late)
   local kind, answer = transmit(lane, copy, group, late)
   if kind ~= "applied" or not again or group[1].action ~= "add" then return kind, answer end
   for _, e in ipairs(group) do
+    local lost
     local whole, why = mend.add(e.body, function(rest, body)
-      return copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body, lane.context.settings.TRY_TIMEOUT,
-        true)
+      local changes = rest ~= "/get"
+      local a, kind, text = copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body,
+        lane.context.settings.TRY_TIMEOUT, changes)
+      if not a and changes and kind ~= "not_sent" and kind ~= "fenced" then lost = kind end
+      return a, text or kind
     end)
+    if lost then return lost == "peer_closed" and "over" or "unknown", lost end
     if not whole then return "later", why end
   end
   return kind, answer
