@@ -303,10 +303,10 @@ local function try(lane, copy, group, late)
     local lost
     local whole, why = mend.add(e.body, function(rest, body)
       local changes = rest ~= "/get"
-      local a, kind, text = copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body,
+      local a, ending, text = copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body,
         lane.context.settings.TRY_TIMEOUT, changes)
-      if not a and changes and kind ~= "not_sent" and kind ~= "fenced" then lost = kind end
-      return a, text or kind
+      if not a and changes and ending ~= "not_sent" and ending ~= "fenced" then lost = ending end
+      return a, text or ending
     end)
     if lost then return lost == "peer_closed" and "over" or "unknown", lost end
     if not whole then return "later", why end
