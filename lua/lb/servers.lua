@@ -221,7 +221,7 @@ function Server:stamp()
   end
   local counter, fresh = self.witness + 1, true
   if self.stamping > 0 or now() < math.max(self.held_until, self.set.held_until) then
-    counter, fresh = math.max(self.held or 0, self.witness), false
+    counter, fresh = math.max(self.held or 0, self.witness, 1), false -- 0 is what an empty server has
   end
   self.held, self.stamping = counter, self.stamping + 1
   local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
