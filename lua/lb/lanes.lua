@@ -374,6 +374,14 @@ local function record(lane, copy, group, verdict, answer)
   local rows = lane.context.store:commit {
     Store.decide(lane.id, n, hi, verdict, answer, verdict == "failed" and copy.instance or nil),
     Store.position(lane.id, copy, hi) }
+  if rows and rows[1].affected == 0 then -- recorded before: by ourselves, or refused as the lane closed
+    local there
+    repeat
+      there = lane.context.store:entries(lane.id, n, 1)
+      if not there then sleep(0.1) end
+    until there or lane.context.dead
+    if not there or not there[1] or there[1].verdict ~= verdict then return false end
+  end
   if not rows or not lane.open then return false end -- closed before this: all that waited was refused
   lane.context.fault("verdict.committed_unanswered")
   for _, e in ipairs(group) do
