@@ -311,7 +311,7 @@ end
 local function not_holder(t)
   send(t, { status = 503, type = "application/json",
     body = '{"error":"ChromaError","message":"this balancer does not hold the lease of the journal"}' }, nil,
-    "X-Chromux-Not-Holder: true\r\n")
+    "X-Chromux-Not-Holder: " .. (t.sent and "perhaps-kept" or "true") .. "\r\n")
 end
 
 -- Gives a write to who is to do it now.
