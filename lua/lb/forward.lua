@@ -65,7 +65,8 @@ function Forward.send(req, wanted, where, on_sent)
       local answer, why = one_try(req, to, wanted, where)
       if answer and not answer.headers["x-chromux-not-holder"] then return answer, sent end
       -- "Failed to connect to", "Couldn't connect to"
-      sent = sent or not (answer or tostring(why):find("onnect to", 1, true))
+      sent = sent or (answer and answer.headers["x-chromux-not-holder"] == "perhaps-kept")
+        or not (answer or tostring(why):find("onnect to", 1, true))
       on_sent(sent)
       if not answer then
         log.debug("forward_failed", to.address .. ": " .. tostring(why))

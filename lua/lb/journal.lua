@@ -192,7 +192,8 @@ local function append(t, home, e)
   e.lane, e.tickets = lane_id, { t }
   t.entry = e
   Roles.fault("append.before_commit")
-  t.handle = J.store:enqueue({ Store.append_entry(lane_id, e) }, t.deadline, function(rows, why)
+  local handle
+  handle = J.store:enqueue({ Store.append_entry(lane_id, e) }, t.deadline, function(rows, why)
     if rows and rows[1][1] then
       e.n = rows[1][1].n
       Roles.fault("append.committed_unanswered")
@@ -202,17 +203,19 @@ local function append(t, home, e)
       return
     end
     if lane then lane:arrived() end
+    if t.handle ~= handle then return end -- the request was taken to the next holder
     if rows or tostring(why):find("duplicate key", 1, true) then
       e.tickets = {}
       repeated(t, e)
     elseif why == "fenced" then
-      return -- the request is taken to the next holder
+      return -- the request will be
     elseif why == "away" then
       not_kept(t, "PostgreSQL does not answer")
     else
       not_kept(t, "PostgreSQL refused it: " .. tostring(why))
     end
   end)
+  t.handle = handle
 end
 
 local REST = "^[^?]*/collections/[^/?]+(.*)$"
@@ -308,7 +311,7 @@ end
 local function not_holder(t)
   send(t, { status = 503, type = "application/json",
     body = '{"error":"ChromaError","message":"this balancer does not hold the lease of the journal"}' }, nil,
-    "X-Chromux-Not-Holder: true\r\n")
+    "X-Chromux-Not-Holder: " .. (t.sent and "perhaps-kept" or "true") .. "\r\n")
 end
 
 -- Gives a write to who is to do it now.
@@ -320,9 +323,10 @@ function dispatch(t)
     end
     return not_kept(t, J.why)
   end
-  if t.entry and not t.entry.n then
-    t.sent = t.sent or t.handle and t.handle.unknown
-    t.entry = nil
+  -- Begun as the holder: it may be kept, or is.
+  if t.entry then
+    t.sent = t.sent or t.entry.n ~= nil or (t.handle ~= nil and not Store.cancel(t.handle))
+    if not t.entry.n then t.entry, t.handle = nil, nil end
   end
   if J.role ~= "holder" or J.phase ~= "on" then
     if req.forwarded then return not_holder(t) end

@@ -300,10 +300,15 @@ local function try(lane, copy, group, late)
   local kind, answer = transmit(lane, copy, group, late)
   if kind ~= "applied" or not again or group[1].action ~= "add" then return kind, answer end
   for _, e in ipairs(group) do
+    local lost
     local whole, why = mend.add(e.body, function(rest, body)
-      return copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body, lane.context.settings.TRY_TIMEOUT,
-        true)
+      local changes = rest ~= "/get"
+      local a, ending, text = copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body,
+        lane.context.settings.TRY_TIMEOUT, changes)
+      if not a and changes and ending ~= "not_sent" and ending ~= "fenced" then lost = ending end
+      return a, text or ending
     end)
+    if lost then return lost == "peer_closed" and "over" or "unknown", lost end
     if not whole then return "later", why end
   end
   return kind, answer
@@ -369,6 +374,14 @@ local function record(lane, copy, group, verdict, answer)
   local rows = lane.context.store:commit {
     Store.decide(lane.id, n, hi, verdict, answer, verdict == "failed" and copy.instance or nil),
     Store.position(lane.id, copy, hi) }
+  if rows and rows[1].affected == 0 then -- recorded before: by ourselves, or refused as the lane closed
+    local there
+    repeat
+      there = lane.context.store:entries(lane.id, n, 1)
+      if not there then sleep(0.1) end
+    until there or lane.context.dead
+    if not there or not there[1] or there[1].verdict ~= verdict then return false end
+  end
   if not rows or not lane.open then return false end -- closed before this: all that waited was refused
   lane.context.fault("verdict.committed_unanswered")
   for _, e in ipairs(group) do

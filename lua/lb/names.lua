@@ -259,7 +259,7 @@ Op.create_database = {
     if kind == "refused" and a.status == 409 then return "applied", a end
     return kind, a
   end,
-  statements = function(_, p) return { Store.database_new(p.tenant, p.name) } end,
+  statements = function(_, p, n) return { Store.database_made(p.tenant, p.name, n) } end,
   effect = function(self, p) self.databases[key(p.tenant, p.name)] = true end,
 }
 
@@ -290,8 +290,8 @@ Op.delete_database = {
       leaves(lane)
     end
   end,
-  statements = function(self, p)
-    local out = { Store.database_gone(p.tenant, p.database) }
+  statements = function(self, p, n)
+    local out = { Store.database_gone(p.tenant, p.database, n) }
     for _, id in ipairs(p.lanes) do ends(self, out, id) end
     return out
   end,
@@ -353,7 +353,7 @@ Op.create_collection = {
     p.lane = self.next_lane
     self.next_lane = self.next_lane + 1
   end,
-  statements = function(_, p, copy, found)
+  statements = function(_, p, _, copy, found)
     p.logical = found
     return { Store.lane_new(p.lane), Store.collection_new(p.lane, p), Store.copy_new(p.lane, copy.instance, found, 0) }
   end,
@@ -442,7 +442,9 @@ Op.update_collection = {
     end
     return kind, a
   end,
-  statements = function(_, p) return p.new_name and { Store.collection_renamed(p.lane, p.new_name) } or {} end,
+  statements = function(_, p, n)
+    return p.new_name and { Store.collection_renamed(p.lane, p.new_name, n) } or {}
+  end,
   effect = function(self, p)
     local lane = self.by_lane[p.lane]
     if lane and p.new_name then self:collection_rename(lane, p.new_name) end
@@ -479,9 +481,9 @@ Op.reset = {
     end
     return "applied", { status = 200, type = "application/json", body = "true" }
   end,
-  statements = function(self, p)
+  statements = function(self, p, n)
     local out = {}
-    for _, d in ipairs(p.databases) do out[#out + 1] = Store.database_gone(d.tenant, d.name) end
+    for _, d in ipairs(p.databases) do out[#out + 1] = Store.database_gone(d.tenant, d.name, n) end
     for _, c in ipairs(p.lanes) do ends(self, out, c.id) end
     return out
   end,
@@ -525,9 +527,10 @@ local function record(self, copy, e, verdict, answer, statements, effect, note)
   local p = parameters(e)
   e.deciding = verdict
   self.context.fault("decision.before_commit")
-  local all = { Store.decide(LANE, e.n, e.n, verdict, answer, nil, note),
-    { "UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", LANE, e.n, json.encode(p) } }
-  for _, s in ipairs(statements or {}) do all[#all + 1] = s end
+  local all = {}
+  for i, s in ipairs(statements or {}) do all[i] = s end
+  all[#all + 1] = Store.decide(LANE, e.n, e.n, verdict, answer, nil, note)
+  all[#all + 1] = { "UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", LANE, e.n, json.encode(p) }
   if copy then all[#all + 1] = Store.position(LANE, copy, e.n) end
   local rows = self.context.store:commit(all)
   if not rows then return false end
@@ -624,7 +627,7 @@ local function decide(self, copy, e)
   end
   local ok
   if kind == "applied" then
-    ok = record(self, copy, e, "applied", answer, op.statements and op.statements(self, p, copy, found), function()
+    ok = record(self, copy, e, "applied", answer, op.statements and op.statements(self, p, e.n, copy, found), function()
       if op.effect then op.effect(self, p, copy, found) end
     end)
   elseif kind == "refused" or (kind == "unsure" and failed_everywhere(self, copy, e)) or

@@ -30,7 +30,7 @@ end
 local function server_new(set, name)
   local s = setmetatable({
     set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
-    held_until = 0,
+    held_until = 0, stamping = 0,
     life = 0, active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
   }, Server)
@@ -220,13 +220,14 @@ function Server:stamp()
     if not made then return nil, why end
   end
   local counter, fresh = self.witness + 1, true
-  if now() < math.max(self.held_until, self.set.held_until) then
-    counter, fresh = math.max(self.held or counter, self.witness), false
+  if self.stamping > 0 or now() < math.max(self.held_until, self.set.held_until) then
+    counter, fresh = math.max(self.held or 0, self.witness, 1), false -- 0 is what an empty server has
   end
-  self.held = counter
+  self.held, self.stamping = counter, self.stamping + 1
   local a, kind = self:ask("POST", DB .. "/collections/" .. self.witness_id .. "/upsert",
     string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d,"epoch":%d,"renewed":%d}]}',
       json.encode(context.journal_id), counter, context.store.epoch, context.store.renewed), nil, true)
+  self.stamping = self.stamping - 1
   if not a and kind ~= "not_sent" then self.held_until = now() + context.settings.WRITE_HORIZON end
   if not a then return nil, kind end
   if a.status == 404 then self.witness_id = nil end

@@ -491,8 +491,12 @@ function Store.collection_new(lane, c, adopted)
     lane, c.logical, c.tenant, c.database, c.name, adopted or false, lane = lane }
 end
 
-function Store.collection_renamed(lane, name)
-  return { "UPDATE journal_collections SET name = $2 WHERE lane = $1", lane, name, lane = lane }
+-- A commit whose answer was lost may still come, after later ones: what a later entry may change again is done only
+-- while entry n of the catalogue has no verdict, and stands before the verdict in its transaction.
+local UNDECIDED = "EXISTS (SELECT 1 FROM journal_entries WHERE lane = 0 AND n = $3 AND verdict IS NULL)"
+
+function Store.collection_renamed(lane, name, n)
+  return { "UPDATE journal_collections SET name = $2 WHERE lane = $1 AND " .. UNDECIDED, lane, name, n, lane = lane }
 end
 
 function Store.collection_deleted(lane)
@@ -508,8 +512,14 @@ function Store.database_new(tenant, name)
   return { "INSERT INTO journal_databases VALUES ($1, $2) ON CONFLICT DO NOTHING", tenant, name, lane = 0 }
 end
 
-function Store.database_gone(tenant, name)
-  return { "DELETE FROM journal_databases WHERE tenant = $1 AND name = $2", tenant, name, lane = 0 }
+function Store.database_made(tenant, name, n)
+  return { "INSERT INTO journal_databases SELECT $1::text, $2::text WHERE " .. UNDECIDED .. " ON CONFLICT DO NOTHING",
+    tenant, name, n, lane = 0 }
+end
+
+function Store.database_gone(tenant, name, n)
+  return { "DELETE FROM journal_databases WHERE tenant = $1 AND name = $2 AND " .. UNDECIDED,
+    tenant, name, n, lane = 0 }
 end
 
 -- Deletes entries of the lane behind `from`, up to `upto` at most: no more than some hundreds, and none once their

@@ -199,7 +199,7 @@ function M.new(sim)
       if kind ~= "refuse" then text = body end
       local token = token_of(r)
       if token and not r.forwarded and reason == "journal_away" and text:find("not kept", 1, true) then
-        refused[token] = true
+        refused[token] = asked[r.id] == 1 or nil
         if e and asked[r.id] == 1 then world:violation("NOT-KEPT-BUT-THERE", entry_name(e), r.action, r.body) end
       end
       if reason == "not_applied" and not e then world:violation("KEPT-BUT-NOT-THERE", r.action, r.body) end
@@ -426,6 +426,11 @@ function M.new(sim)
     for key in pairs(names) do world:violation("CATALOGUE-NOT-THE-FOLD", key, "is missing") end
     for key in pairs(db.databases) do
       if not databases[(key:gsub("%z", "/"))] then world:violation("CATALOGUE-NOT-THE-FOLD", "database", key) end
+    end
+    for key in pairs(databases) do
+      if not db.databases[(key:gsub("/", "\0"))] then
+        world:violation("CATALOGUE-NOT-THE-FOLD", "database", key, "is missing")
+      end
     end
   end
 

@@ -27,7 +27,7 @@ local function ids(rng)
 end
 
 -- Every body carries the operation's number: as metadata "o", or as an id that no record has.
-local function record_body(sim, action, number)
+local function record_body(sim, action, number, given)
   local rng, f = sim.rng, sim.faults
   if action == "delete" then
     local list = ids(rng)
@@ -37,7 +37,7 @@ local function record_body(sim, action, number)
   if action == "delete_where" then
     return string.format('{"where":{"k":%d}%s}', rng:int(0, 2), rng:chance(0.2) and ',"limit":2' or "")
   end
-  local list = ids(rng)
+  local list = given or ids(rng)
   local vectors, docs, metas = {}, {}, {}
   for i in ipairs(list) do
     vectors[i] = action == "update" and rng:chance(0.3) and "null" or "[" .. number .. "," .. i .. "]"
@@ -54,12 +54,12 @@ end
 
 local function base(tenant, database) return "/api/v2/tenants/" .. tenant .. "/databases/" .. database end
 
-local function record_write(sim, number, c)
-  local kind = sim.rng:pick { "add", "upsert", "upsert", "update", "delete", "delete_where" }
+local function record_write(sim, number, c, given)
+  local kind = given and "upsert" or sim.rng:pick { "add", "upsert", "upsert", "update", "delete", "delete_where" }
   local action = kind == "delete_where" and "delete" or kind
   return { method = "POST", action = action, class = "write", tenant = c.tenant, database = c.database,
     collection = c.logical, by_name = false, target = base(c.tenant, c.database) .. "/collections/" .. c.logical
-      .. "/" .. action, type = "application/json", body = record_body(sim, kind, number) }
+      .. "/" .. action, type = "application/json", body = record_body(sim, kind, number, given) }
 end
 
 local function catalogue_write(sim, number)
@@ -207,6 +207,18 @@ local function client(sim, left)
       table.insert(b.process.on_end, once)
       world:after(2, once)
       return read(sim, b, c, once)
+    end
+    if c and rng:chance(0.1) then -- writes that may share a request, all at once
+      for _, id in ipairs { "a", "b", "c", "d" } do
+        sim.number = sim.number + 1
+        local b = choose_balancer(sim)
+        local op = { number = sim.number, answers = {}, request = record_write(sim, sim.number, c, { id }) }
+        if b then
+          world:say("client", op.number, "asks at once", op.request.action, op.request.body)
+          table.insert(sim.operations, op)
+          submit(sim, b, op, function(kind, ...) op.answers[#op.answers + 1] = { kind = kind, ... } end)
+        end
+      end
     end
     sim.number = sim.number + 1
     local op = { number = sim.number, answers = {} }

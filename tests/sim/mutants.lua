@@ -8,11 +8,13 @@ local Balancer = require("balancer")
 local Postgres = require("postgres")
 local Simulation = require("simulation")
 
-local UNCHECKED = "SELECT 1 AS mine FROM journal_lease WHERE $1 IS NOT NULL FOR SHARE"
-Postgres.define(UNCHECKED, function(_, tx)
-  tx.checked = true
-  return { { mine = 1 } }
-end)
+local CHECK = "SELECT 1 / (epoch = $1 AND renewed >= $2%s)::int AS mine FROM journal_lease FOR SHARE"
+local UNCHECKED = CHECK:gsub("epoch = %$1 AND renewed >= %$2", "$1 + $2 > 0")
+Postgres.define((UNCHECKED:gsub("%%s", " AND substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = $3")),
+  function(_, tx)
+    tx.checked = true
+    return { { mine = 1 } }
+  end)
 
 local MUTANTS = {
   { "answer before the append commits", "journal", [[  Roles.fault("append.before_commit")]],
@@ -30,7 +32,7 @@ local MUTANTS = {
   if not lane.context.drives or not lane.open]],
     [[local n = copy.p + (lane.entries[copy.p + 2] and 2 or 1)
   if not lane.context.drives or not lane.open]] },
-  { "epoch not checked", "store", "SELECT 1 / (epoch = $1)::int AS mine FROM journal_lease FOR SHARE", UNCHECKED },
+  { "epoch not checked", "store", CHECK, UNCHECKED },
   { "group resent out of order", "lanes", "if not first or (copy.alone_until or 0) >= e.n then return group end",
     [[if (copy.alone_until or 0) >= e.n then return { lane.entries[copy.alone_until] or e } end
     if not first then return group end]] },

@@ -419,7 +419,10 @@ define([[INSERT INTO journal_collections (lane, logical, tenant, database, name,
     set(tx, db.collections, lane, c)
     return done(1)
   end)
-define("UPDATE journal_collections SET name = $2 WHERE lane = $1", function(db, tx, lane, name)
+local UNDECIDED = "EXISTS (SELECT 1 FROM journal_entries WHERE lane = 0 AND n = $3 AND verdict IS NULL)"
+local function undecided(db, n) return db.entries[0][n] ~= nil and not db.entries[0][n].verdict end
+define("UPDATE journal_collections SET name = $2 WHERE lane = $1 AND " .. UNDECIDED, function(db, tx, lane, name, n)
+  if not undecided(db, n) then return done(0) end
   local c = db.collections[lane]
   set(tx, c, "name", name)
   if not c.deleted and name_taken(db, c) then
@@ -444,7 +447,15 @@ define("INSERT INTO journal_databases VALUES ($1, $2) ON CONFLICT DO NOTHING", f
   set(tx, db.databases, tenant .. "\0" .. name, { tenant = tenant, name = name })
   return done(1)
 end)
-define("DELETE FROM journal_databases WHERE tenant = $1 AND name = $2", function(db, tx, tenant, name)
+define("INSERT INTO journal_databases SELECT $1::text, $2::text WHERE " .. UNDECIDED .. " ON CONFLICT DO NOTHING",
+  function(db, tx, tenant, name, n)
+    if db.databases[tenant .. "\0" .. name] or not undecided(db, n) then return done(0) end
+    set(tx, db.databases, tenant .. "\0" .. name, { tenant = tenant, name = name })
+    return done(1)
+  end)
+define("DELETE FROM journal_databases WHERE tenant = $1 AND name = $2 AND " .. UNDECIDED, function(db, tx, tenant, name,
+    n)
+  if not undecided(db, n) then return done(0) end
   set(tx, db.databases, tenant .. "\0" .. name, nil)
   return done(1)
 end)

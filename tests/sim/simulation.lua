@@ -66,6 +66,11 @@ local function ready_elsewhere(sim, server)
   return true
 end
 
+local function stamped(sim, server)
+  local row = sim.db.servers[server.name]
+  return row and row.witness or 0
+end
+
 local Nemesis = {}
 
 function Nemesis.kill(sim, server)
@@ -75,7 +80,8 @@ function Nemesis.kill(sim, server)
   if sim.faults.wipe and not sim.wiped and sim.rng:chance(0.3) and ready_elsewhere(sim, server) then
     sim.wiped, wiped = server, true
     sim.check.lost(server)
-    if sim.backup and sim.backup.server == server and sim.rng:chance(0.6) then
+    if sim.backup and sim.backup.server == server and stamped(sim, server) > sim.backup.stamped
+      and sim.rng:chance(0.6) then -- a younger one can't be told
       sim.world:say(server.name, "gets an old backup")
       server:restore(sim.backup)
     else
@@ -98,7 +104,7 @@ end
 function Nemesis.backup(sim, server)
   if not server.up or sim.backup then return end
   sim.backup = server:backup()
-  sim.backup.server = server
+  sim.backup.server, sim.backup.stamped = server, stamped(sim, server)
 end
 
 function Nemesis.crash(sim, _, b)
