@@ -415,6 +415,15 @@ function Balancer:load()
     for _, call in pairs(self.calls) do
       if call.request and not call.over then self.ends[#self.ends + 1] = call end
     end
+    -- Those that the kernel had given up as well: what they need to settle was known to this life alone.
+    for _, s in ipairs(self.server_list) do
+      for _, r in pairs(s.requests) do
+        if r.balancer == self and r.closed and r.call and r.call.over then
+          r.closed = false
+          self.ends[#self.ends + 1] = r.call
+        end
+      end
+    end
     table.sort(self.ends, function(x, y) return x.id < y.id end)
     for _, call in ipairs(self.ends) do
       -- The kernel says so to the server, or the machine is gone and nobody does.

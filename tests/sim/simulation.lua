@@ -38,16 +38,20 @@ local function living(sim, fn)
   return out
 end
 
+local function second_host(sim) return "host-2-" .. sim.boots end
+
 local function new_life(sim, delay)
   sim.world:after(delay, function()
     if #living(sim, function(b) return not b.process.paused end) == 0 then
-      balancer(sim, sim.rng:pick { "host-1", "host-1", "host-1", "host-2" })
+      balancer(sim, sim.rng:pick { "host-1", "host-1", "host-1", second_host(sim) })
     end
   end)
 end
 
 local function crash(sim, b)
-  b.silent = b.host ~= "host-1" and sim.rng:chance(0.5)
+  local alone = #living(sim, function(o) return o.host == b.host end) == 1
+  b.silent = b.host ~= "host-1" and alone and sim.rng:chance(0.5)
+  if b.silent then sim.boots = sim.boots + 1 end -- the machine went, and comes back as another
   sim.world:kill(b.process)
   new_life(sim, 0.05 + sim.rng:unit())
 end
@@ -122,7 +126,7 @@ function Nemesis.pause(sim, _, b)
 end
 
 function Nemesis.second(sim)
-  if #living(sim) < 2 then balancer(sim, sim.rng:pick { "host-1", "host-2" }) end
+  if #living(sim) < 2 then balancer(sim, sim.rng:pick { "host-1", second_host(sim) }) end
 end
 
 function Nemesis.postgres(sim)
@@ -190,7 +194,7 @@ function M.run(seed, verbose, fault_points)
   Balancer.reset_pids()
   local faults = faults_of(rng)
   local sim = { world = world, rng = rng, faults = faults, servers = {}, balancers = {}, operations = {}, reads = {},
-    by_id = {}, read = Clients.read,
+    boots = 0, by_id = {}, read = Clients.read,
     number = 0, sorted = Postgres.sorted, before = {}, pace = rng:pick { 0.01, 0.05, 0.3 },
     catalogue = rng:pick { 0.03, 0.1, 0.4 }, start_faults = {} }
   for k, v in pairs(faults) do sim.start_faults[k] = v end
@@ -220,7 +224,7 @@ function M.run(seed, verbose, fault_points)
     world:say("seed", seed, count .. " servers", table.concat(told, " "))
   end
   balancer(sim, "host-1")
-  if rng:chance(0.4) then world:after(0.1, function() balancer(sim, rng:pick { "host-1", "host-2" }) end) end
+  if rng:chance(0.4) then world:after(0.1, function() balancer(sim, rng:pick { "host-1", second_host(sim) }) end) end
   world:after(0.3, function()
     Clients.start(sim, rng:int(2, 5), rng:int(6, 20))
     nemesis(sim)
