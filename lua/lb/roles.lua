@@ -344,8 +344,8 @@ local function hold(life, lease)
   until loaded or J.life ~= life
   if J.life ~= life then return end
   local horizon = math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused)
-  J.servers:hold_stamps(horizon)
   local context, names = enter("holder", store, loaded, holder_context(store, lease))
+  J.servers:hold_stamps(horizon)
   context.drives = true
   courier.fence(lease.asked + ttl)
   J.holder = { address = "", epoch = lease.epoch }

@@ -24,13 +24,13 @@ local DB = "/api/v2/tenants/" .. TENANT .. "/databases/" .. DATABASE
 -- set.context: {settings, store, events, journal_id, ready, drives, dead, calls, on_changed(server), on_usable(server),
 -- on_lost(server, why), on_restored(why), look_again() -> true | nil, why}; it changes with the role.
 function M.new()
-  return setmetatable({ by_name = {}, list = {}, held_until = 0 }, { __index = M })
+  return setmetatable({ by_name = {}, list = {} }, { __index = M })
 end
 
 local function server_new(set, name)
   local s = setmetatable({
     set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
-    held_until = 0, stamping = 0,
+    stamping = 0,
     life = 0, active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
   }, Server)
@@ -220,7 +220,7 @@ function Server:stamp()
     if not made then return nil, why end
   end
   local counter, fresh = self.witness + 1, true
-  if self.stamping > 0 or now() < math.max(self.held_until, self.set.held_until) then
+  if self.stamping > 0 or self.holding then
     counter, fresh = math.max(self.held or 0, self.witness, 1), false -- 0 is what an empty server has
   end
   self.held, self.stamping = counter, self.stamping + 1
@@ -228,7 +228,7 @@ function Server:stamp()
     string.format('{"ids":["w"],"embeddings":[[0]],"metadatas":[{"journal":%s,"counter":%d,"epoch":%d,"renewed":%d}]}',
       json.encode(context.journal_id), counter, context.store.epoch, context.store.renewed), nil, true)
   self.stamping = self.stamping - 1
-  if not a and kind ~= "not_sent" then self.held_until = now() + context.settings.WRITE_HORIZON end
+  if not a and kind ~= "not_sent" then self:hold_stamps(context.settings.WRITE_HORIZON) end
   if not a then return nil, kind end
   if a.status == 404 then self.witness_id = nil end
   if not ok(a) then return nil, "the witness answered " .. a.status end
@@ -238,10 +238,23 @@ function Server:stamp()
   return true, fresh
 end
 
--- For so many seconds a stamp of another holder may yet be carried out.
-function M:hold_stamps(seconds)
-  self.held_until = math.max(self.held_until, now() + seconds)
-  for _, s in ipairs(self.list) do s.held = nil end
+-- A stamp may yet be carried out, for so many seconds of the server's own time: it may stand still meanwhile.
+function Server:hold_stamps(horizon)
+  local batch = self:settle_begin(horizon)
+  if self.holding == batch then return end
+  self.holding = batch
+  spawn(function()
+    while not batch.done do batch.over:wait() end
+    if self.holding == batch then self.holding = nil end
+  end)
+end
+
+-- One of another holder, on any server. As the holder.
+function M:hold_stamps(horizon)
+  for _, s in ipairs(self.list) do
+    s.held = nil
+    s:hold_stamps(horizon)
+  end
 end
 
 -- Since 1.5.3 Chroma says how many records a delete was for. Its version number does not tell. true | nil, why
@@ -395,9 +408,9 @@ local function settle_once(self, horizon)
   end
 end
 
--- Waits for that; horizon in seconds, by default that of a sender who has closed its connections. Who comes while
--- one wait is under way shares the next one: what they sent may have come after the present one began.
-function Server:settle(horizon)
+-- A wait for that; horizon in seconds, by default that of a sender who has closed its connections. Who comes while
+-- one is under way shares the next one: what they sent may have come after the present one began.
+function Server:settle_begin(horizon)
   if not self.settle_next then
     local batch = { over = Signal.new(), after = self.settle_now, horizon = 0 }
     self.settle_next = batch
@@ -412,6 +425,11 @@ function Server:settle(horizon)
   end
   local batch = self.settle_next
   batch.horizon = math.max(batch.horizon, horizon or SETTLE_DEAD)
+  return batch
+end
+
+function Server:settle(horizon)
+  local batch = self:settle_begin(horizon)
   while not batch.done do batch.over:wait() end
 end
 
