@@ -269,7 +269,7 @@ Op.delete_database = {
       return says(404, "NotFoundError", "Database [" .. p.database .. "] not found")
     end
   end,
-  perform = function(self, copy, e, p, late)
+  perform = function(self, copy, _, p, late)
     for _, id in ipairs(p.lanes or {}) do
       local physical, away = copy_on(self, id, copy.instance)
       if away then return "later" end
@@ -280,7 +280,11 @@ Op.delete_database = {
     end
     local kind, a = send(self, copy, "DELETE", path(self, p.tenant, p.database), nil, nil, late)
     if type(a) == "table" and a.status == 404 then return "applied", EMPTY end
-    return kind, a, e and nil
+    if kind == "unsure" then -- an error may come after the deed: the server tells
+      local there = copy.server:ask("GET", path(self, p.tenant, p.database))
+      if there and there.status == 404 then return "applied", EMPTY end
+    end
+    return kind, a
   end,
   -- The collections it takes with it are those of the moment when it is decided.
   prepare = function(self, p)
