@@ -149,11 +149,12 @@ local function join(t, e, row)
   local home = row.lane == 0 and J.names or J.names.by_lane[row.lane]
   local known = home and home.entries[row.n]
   t.entry = known or row
-  if row.verdict or (known and known.verdict) then
-    t.entry.tickets = { t }
-    send_verdict(t.entry)
+  if row.verdict then -- in memory it may still be on its way
+    row.tickets = { t }
+    send_verdict(row)
   elseif known then
     table.insert(known.tickets, t)
+    if known.verdict then send_verdict(known) end
   elseif not home then
     send(t, Names.no_collection_of_id(e.logical or ""))
   elseif passed(home, row.n) then

@@ -47,7 +47,7 @@ local function read_entries()
   local out = {}
   for _, r in ipairs(rows([[SELECT lane, n, token, action, rest, verdict, status, convert_from(body, 'UTF8') AS body,
       convert_from(resolved, 'UTF8') AS resolved, convert_from(answer, 'UTF8') AS answer
-      FROM journal_entries ORDER BY lane, n]])) do
+      FROM (SELECT * FROM journal_entries UNION ALL SELECT * FROM chaos_trimmed) all_of_them ORDER BY lane, n]])) do
     local e = { lane = r.lane, n = r.n, action = r.action, verdict = r.verdict, status = r.status, raw = r.body }
     e.body = json.decode(r.body) or {}
     e.resolved = r.resolved and json.decode(r.resolved) or nil

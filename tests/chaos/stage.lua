@@ -76,7 +76,15 @@ function M:raise()
     if self[name] then self[name]:await() end
   end
   self.chromux:await()
-  if self.journal then self:await_journal(30) end
+  if not self.journal then return end
+  self:await_journal(30)
+  -- The lanes of deleted collections are trimmed; the checker reads all that ever was in the journal.
+  for _, sql in ipairs {
+    "CREATE TABLE chaos_trimmed (LIKE journal_entries)",
+    [[CREATE FUNCTION chaos_keep() RETURNS trigger LANGUAGE plpgsql AS
+      'BEGIN INSERT INTO chaos_trimmed SELECT OLD.*; RETURN OLD; END']],
+    "CREATE TRIGGER chaos_keep BEFORE DELETE ON journal_entries FOR EACH ROW EXECUTE FUNCTION chaos_keep()",
+  } do assert(pg.query(sql)) end
 end
 
 -- Until the journal takes writes.
