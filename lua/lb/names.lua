@@ -263,13 +263,25 @@ Op.create_database = {
   effect = function(self, p) self.databases[key(p.tenant, p.name)] = true end,
 }
 
+-- Deletes an empty database. An error may come after the deed: then the server is asked.
+local function drop_database(self, copy, tenant, database, late)
+  local kind, a = send(self, copy, "DELETE", path(self, tenant, database), nil, nil, late)
+  if type(a) == "table" and a.status == 404 then return "applied", EMPTY end
+  if kind == "unsure" then
+    local there = copy.server:ask("GET", path(self, tenant, database))
+    if not there or there.status >= 500 then return "later", a end
+    if there.status == 404 then return "applied", EMPTY end
+  end
+  return kind, a
+end
+
 Op.delete_database = {
   check = function(self, _, p)
     if not self.databases[key(p.tenant, p.database)] then
       return says(404, "NotFoundError", "Database [" .. p.database .. "] not found")
     end
   end,
-  perform = function(self, copy, e, p, late)
+  perform = function(self, copy, _, p, late)
     for _, id in ipairs(p.lanes or {}) do
       local physical, away = copy_on(self, id, copy.instance)
       if away then return "later" end
@@ -278,9 +290,15 @@ Op.delete_database = {
         if kind ~= "applied" then return kind, a end
       end
     end
-    local kind, a = send(self, copy, "DELETE", path(self, p.tenant, p.database), nil, nil, late)
-    if type(a) == "table" and a.status == 404 then return "applied", EMPTY end
-    return kind, a, e and nil
+    return drop_database(self, copy, p.tenant, p.database, late)
+  end,
+  -- Refused elsewhere, and this instance may have done it.
+  undo = function(self, copy, _, p)
+    if not self.databases[key(p.tenant, p.database)] then return "applied" end
+    local there = copy.server:ask("GET", path(self, p.tenant, p.database))
+    if not there then return "later" end
+    if there.status ~= 404 then return "applied" end
+    return (send(self, copy, "POST", path(self, p.tenant, nil, "/databases"), json.encode { name = p.database }))
   end,
   -- The collections it takes with it are those of the moment when it is decided.
   prepare = function(self, p)
@@ -476,8 +494,8 @@ Op.reset = {
       end
     end
     for _, d in ipairs(p.databases or {}) do
-      local kind, a = send(self, copy, "DELETE", path(self, d.tenant, d.name), nil, nil, late)
-      if kind ~= "applied" and not (type(a) == "table" and a.status == 404) then return kind, a end
+      local kind, a = drop_database(self, copy, d.tenant, d.name, late)
+      if kind ~= "applied" then return kind, a end
     end
     return "applied", { status = 200, type = "application/json", body = "true" }
   end,
@@ -784,17 +802,23 @@ local function readers(self, lane)
   return out
 end
 
--- One of them answers the GET. answer, instance | nil, why
+-- One of them answers the GET. Where none can yet, as after a start or while one catches up, that is waited for as long
+-- as a try may take. answer, instance | nil, why
 local function ask_one(self, lane, target, until_)
   local why = "no instance has the whole catalogue"
-  for _, r in ipairs(readers(self, lane)) do
-    local left = until_ - now()
-    if left <= 0 then break end
-    local a, kind, text = r.copy.server:ask("GET", target, nil, math.min(left, self.context.settings.TRY_TIMEOUT))
-    if a and a.status < 500 then return a, r.copy.instance end
-    why = r.copy.instance .. ": " .. (a and "answered " .. a.status or text or kind)
+  local settings = self.context.settings
+  local patience = math.min(until_, now() + settings.TRY_TIMEOUT)
+  while true do
+    for _, r in ipairs(readers(self, lane)) do
+      local left = until_ - now()
+      if left <= 0 then return nil, why end
+      local a, kind, text = r.copy.server:ask("GET", target, nil, math.min(left, settings.TRY_TIMEOUT))
+      if a and a.status < 500 then return a, r.copy.instance end
+      why = r.copy.instance .. ": " .. (a and "answered " .. a.status or text or kind)
+    end
+    if now() + 0.02 >= patience or self.context.dead then return nil, why end
+    sleep(0.02)
   end
-  return nil, why
 end
 
 local function rewritten(self, instance, text)

@@ -389,7 +389,9 @@ end
 
 -- Lanes of deleted collections of which entries or copies are left.
 function Store:closed_lanes()
-  return self.reader:query([[SELECT lane FROM journal_lanes l WHERE NOT open AND (
+  return self.reader:query([[SELECT lane, COALESCE((SELECT EXTRACT(EPOCH FROM now() - deleted_at)::float8
+        FROM journal_collections c WHERE c.lane = l.lane), 0) AS age
+      FROM journal_lanes l WHERE NOT open AND (
       EXISTS (SELECT 1 FROM journal_entries e WHERE e.lane = l.lane)
       OR EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = l.lane))]])
 end

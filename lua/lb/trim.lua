@@ -4,7 +4,8 @@
 -- and less when all entries together exceed JOURNAL_KEEP_BYTES. Copies that are to be made anew hold nothing back. At
 -- JOURNAL_MAX_BYTES the copies that hold the journal back most are given up, to be made anew; while that does not help,
 -- writes are refused. Lane 0, the catalogue, is kept whole: an instance that joins makes it again from its beginning.
--- Lanes of deleted collections go once every instance has deleted them; their rows in journal_collections stay.
+-- Lanes of deleted collections are kept as long, and until every instance has deleted them; their rows in
+-- journal_collections stay.
 local Store = require("lb.store")
 
 local Trim = {}
@@ -27,8 +28,11 @@ function Trim:appended(e)
   self.bytes = self.bytes + #e.body + #e.rest + Store.ROW
 end
 
--- The lane's collection is deleted: it goes once every instance has come past what the catalogue is at now.
-function Trim:lane_closed(id, from) self.closed[#self.closed + 1] = { id = id, from = from, n = self.names.head } end
+-- The lane's collection was deleted so many seconds ago: it goes when it is old enough and every instance has come past
+-- what the catalogue is at now.
+function Trim:lane_closed(id, age)
+  self.closed[#self.closed + 1] = { id = id, n = self.names.head, at = now() - (age or 0) }
+end
 
 -- ---- deleting --------------------------------------------------------------------------------------------
 
@@ -89,7 +93,7 @@ local function trim_lanes(self)
 end
 
 local function trim_closed(self)
-  local least = math.huge
+  local settings, least = self.context.settings, math.huge
   for _, member in ipairs(self.names.order) do
     if (member.state == "ready" or member.state == "unverified") and not member.server.retired then
       least = math.min(least, member.p)
@@ -97,11 +101,12 @@ local function trim_closed(self)
   end
   local left = {}
   for _, c in ipairs(self.closed) do
-    if c.n <= least and c.head == nil then
+    local due = c.n <= least and (now() - c.at >= settings.JOURNAL_KEEP or self.bytes > settings.JOURNAL_KEEP_BYTES)
+    if due and c.head == nil then
       local rows = self.context.store:lane_ends(c.id)
       if rows and rows[1] then c.head, c.from = rows[1].head, rows[1].trimmed end
     end
-    local over = c.n <= least and c.head and cut(self, c.id, c.from, c.head, function(n) c.from = n end)
+    local over = due and c.head and cut(self, c.id, c.from, c.head, function(n) c.from = n end)
       and self.context.store:commit { Store.copies_gone(c.id) }
     if not over then left[#left + 1] = c end
   end
@@ -190,7 +195,7 @@ function Trim:run()
     end
     sleep(1)
   end
-  for _, row in ipairs(left or {}) do self:lane_closed(row.lane) end
+  for _, row in ipairs(left or {}) do self:lane_closed(row.lane, row.age) end
   while not self.context.dead do
     sleep(math.max(0.25, math.min(5, self.context.settings.JOURNAL_KEEP / 8)))
     if not self.context.dead then self:step() end

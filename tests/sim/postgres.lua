@@ -314,7 +314,9 @@ local SIZE = [[(octet_length(body) + octet_length(rest) + COALESCE(octet_length(
 define("SELECT count(*) AS rows, COALESCE(sum(" .. SIZE .. "), 0)::bigint AS bytes FROM journal_entries",
   function() return { { rows = 0, bytes = 0 } } end)
 define("SELECT pg_total_relation_size('journal_entries')::bigint AS bytes", function() return { { bytes = 0 } } end)
-define([[SELECT lane FROM journal_lanes l WHERE NOT open AND (
+define([[SELECT lane, COALESCE((SELECT EXTRACT(EPOCH FROM now() - deleted_at)::float8
+    FROM journal_collections c WHERE c.lane = l.lane), 0) AS age
+    FROM journal_lanes l WHERE NOT open AND (
     EXISTS (SELECT 1 FROM journal_entries e WHERE e.lane = l.lane)
     OR EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = l.lane))]], function() return {} end)
 define("SELECT next - 1 AS head, trimmed FROM journal_lanes WHERE lane = $1", function() return {} end)
