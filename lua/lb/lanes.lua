@@ -382,7 +382,11 @@ local function record(lane, copy, group, verdict, answer)
     until there or lane.context.dead
     if not there or not there[1] or there[1].verdict ~= verdict then return false end
   end
-  if not rows or not lane.open then return false end -- closed before this: all that waited was refused
+  if not rows then
+    for _, e in ipairs(group) do e.deciding = nil end
+    return false
+  end
+  if not lane.open then return false end -- closed before this: all that waited was refused
   lane.context.fault("verdict.committed_unanswered")
   for _, e in ipairs(group) do
     e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
@@ -471,7 +475,7 @@ end
 local function decided(lane, copy, ok)
   if lane.decider == copy then lane.decider = nil end
   lane:kick()
-  return ok and GO or STOP
+  return ok and GO or PAUSE
 end
 
 -- The copy has applied the group: those entries of it that have no verdict yet. nil: it should not have.
@@ -595,7 +599,7 @@ local function pass_over(lane, copy, e)
     local may = follow_authority(lane, copy, e)
     if not may then return may == nil and STOP or PAUSE end
     decided_to(lane, e.n)
-    return advance(lane, copy, e.n) and GO or STOP
+    return advance(lane, copy, e.n) and GO or PAUSE
   end
   if copy.doubt >= e.n and e.verdict ~= "skipped" and e.verdict ~= "void" then
     local kind, answer = transmit(lane, copy, { e })
@@ -606,7 +610,7 @@ local function pass_over(lane, copy, e)
     and (lane.entries[p + 1].verdict == "rejected" or lane.entries[p + 1].verdict == "void") do
     p = p + 1
   end
-  return advance(lane, copy, p) and GO or STOP
+  return advance(lane, copy, p) and GO or PAUSE
 end
 
 -- Others are likely to join: their commits are under way, or as many clients as last time have yet to come back.

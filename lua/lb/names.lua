@@ -532,8 +532,12 @@ local function record(self, copy, e, verdict, answer, statements, effect, note)
   all[#all + 1] = Store.decide(LANE, e.n, e.n, verdict, answer, nil, note)
   all[#all + 1] = { "UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", LANE, e.n, json.encode(p) }
   if copy then all[#all + 1] = Store.position(LANE, copy, e.n) end
-  local rows = self.context.store:commit(all)
-  if not rows then return false end
+  local rows, why = self.context.store:commit(all)
+  if not rows then
+    e.deciding = nil
+    log.warn("catalogue_not_recorded", "entry 0/" .. e.n .. ": " .. tostring(why))
+    return false
+  end
   e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
   if verdict ~= "applied" then stay(self, p) end
   if effect then effect() end
@@ -603,7 +607,7 @@ local function decide(self, copy, e)
   if refusal then
     local ok = record(self, copy, e, e.existing and "void" or "rejected", refusal)
     self.decider = nil
-    return ok and GO or STOP
+    return ok and GO or PAUSE
   end
   if op.prepare and not e.prepared then
     op.prepare(self, p)
@@ -638,7 +642,7 @@ local function decide(self, copy, e)
   end
   if self.decider == copy then self.decider = nil end
   self:kick()
-  return ok and GO or STOP
+  return ok and GO or PAUSE
 end
 
 local function follow(self, copy, e)
@@ -668,7 +672,7 @@ local function follow(self, copy, e)
   end
   statements[#statements + 1] = Store.position(LANE, copy, e.n)
   local rows = self.context.store:commit(statements)
-  if not rows then return STOP end
+  if not rows then return PAUSE end
   if effect then effect() end
   reached(self, copy, e.n)
   return GO
@@ -690,7 +694,7 @@ local function step(self, copy)
       if kind ~= "applied" then return PAUSE end
     end
     local rows = self.context.store:commit { Store.position(LANE, copy, n) }
-    if not rows then return STOP end
+    if not rows then return PAUSE end
     reached(self, copy, n)
     return GO
   end

@@ -128,9 +128,10 @@ local function attempt(self, items)
     for _, item in ipairs(items) do item.unknown = true end
     return "again"
   end
-  -- 57P0x: PostgreSQL stops; 53xxx: it is full; 40xxx, 55P03: it asks to try again.
+  -- 57P0x: PostgreSQL stops; 53xxx: it is full; 25006: it is read-only; 40xxx, 55P03: it asks to try again.
   if state == "" or state:match("^57P0") or state:match("^53") or state:match("^40")
-    or (state:match("^08") and state ~= "08P01") or state == "55P03" or state == "57014" then
+    or (state:match("^08") and state ~= "08P01") or state == "55P03" or state == "57014"
+    or state == "25006" then
     return "again"
   end
   return "failed", message
