@@ -317,7 +317,8 @@ end
 -- Turns a filter into ids on the copy that is to decide (R: resolved before anything is sent). true | false, how
 local function resolve(lane, copy, e)
   local d = slice.delete(e.body)
-  if not d or not (d.where or d.where_document or d.limit) then return true end -- ids only, or for Chroma to refuse
+  -- Ids only, or for Chroma to refuse: a limit without a filter too.
+  if not d or not (d.where or d.where_document) then return true end
   local parts = { '"include":[]' }
   if d.ids then parts[#parts + 1] = slice.ids_body(d.ids):sub(2, -2) end
   for _, name in ipairs { "where", "where_document", "limit" } do

@@ -135,6 +135,18 @@ static void a_limited_delete_deletes_the_same_on_both(void **state)
     check_equal(s, id, 5);
 }
 
+/* Servers up to 1.5.2 do not look at such a limit, later ones refuse it; none deletes less. */
+static void a_limit_without_a_filter_is_for_chroma_to_judge(void **state)
+{
+    struct twin *t = twin_raise("{\"name\":\"ccc\"}");
+    check_status(same(t, "add", records_body("r", 0, 4, "")), 201);
+    same(t, "delete", "{\"limit\":1}");
+    same(t, "count", NULL);
+    same(t, "delete", "{\"ids\":[\"r0\",\"r1\"],\"limit\":1}");
+    same(t, "count", NULL);
+    check_all_three(t);
+}
+
 static void every_type_of_value_arrives_unchanged(void **state)
 {
     struct twin *t = twin_raise("{\"name\":\"ccc\",\"metadata\":{\"big\":" BIG "}}");
@@ -456,6 +468,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         STAGE_TEST(writes_land_on_both_servers),
         STAGE_TEST(a_limited_delete_deletes_the_same_on_both),
+        STAGE_TEST(a_limit_without_a_filter_is_for_chroma_to_judge),
         STAGE_TEST(every_type_of_value_arrives_unchanged),
         STAGE_TEST(cosine_vectors_are_the_same_bits),
         STAGE_TEST(bodies_arrive_byte_for_byte),
