@@ -238,6 +238,11 @@ local function write_records(t, req)
     body = req.body, logical = lane.logical })
 end
 
+-- PostgreSQL takes no NUL, and what stands together in an index is bounded.
+local NAME_MOST = 800 -- bytes
+
+local function can_be_kept(name) return not name or (#name <= NAME_MOST and not name:find("%z")) end
+
 local function write_catalogue(t, req)
   local p = { tenant = req.tenant, database = req.database, collection = req.collection, by_name = req.by_name }
   local body = req.body ~= "" and json.decode(req.body) or nil
@@ -253,6 +258,10 @@ local function write_catalogue(t, req)
   if req.tenant == "chromux" or (req.action == "create_tenant" and p.name == "chromux") then
     return send(t, { status = 403, type = "application/json",
       body = '{"error":"ChromaError","message":"The tenant chromux is chromux\'s own"}' })
+  end
+  if not (can_be_kept(p.name) and can_be_kept(p.new_name) and can_be_kept(p.tenant) and can_be_kept(p.database)) then
+    return send(t, { status = 400, type = "application/json", body = '{"error":"InvalidArgumentError","message":'
+      .. '"The journal keeps names of at most ' .. NAME_MOST .. ' bytes, without NUL"}' })
   end
   -- What is there already needs no entry; but what was asked before may have one.
   local there = req.action == "create_collection" and p.get_or_create and p.name and not req.key and not req.token

@@ -346,6 +346,34 @@ static void collections_are_listed_in_one_order(void **state)
     }
 }
 
+/* Chroma takes any; the catalogue would stand still for everybody behind one that can't be kept. */
+static void a_name_that_cannot_be_kept_is_refused(void **state)
+{
+    struct stage *s = stage_raise();
+    char name[9001];
+    for (unsigned i = 0; i < sizeof name - 1; i++) /* nothing that could be compressed */
+        name[i] = (char)('a' + (i * 2654435761u >> 13) % 26);
+    name[sizeof name - 1] = 0;
+    const char *bad[] = {keepf("{\"name\":\"%s\"}", name), "{\"name\":\"a\\u0000b\"}"};
+    for (unsigned i = 0; i < COUNT_OF(bad); i++) {
+        check_status(post(s, "/api/v2/tenants", bad[i]), 400);
+        check_status(post(s, "/api/v2/tenants/default_tenant/databases", bad[i]), 400);
+    }
+    name[801] = 0;
+    check_status(post(s, keepf("/api/v2/tenants/%s/databases", name), "{\"name\":\"ddd\"}"), 400);
+    name[800] = 0;
+    check_status(post(s, "/api/v2/tenants", keepf("{\"name\":\"%s\"}", name)), 200);
+    check_status(
+        post(s, keepf("/api/v2/tenants/%s/databases", name), keepf("{\"name\":\"%s\"}", name)),
+        200);
+    char collection[513];
+    memcpy(collection, name, 512);
+    collection[512] = 0;
+    check_status(post(s, keepf("/api/v2/tenants/%s/databases/%s/collections", name, name),
+                      keepf("{\"name\":\"%s\"}", collection)),
+                 200);
+}
+
 static void collections_are_named_renamed_and_deleted(void **state)
 {
     struct twin *t = twin_raise("{\"name\":\"ccc\",\"metadata\":{\"m\":1}}");
@@ -476,6 +504,7 @@ int main(void)
         STAGE_TEST(errors_name_the_logical_id),
         STAGE_TEST(collections_are_listed_in_one_order),
         STAGE_TEST(collections_are_named_renamed_and_deleted),
+        STAGE_TEST(a_name_that_cannot_be_kept_is_refused),
         STAGE_TEST(tenants_and_databases_are_made_on_both),
         STAGE_TEST(reset_needs_leave),
     };
