@@ -340,6 +340,11 @@ static void collections_are_listed_in_one_order(void **state)
             check_str(again[i], all[i]);
         check_int(list(s, "?offset=10", again, N + 1), 2);
         check_int(list(s, "?limit=0", again, N + 1), 0);
+        /* Whatever else the query says, their ids are those that clients know. */
+        check_int(list(s, "?other=1&l%69mit=%31&offset=3", again, N + 1), 1);
+        check_str(again[0], all[3]);
+        check_status(get(s, "/collections?limit=99999999999"), 400);
+        check_status(get(s, "/collections?limit="), 400);
         check_caught_up(s, 5);
         chroma_kill(s->server[0]);
         chromux_wait_healthy(s->x, 1);
