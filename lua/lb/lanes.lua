@@ -121,15 +121,16 @@ local function decided_to(lane, n)
   lane.decided, lane.waiting_since = n, now()
 end
 
--- Keeps the entry in memory until all copies have it, as far as there is room.
+-- Keeps the entry in memory until all copies have it, as far as there is room; in place of what was read of it before.
 function Lane:remember(e)
+  local memory, before = self.context.memory, self.entries[e.n]
   self.entries[e.n] = e
-  self.context.memory.used = self.context.memory.used + #e.body
+  if self.open then memory.used = memory.used + #e.body - (before and #before.body or 0) end
 end
 
 -- Decided entries only: the others have somebody waiting.
 function Lane:forget(upto)
-  while self.oldest <= upto do
+  while self.open and self.oldest <= upto do
     local e = self.entries[self.oldest]
     if e and not e.verdict then return end
     if e then self.context.memory.used = self.context.memory.used - #e.body end
@@ -755,6 +756,9 @@ end
 
 -- The collection is gone: what waits in its lane is answered, and nothing is sent any more.
 function Lane:close()
+  if self.open then
+    for _, e in pairs(self.entries) do self.context.memory.used = self.context.memory.used - #e.body end
+  end
   self.open = false
   if not self.context.dead then self.context.copies.collection_drop(self.logical) end
 end

@@ -384,3 +384,27 @@ describe("after an entry whose outcome is known only on its authority", function
     assert.equals("rebuild", l.copies.a.state)
   end)
 end)
+
+describe("the memory of a lane's entries", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it("counts an entry once, and none of a collection that is gone", function()
+    local context = world()
+    local l = lane(context, 1, 0, { a = 0, b = 0 })
+    local function entry(n) return { n = n, body = "12345", tickets = {}, verdict = "applied" } end
+    l.copies.a.server.usable = function() return false end
+    l.copies.b.server.usable = l.copies.a.server.usable
+    l:remember(entry(1)) -- read from PostgreSQL before the answer to its append is here
+    l:insert(entry(1))
+    l:insert(entry(2))
+    assert.equals(10, context.memory.used)
+    l:forget(1)
+    assert.equals(5, context.memory.used)
+    l:close()
+    assert.equals(0, context.memory.used)
+    l:remember(entry(3)) -- by a step that was under way
+    l:forget(3)
+    assert.equals(0, context.memory.used)
+  end)
+end)
