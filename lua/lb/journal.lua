@@ -165,6 +165,14 @@ local function join(t, e, row)
   return true
 end
 
+-- A key that comes again with another request is a mistake: its answer would be that of a write which it is not.
+local function same_request(row, e)
+  if row.lane ~= e.lane or row.action ~= e.action or row.body ~= e.body then return false end
+  if e.lane ~= 0 then return row.rest == e.rest end
+  local a, b = json.decode(row.rest) or {}, json.decode(e.rest) or {} -- a decided one says more
+  return a.tenant == b.tenant and a.database == b.database and a.collection == b.collection
+end
+
 -- A token that was used before, by another request or by ourselves when the answer to the append was lost: the
 -- recorded answer, or the same wait. The entry has to be found even if nobody waits any more: it is in no lane yet.
 local function repeated(t, e)
@@ -177,6 +185,10 @@ local function repeated(t, e)
       if rows and not rows[1] then
         local a = e.logical and Names.no_collection_of_id(e.logical)
         return a and send(t, a) or refuse(t, "journal_away", "the entry could not be made", 1)
+      end
+      if rows and not same_request(rows[1], e) then
+        return send(t, { status = 422, type = "application/json", body = json.encode { error = "ChromaError",
+          message = "this Idempotency-Key was used for another request, entry " .. entry_name(rows[1]) } })
       end
       if rows and join(t, e, rows[1]) then return end
       sleep(TICK)
