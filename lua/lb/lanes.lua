@@ -237,7 +237,8 @@ end
 -- "applied" | "refused" | "lost" | "later" | "unsure"
 local function meaning(answer, physical)
   local status = answer.status
-  if status >= 200 and status < 300 then return "applied" end
+  -- Chroma answers in JSON; anything else was somebody in its place.
+  if status >= 200 and status < 300 then return answer.body:find("^%s*[{%[tn]") and "applied" or "unsure" end
   if status == 429 or status == 503 then return "later" end
   local shape = chroma_shape(answer)
   if status == 404 and shape and physical and tostring(shape.message):find(physical, 1, true) then return "lost" end
@@ -250,6 +251,15 @@ local function meaning(answer, physical)
   return "unsure"
 end
 Lane.meaning = meaning
+Lane.chroma_shape = chroma_shape
+
+-- What the client is told of an entry that no copy took.
+local function failure(answer)
+  if answer.status >= 400 then return answer end
+  return { status = 502, type = "application/json",
+    body = '{"error":"ChromaError","message":"the instances answer with what is no answer of Chroma"}' }
+end
+Lane.failure = failure
 
 -- ---- one try ---------------------------------------------------------------------------------------------
 
@@ -553,7 +563,7 @@ local function digest(lane, copy, group, kind, answer)
     end
     if not e.verdict and failed_everywhere(lane, e.n) then
       lane.failures[e.n] = nil
-      return decided(lane, copy, record(lane, copy, group, "failed", answer))
+      return decided(lane, copy, record(lane, copy, group, "failed", failure(answer)))
     end
   end
   release(lane, copy, e.n)

@@ -635,8 +635,9 @@ local function decide(self, copy, e)
       if op.effect then op.effect(self, p, copy, found) end
     end)
   elseif kind == "refused" or (kind == "unsure" and failed_everywhere(self, copy, e)) or
-    (type(answer) == "table" and answer.status >= 400 and answer.status < 500 and kind ~= "later") then
-    ok = record(self, copy, e, "rejected", answer)
+    (kind == "unsure" and answer.status >= 400 and answer.status < 500
+      and (Lane.chroma_shape(answer) or answer.body == "")) then -- "": a route that this Chroma does not have
+    ok = record(self, copy, e, "rejected", Lane.failure(answer))
   else
     return give_up_on(self, copy, e, kind, answer)
   end

@@ -419,9 +419,10 @@ end
 
 -- The verdict of the entries from n to hi, and what the client is told.
 function Store.decide(lane, n, hi, verdict, answer, authority, note)
+  local kind = (answer.type or ""):gsub("[^\32-\126]", "?") -- text for PostgreSQL, whatever the server said
   return { [[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
       note = $9, decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
-    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, note, n = 9,
+    lane, n, hi, verdict, answer.status, kind, pg.bytes(answer.body or ""), authority, note, n = 9,
     lane = lane }
 end
 
