@@ -137,7 +137,8 @@ function M:create(rng, name, lasting)
   local op = { class = "catalogue", action = "create_collection", token = "u" .. u, name = name,
     get_or_create = rng:chance(0.3) or nil }
   local a = self:send(op, "POST", API, json.encode { name = name, metadata = { u = "u" .. u },
-    configuration = self.sync and { hnsw = { sync_threshold = self.sync } }, get_or_create = op.get_or_create }, { ["Idempotency-Key"] = op.token })
+    configuration = self.sync and { hnsw = { sync_threshold = self.sync } }, get_or_create = op.get_or_create },
+    { ["Idempotency-Key"] = op.token })
   local c = op.outcome == "ack" and json.decode(a.body)
   if c and type(c.id) == "string" then
     op.seen = c.id

@@ -11,13 +11,13 @@ local M = { kinds = { "segment", "pickle" } }
 -- The collection's id on the server whose vectors are in this segment; nil: the table has no such row. A row of
 -- `segments` is its columns' text one after another: id, type, scope, collection.
 function M.collection_of(text, segment)
-  local from, to = 1, nil
+  local to = 0
   while true do
-    from, to = text:find(segment, from, true)
+    local from
+    from, to = text:find(segment, to + 1, true)
     if not from then return nil end
     local id = text:match("^urn:chroma:segment/vector/hnsw%-local%-persistedVECTOR(%x+%-%x+%-%x+%-%x+%-%x+)", to + 1)
     if id then return id end
-    from = to + 1
   end
 end
 
@@ -28,7 +28,8 @@ function M.inflict(data, kind, dice, spare)
   local text = f and f:read("*a") or ""
   if f then f:close() end
   local able = {}
-  for segment in process.output("cd " .. data .. " && ls -d */index_metadata.pickle 2>/dev/null"):gmatch("([%x%-]+)/") do
+  local files = process.output("cd " .. data .. " && ls -d */index_metadata.pickle 2>/dev/null")
+  for segment in files:gmatch("([%x%-]+)/") do
     local id = M.collection_of(text, segment)
     if id and not spare[id] then able[#able + 1] = { segment = segment, id = id } end
   end
