@@ -10,6 +10,7 @@
 --          and got no definite answer; 0 when none is above p
 local Store = require("lb.store")
 local mend = require("lb.mend")
+local sound = require("lb.sound")
 local slice = require("chromux.slice")
 local json = json
 
@@ -55,6 +56,11 @@ function Lane:copy_add(c)
   return copy
 end
 
+local function target_of(lane, copy, e)
+  return "/api/v2/tenants/" .. lane.context.encode(lane.tenant) .. "/databases/" .. lane.context.encode(lane.database)
+    .. "/collections/" .. copy.physical .. e.rest
+end
+
 -- Tells the read side what this copy may answer. Reads wait for copies that are not readable yet, so one that only a
 -- rebuild can help is not shown.
 function Lane:publish(copy)
@@ -64,6 +70,10 @@ function Lane:publish(copy)
     return context.copies.copy_drop(self.logical, copy.instance)
   end
   local readable = context.trusted and copy.doubt == 0 and copy.server:readable()
+  if readable and not sound.known(copy) then
+    readable = false
+    sound.look(self, copy, function() return target_of(self, copy, { rest = "" }) end)
+  end
   self.context.copies.copy_set(self.logical, copy.instance, copy.physical, copy.p, readable)
 end
 
@@ -262,11 +272,6 @@ end
 Lane.failure = failure
 
 -- ---- one try ---------------------------------------------------------------------------------------------
-
-local function target_of(lane, copy, e)
-  return "/api/v2/tenants/" .. lane.context.encode(lane.tenant) .. "/databases/" .. lane.context.encode(lane.database)
-    .. "/collections/" .. copy.physical .. e.rest
-end
 
 -- Sends the group and says how it ended: one of meaning()'s words with the answer, or "not_sent", "over" (the server
 -- ended the connection: whatever it did is done), "unknown" (we ended it: the server may still be at it).

@@ -3,10 +3,11 @@
 --
 --   segment   the folder is gone: Chroma starts without these vectors and says so only when asked for them; a query
 --             finds the records that were written since, and answers 200
---   pickle    its index_metadata.pickle ends early, as a SIGKILL may leave it: 500 to all that concerns the collection
+--   pickle    its index_metadata.pickle ends early: 500 to all that concerns the collection. A SIGKILL may do that, too,
+--             and does where the files are written often: that counts as damage when the server itself shows it.
 local process = require("process")
 
-local M = { kinds = { "segment", "pickle" } }
+local M = { kinds = { "segment", "segment", "pickle" } }
 
 -- The collection's id on the server whose vectors are in this segment; nil: the table has no such row. A row of
 -- `segments` is its columns' text one after another: id, type, scope, collection.

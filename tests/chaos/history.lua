@@ -79,28 +79,39 @@ local function ask(url, body)
   return json.decode(a.body)
 end
 
--- physical id -> {name=, records= | error=: it can't be read, which is allowed of those in `broken`} of one server.
-function M.read_server(url, broken)
+-- physical id -> {name=, records= | error=why it can't be read} of one server.
+function M.read_server(url)
   local base = url .. "/api/v2/tenants/default_tenant/databases/default_database/collections"
   local out = {}
   for _, c in ipairs(ask(base)) do
     local held = { name = c.name }
     local ok, got = pcall(ask, base .. "/" .. c.id .. "/get", '{"include":["documents","metadatas","embeddings"]}')
     if ok then held.records = clients.records_of(got) else held.error = got end
-    if not ok and not (broken or {})[c.id] then error(got, 0) end
     out[c.id] = held
   end
   return out
 end
 
--- Everything, for check.all. servers: name -> url; broken: name -> physical id -> how its files were damaged.
+-- Everything, for check.all. servers: name -> url; broken: name -> physical id -> how its files were damaged, nil where
+-- none may be.
 function M.gather(ops, servers, rebuild_most, broken)
   local h = { ops = ops, rebuild_most = rebuild_most, broken = broken, servers = {}, entries = read_entries() }
   h.collections = rows("SELECT lane, logical, name, deleted FROM journal_collections")
   h.copies = rows([[SELECT c.lane, c.instance, c.physical, c.position, c.state, c.reason, l.next - 1 AS head
     FROM journal_copies c JOIN journal_lanes l USING (lane)]])
-  for name, url in pairs(servers) do h.servers[name] = M.read_server(url, broken[name]) end
+  for name, url in pairs(servers) do h.servers[name] = M.read_server(url) end
   return h
+end
+
+-- Does a copy that may be read have errors instead of records?
+function M.unreadable(h)
+  local gone = {}
+  for _, c in ipairs(h.collections) do gone[c.lane] = c.deleted end
+  for _, c in ipairs(h.copies) do
+    local held = h.servers[c.instance][c.physical]
+    if c.state == "ready" and not gone[c.lane] and held and held.error then return true end
+  end
+  return false
 end
 
 return M

@@ -92,6 +92,8 @@ local function write_down(path, history, events, violations)
   f:close()
 end
 
+local broken = { segment = 0, pickle = 0 } -- collections whose files were damaged
+
 local function play(seed)
   local dir = root .. "/" .. seed
   os.execute("mkdir " .. dir)
@@ -137,7 +139,11 @@ local function play(seed)
       if stage.chromux:ended() then stage.chromux:start() end
     end)
     if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
-    history = History.gather(ops, stage.servers, options.rebuilds, stage.broken)
+    local till = now() + 15
+    repeat -- until damage is found
+      if history then sleep(0.2) end
+      history = History.gather(ops, stage.servers, options.rebuilds, breaks and stage.broken or nil)
+    until not (breaks and History.unreadable(history)) or now() > till
     local found, aside = Check.all(history)
     for _, text in ipairs(found) do violations[#violations + 1] = text end
     history.aside = aside
@@ -158,6 +164,9 @@ local function play(seed)
   if #violations > 0 or options.keep then
     write_down(dir .. "/history", history or { ops = ops }, events, violations)
     say("    all of it: %s", dir)
+  end
+  for _, server in pairs(stage.broken) do
+    for _, how in pairs(server) do broken[how] = broken[how] + 1 end
   end
   stage:strike()
   if #violations == 0 and not options.keep then os.execute("rm -rf " .. dir) end
@@ -184,6 +193,7 @@ end
 if postgres then postgres:kill(process.QUIT) end
 os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
 say_hits()
+say("files damaged: %d segments, %d pickles", broken.segment, broken.pickle)
 if failed == 0 then os.execute("rm -rf " .. root) end
 say("%d passed, %d failed, 0 skipped", passed, failed)
 os.exit(failed == 0 and 0 or 1)
