@@ -167,6 +167,14 @@ local function join(t, e, row)
   return true
 end
 
+-- A key that comes again with another request is a mistake: its answer would be that of a write which it is not.
+local function same_request(row, e)
+  if row.lane ~= e.lane or row.action ~= e.action or row.body ~= e.body then return false end
+  if e.lane ~= 0 then return row.rest == e.rest end
+  local a, b = json.decode(row.rest) or {}, json.decode(e.rest) or {} -- a decided one says more
+  return a.tenant == b.tenant and a.database == b.database and a.collection == b.collection
+end
+
 -- A token that was used before, by another request or by ourselves when the answer to the append was lost: the
 -- recorded answer, or the same wait. The entry has to be found even if nobody waits any more: it is in no lane yet.
 local function repeated(t, e)
@@ -179,6 +187,10 @@ local function repeated(t, e)
       if rows and not rows[1] then
         local a = e.logical and Names.no_collection_of_id(e.logical)
         return a and send(t, a) or refuse(t, "journal_away", "the entry could not be made", 1)
+      end
+      if rows and not same_request(rows[1], e) then
+        return send(t, { status = 422, type = "application/json", body = json.encode { error = "ChromaError",
+          message = "this Idempotency-Key was used for another request, entry " .. entry_name(rows[1]) } })
       end
       if rows and join(t, e, rows[1]) then return end
       sleep(TICK)
@@ -254,6 +266,11 @@ local function write_records(t, req)
     body = req.body, logical = lane.logical })
 end
 
+-- PostgreSQL takes no NUL, and what stands together in an index is bounded.
+local NAME_MOST = 800 -- bytes
+
+local function can_be_kept(name) return not name or (#name <= NAME_MOST and not name:find("%z")) end
+
 local function write_catalogue(t, req)
   local p = { tenant = req.tenant, database = req.database, collection = req.collection, by_name = req.by_name }
   local body = req.body ~= "" and json.decode(req.body) or nil
@@ -269,6 +286,10 @@ local function write_catalogue(t, req)
   if req.tenant == "chromux" or (req.action == "create_tenant" and p.name == "chromux") then
     return send(t, { status = 403, type = "application/json",
       body = '{"error":"ChromaError","message":"The tenant chromux is chromux\'s own"}' })
+  end
+  if not (can_be_kept(p.name) and can_be_kept(p.new_name) and can_be_kept(p.tenant) and can_be_kept(p.database)) then
+    return send(t, { status = 400, type = "application/json", body = '{"error":"InvalidArgumentError","message":'
+      .. '"The journal keeps names of at most ' .. NAME_MOST .. ' bytes, without NUL"}' })
   end
   -- What is there already needs no entry; but what was asked before may have one.
   local there = req.action == "create_collection" and p.get_or_create and p.name and not req.key and not req.token

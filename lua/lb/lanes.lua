@@ -10,6 +10,7 @@
 --          and got no definite answer; 0 when none is above p
 local Store = require("lb.store")
 local mend = require("lb.mend")
+local sound = require("lb.sound")
 local slice = require("chromux.slice")
 local json = json
 
@@ -55,6 +56,11 @@ function Lane:copy_add(c)
   return copy
 end
 
+local function target_of(lane, copy, e)
+  return "/api/v2/tenants/" .. lane.context.encode(lane.tenant) .. "/databases/" .. lane.context.encode(lane.database)
+    .. "/collections/" .. copy.physical .. e.rest
+end
+
 -- Tells the read side what this copy may answer. Reads wait for copies that are not readable yet, so one that only a
 -- rebuild can help is not shown.
 function Lane:publish(copy)
@@ -64,6 +70,10 @@ function Lane:publish(copy)
     return context.copies.copy_drop(self.logical, copy.instance)
   end
   local readable = context.trusted and copy.doubt == 0 and copy.server:readable()
+  if readable and not sound.known(copy) then
+    readable = false
+    sound.look(self, copy, function() return target_of(self, copy, { rest = "" }) end)
+  end
   self.context.copies.copy_set(self.logical, copy.instance, copy.physical, copy.p, readable)
 end
 
@@ -121,15 +131,16 @@ local function decided_to(lane, n)
   lane.decided, lane.waiting_since = n, now()
 end
 
--- Keeps the entry in memory until all copies have it, as far as there is room.
+-- Keeps the entry in memory until all copies have it, as far as there is room; in place of what was read of it before.
 function Lane:remember(e)
+  local memory, before = self.context.memory, self.entries[e.n]
   self.entries[e.n] = e
-  self.context.memory.used = self.context.memory.used + #e.body
+  if self.open then memory.used = memory.used + #e.body - (before and #before.body or 0) end
 end
 
 -- Decided entries only: the others have somebody waiting.
 function Lane:forget(upto)
-  while self.oldest <= upto do
+  while self.open and self.oldest <= upto do
     local e = self.entries[self.oldest]
     if e and not e.verdict then return end
     if e then self.context.memory.used = self.context.memory.used - #e.body end
@@ -236,7 +247,8 @@ end
 -- "applied" | "refused" | "lost" | "later" | "unsure"
 local function meaning(answer, physical)
   local status = answer.status
-  if status >= 200 and status < 300 then return "applied" end
+  -- Chroma answers in JSON; anything else was somebody in its place.
+  if status >= 200 and status < 300 then return answer.body:find("^%s*[{%[tn]") and "applied" or "unsure" end
   if status == 429 or status == 503 then return "later" end
   local shape = chroma_shape(answer)
   if status == 404 and shape and physical and tostring(shape.message):find(physical, 1, true) then return "lost" end
@@ -249,13 +261,17 @@ local function meaning(answer, physical)
   return "unsure"
 end
 Lane.meaning = meaning
+Lane.chroma_shape = chroma_shape
+
+-- What the client is told of an entry that no copy took.
+local function failure(answer)
+  if answer.status >= 400 then return answer end
+  return { status = 502, type = "application/json",
+    body = '{"error":"ChromaError","message":"the instances answer with what is no answer of Chroma"}' }
+end
+Lane.failure = failure
 
 -- ---- one try ---------------------------------------------------------------------------------------------
-
-local function target_of(lane, copy, e)
-  return "/api/v2/tenants/" .. lane.context.encode(lane.tenant) .. "/databases/" .. lane.context.encode(lane.database)
-    .. "/collections/" .. copy.physical .. e.rest
-end
 
 -- Sends the group and says how it ended: one of meaning()'s words with the answer, or "not_sent", "over" (the server
 -- ended the connection: whatever it did is done), "unknown" (we ended it: the server may still be at it).
@@ -317,7 +333,8 @@ end
 -- Turns a filter into ids on the copy that is to decide (R: resolved before anything is sent). true | false, how
 local function resolve(lane, copy, e)
   local d = slice.delete(e.body)
-  if not d or not (d.where or d.where_document or d.limit) then return true end -- ids only, or for Chroma to refuse
+  -- Ids only, or for Chroma to refuse: a limit without a filter too.
+  if not d or not (d.where or d.where_document) then return true end
   local parts = { '"include":[]' }
   if d.ids then parts[#parts + 1] = slice.ids_body(d.ids):sub(2, -2) end
   for _, name in ipairs { "where", "where_document", "limit" } do
@@ -382,7 +399,11 @@ local function record(lane, copy, group, verdict, answer)
     until there or lane.context.dead
     if not there or not there[1] or there[1].verdict ~= verdict then return false end
   end
-  if not rows or not lane.open then return false end -- closed before this: all that waited was refused
+  if not rows then
+    for _, e in ipairs(group) do e.deciding = nil end
+    return false
+  end
+  if not lane.open then return false end -- closed before this: all that waited was refused
   lane.context.fault("verdict.committed_unanswered")
   for _, e in ipairs(group) do
     e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
@@ -471,7 +492,7 @@ end
 local function decided(lane, copy, ok)
   if lane.decider == copy then lane.decider = nil end
   lane:kick()
-  return ok and GO or STOP
+  return ok and GO or PAUSE
 end
 
 -- The copy has applied the group: those entries of it that have no verdict yet. nil: it should not have.
@@ -547,7 +568,7 @@ local function digest(lane, copy, group, kind, answer)
     end
     if not e.verdict and failed_everywhere(lane, e.n) then
       lane.failures[e.n] = nil
-      return decided(lane, copy, record(lane, copy, group, "failed", answer))
+      return decided(lane, copy, record(lane, copy, group, "failed", failure(answer)))
     end
   end
   release(lane, copy, e.n)
@@ -595,7 +616,7 @@ local function pass_over(lane, copy, e)
     local may = follow_authority(lane, copy, e)
     if not may then return may == nil and STOP or PAUSE end
     decided_to(lane, e.n)
-    return advance(lane, copy, e.n) and GO or STOP
+    return advance(lane, copy, e.n) and GO or PAUSE
   end
   if copy.doubt >= e.n and e.verdict ~= "skipped" and e.verdict ~= "void" then
     local kind, answer = transmit(lane, copy, { e })
@@ -606,7 +627,7 @@ local function pass_over(lane, copy, e)
     and (lane.entries[p + 1].verdict == "rejected" or lane.entries[p + 1].verdict == "void") do
     p = p + 1
   end
-  return advance(lane, copy, p) and GO or STOP
+  return advance(lane, copy, p) and GO or PAUSE
 end
 
 -- Others are likely to join: their commits are under way, or as many clients as last time have yet to come back.
@@ -750,6 +771,9 @@ end
 
 -- The collection is gone: what waits in its lane is answered, and nothing is sent any more.
 function Lane:close()
+  if self.open then
+    for _, e in pairs(self.entries) do self.context.memory.used = self.context.memory.used - #e.body end
+  end
   self.open = false
   if not self.context.dead then self.context.copies.collection_drop(self.logical) end
 end

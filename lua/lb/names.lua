@@ -556,8 +556,12 @@ local function record(self, copy, e, verdict, answer, statements, effect, note)
   all[#all + 1] = Store.decide(LANE, e.n, e.n, verdict, answer, nil, note)
   all[#all + 1] = { "UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", LANE, e.n, json.encode(p) }
   if copy then all[#all + 1] = Store.position(LANE, copy, e.n) end
-  local rows = self.context.store:commit(all)
-  if not rows then return false end
+  local rows, why = self.context.store:commit(all)
+  if not rows then
+    e.deciding = nil
+    log.warn("catalogue_not_recorded", "entry 0/" .. e.n .. ": " .. tostring(why))
+    return false
+  end
   e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
   if verdict ~= "applied" then stay(self, p) end
   if effect then effect() end
@@ -627,7 +631,7 @@ local function decide(self, copy, e)
   if refusal then
     local ok = record(self, copy, e, e.existing and "void" or "rejected", refusal)
     self.decider = nil
-    return ok and GO or STOP
+    return ok and GO or PAUSE
   end
   if op.prepare and not e.prepared then
     op.prepare(self, p)
@@ -655,14 +659,15 @@ local function decide(self, copy, e)
       if op.effect then op.effect(self, p, copy, found) end
     end)
   elseif kind == "refused" or (kind == "unsure" and not op.ends and failed_everywhere(self, copy, e)) or
-    (type(answer) == "table" and answer.status >= 400 and answer.status < 500 and kind ~= "later") then
-    ok = record(self, copy, e, "rejected", answer)
+    (kind == "unsure" and answer.status >= 400 and answer.status < 500
+      and (Lane.chroma_shape(answer) or answer.body == "")) then -- "": a route that this Chroma does not have
+    ok = record(self, copy, e, "rejected", Lane.failure(answer))
   else
     return give_up_on(self, copy, e, kind, answer)
   end
   if self.decider == copy then self.decider = nil end
   self:kick()
-  return ok and GO or STOP
+  return ok and GO or PAUSE
 end
 
 local function follow(self, copy, e)
@@ -692,7 +697,7 @@ local function follow(self, copy, e)
   end
   statements[#statements + 1] = Store.position(LANE, copy, e.n)
   local rows = self.context.store:commit(statements)
-  if not rows then return STOP end
+  if not rows then return PAUSE end
   if effect then effect() end
   reached(self, copy, e.n)
   return GO
@@ -714,7 +719,7 @@ local function step(self, copy)
       if kind ~= "applied" then return PAUSE end
     end
     local rows = self.context.store:commit { Store.position(LANE, copy, n) }
-    if not rows then return STOP end
+    if not rows then return PAUSE end
     reached(self, copy, n)
     return GO
   end
@@ -851,9 +856,13 @@ function Names:describe(lane, until_)
   return a, instance
 end
 
+local function decoded(text) return (text:gsub("%%(%x%x)", function(x) return string.char(tonumber(x, 16)) end)) end
+
 local function page(query, name)
-  local v = query:match("^" .. name .. "=([^&]*)") or query:match("&" .. name .. "=([^&]*)")
-  return v and tonumber(v)
+  for part in query:gmatch("[^&]+") do
+    local key_, value = part:match("^([^=]*)=(.*)$")
+    if key_ and decoded(key_) == name then return tonumber(decoded(value)) end
+  end
 end
 
 local function list(self, req)
@@ -885,9 +894,12 @@ function Names:read(req)
     end
     return self:describe(lane, req.deadline)
   elseif req.action == "list_collections" then
-    -- What Chroma refuses in the query it refuses itself.
-    local bad = (req.query .. "&"):gsub("limit=%d*&", ""):gsub("offset=%d*&", ""):gsub("&", "")
-    if bad ~= "" then return ask_one(self, nil, req.target, req.deadline) end
+    -- What Chroma refuses in the query it refuses itself; its list would have its own ids.
+    local other = (req.query .. "&"):gsub("limit=%d%d?%d?%d?%d?%d?&", ""):gsub("offset=%d%d?%d?%d?%d?%d?&", "")
+    if other:find("[^&]") then
+      local a, instance = ask_one(self, nil, req.target, req.deadline)
+      if not a or a.status ~= 200 then return a, instance end
+    end
     return list(self, req)
   elseif req.action == "count_collections" then
     return { status = 200, type = "application/json", body = tostring(#self:each_in(req.tenant, req.database)) }

@@ -128,9 +128,10 @@ local function attempt(self, items)
     for _, item in ipairs(items) do item.unknown = true end
     return "again"
   end
-  -- 57P0x: PostgreSQL stops; 53xxx: it is full; 40xxx, 55P03: it asks to try again.
+  -- 57P0x: PostgreSQL stops; 53xxx: it is full; 25006: it is read-only; 40xxx, 55P03: it asks to try again.
   if state == "" or state:match("^57P0") or state:match("^53") or state:match("^40")
-    or (state:match("^08") and state ~= "08P01") or state == "55P03" or state == "57014" then
+    or (state:match("^08") and state ~= "08P01") or state == "55P03" or state == "57014"
+    or state == "25006" then
     return "again"
   end
   return "failed", message
@@ -420,9 +421,10 @@ end
 
 -- The verdict of the entries from n to hi, and what the client is told.
 function Store.decide(lane, n, hi, verdict, answer, authority, note)
+  local kind = (answer.type or ""):gsub("[^\32-\126]", "?") -- text for PostgreSQL, whatever the server said
   return { [[UPDATE journal_entries SET verdict = $4, status = $5, answer_type = $6, answer = $7, authority = $8,
       note = $9, decided_at = now() WHERE lane = $1 AND n BETWEEN $2 AND $3 AND verdict IS NULL]],
-    lane, n, hi, verdict, answer.status, answer.type or "", pg.bytes(answer.body or ""), authority, note, n = 9,
+    lane, n, hi, verdict, answer.status, kind, pg.bytes(answer.body or ""), authority, note, n = 9,
     lane = lane }
 end
 

@@ -8,8 +8,10 @@
 --                  resolved=, logical=, name=, new_name=}
 --   h.collections  {lane=, logical=, name=, deleted=}
 --   h.copies       {lane=, instance=, physical=, position=, state=, reason=, head=}
---   h.servers      instance -> physical id -> {name=, records=id -> {doc=, meta=, emb=}}
---   h.rebuild_most copies to be made anew that are put up with
+--   h.servers      instance -> physical id -> {name=, records=id -> {doc=, meta=, emb=} | error=why it can't be read}
+--   h.broken       instance -> physical id -> how its files were damaged: such a copy is right, or set aside; nil: no
+--                  files may be damaged
+--   h.rebuild_most other copies to be made anew that are put up with
 --
 -- Each check adds texts to v (violations). all() runs them and returns v and the copies set aside.
 local Model = require("model")
@@ -249,9 +251,20 @@ function Read.get_where(v, op, lane, floor)
   end
 end
 
--- A query of Chroma looks up ids first and what belongs to them later: one that is deleted in between comes without
+-- A query finds as many as it was to, if there are so many (few records: the index is exact). It
+-- looks up ids first and what belongs to them later: one that is deleted in between comes without
 -- anything.
 function Read.query(v, op, lane, floor)
+  local found, least = 0, math.huge
+  for _ in pairs(op.seen) do found = found + 1 end
+  for i = #lane.model.counts, 1, -1 do
+    least = math.min(least, lane.model.counts[i].count)
+    if lane.model.counts[i].n <= floor then break end
+  end
+  if found < math.min(least, op.body.n_results) and not next(lane.model.hazy) and not lane.model.hazy_all then
+    complain(v, "short", "%s of %s/%d on %s began when %d was acknowledged and found %d records; there were %d",
+      name_of(op), lane.collection.name, lane.collection.lane, tostring(op.instance), floor, found, least)
+  end
   for id, record in pairs(op.seen) do
     local torn = false
     if not record.doc and not next(record.meta) then
@@ -339,6 +352,7 @@ local function judge_copy(v, lane, c, held)
   if held.name ~= lane.collection.name then
     complain(v, "diverged", "%s is called %s there", where, held.name)
   end
+  if held.error then return complain(v, "diverged", "%s is ready but cannot be read: %s", where, held.error) end
   local ids = {}
   for id in pairs(lane.model.records) do ids[id] = true end
   for id in pairs(held.records) do ids[id] = true end
@@ -370,14 +384,25 @@ local function judge_hazy(v, lane, helds)
   end
 end
 
+-- How the copy's files are damaged, if they are: by us, or by a kill in the middle of writing them.
+local function files_of(h, c)
+  local held = (h.servers[c.instance] or {})[c.physical]
+  return h.broken[c.instance][c.physical]
+    or held and held.error and held.error:find("deserializing pickle", 1, true) and "pickle"
+end
+
 -- Asked directly, every server holds what the journal's applied entries make, and nothing else. Returns the copies
 -- that wait to be made anew.
 function M.copies(h, x, v)
-  local aside, members, by_lane, owned = {}, {}, {}, {}
+  local aside, unasked, members, by_lane, owned = {}, {}, {}, {}, {}
   for _, c in ipairs(h.copies) do
     if c.lane == 0 then members[c.instance] = c end
     local lane = x.lanes[c.lane]
-    if c.state ~= "ready" and (c.lane == 0 or lane and not lane.collection.deleted) then aside[#aside + 1] = c end
+    if c.state ~= "ready" and (c.lane == 0 or lane and not lane.collection.deleted) then
+      aside[#aside + 1] = c
+      c.broken = h.broken and files_of(h, c)
+      if not c.broken then unasked[#unasked + 1] = c end
+    end
     if lane and not lane.collection.deleted then
       by_lane[c.lane] = by_lane[c.lane] or {}
       by_lane[c.lane][c.instance] = c
@@ -406,12 +431,12 @@ function M.copies(h, x, v)
     local helds = {}
     for instance, c in pairs(copies) do
       local held = c.state == "ready" and h.servers[instance] and h.servers[instance][c.physical]
-      if held then helds[#helds + 1] = { instance = instance, held = held } end
+      if held and held.records then helds[#helds + 1] = { instance = instance, held = held } end
     end
     judge_hazy(v, x.lanes[id], helds)
   end
-  if #aside > (h.rebuild_most or 0) then
-    for _, c in ipairs(aside) do
+  if #unasked > (h.rebuild_most or 0) then
+    for _, c in ipairs(unasked) do
       complain(v, "rebuild", "lane %d on %s is %s: %s", c.lane, c.instance, c.state, tostring(c.reason))
     end
   end

@@ -9,7 +9,8 @@ local M = {}
 local API = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 local IDS, GROUPS, NAMES = 9, 4, 3
 
--- {url=, seed=, ops={}: where operations are recorded, think=seconds at most between two}
+-- {url=, ops={}: where operations are recorded, think=seconds at most between two,
+--  sync=after so many writes Chroma keeps a collection's vectors in files}
 function M.new(w)
   w.known = {}       -- {logical=, name=}: collections that somebody was told of, to be renamed and deleted
   w.lasting = {}     -- those that stay
@@ -136,7 +137,8 @@ function M:create(rng, name, lasting)
   local op = { class = "catalogue", action = "create_collection", token = "u" .. u, name = name,
     get_or_create = rng:chance(0.3) or nil }
   local a = self:send(op, "POST", API, json.encode { name = name, metadata = { u = "u" .. u },
-    get_or_create = op.get_or_create }, { ["Idempotency-Key"] = op.token })
+    configuration = self.sync and { hnsw = { sync_threshold = self.sync } }, get_or_create = op.get_or_create },
+    { ["Idempotency-Key"] = op.token })
   local c = op.outcome == "ack" and json.decode(a.body)
   if c and type(c.id) == "string" then
     op.seen = c.id

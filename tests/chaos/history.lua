@@ -47,7 +47,7 @@ local function read_entries()
   local out = {}
   for _, r in ipairs(rows([[SELECT lane, n, token, action, rest, verdict, status, convert_from(body, 'UTF8') AS body,
       convert_from(resolved, 'UTF8') AS resolved, convert_from(answer, 'UTF8') AS answer
-      FROM (SELECT * FROM journal_entries UNION ALL SELECT * FROM chaos_trimmed) all_of_them ORDER BY lane, n]])) do
+      FROM (SELECT * FROM journal_entries UNION ALL SELECT * FROM chaos_entries) AS e ORDER BY lane, n]])) do
     local e = { lane = r.lane, n = r.n, action = r.action, verdict = r.verdict, status = r.status, raw = r.body }
     e.body = json.decode(r.body) or {}
     e.resolved = r.resolved and json.decode(r.resolved) or nil
@@ -79,25 +79,39 @@ local function ask(url, body)
   return json.decode(a.body)
 end
 
--- physical id -> {name=, records=} of one server.
+-- physical id -> {name=, records= | error=why it can't be read} of one server.
 function M.read_server(url)
   local base = url .. "/api/v2/tenants/default_tenant/databases/default_database/collections"
   local out = {}
   for _, c in ipairs(ask(base)) do
-    local got = ask(base .. "/" .. c.id .. "/get", '{"include":["documents","metadatas","embeddings"]}')
-    out[c.id] = { name = c.name, records = clients.records_of(got) }
+    local held = { name = c.name }
+    local ok, got = pcall(ask, base .. "/" .. c.id .. "/get", '{"include":["documents","metadatas","embeddings"]}')
+    if ok then held.records = clients.records_of(got) else held.error = got end
+    out[c.id] = held
   end
   return out
 end
 
--- Everything, for check.all. servers: name -> url.
-function M.gather(ops, servers, rebuild_most)
-  local h = { ops = ops, rebuild_most = rebuild_most, servers = {}, entries = read_entries() }
+-- Everything, for check.all. servers: name -> url; broken: name -> physical id -> how its files were damaged, nil where
+-- none may be.
+function M.gather(ops, servers, rebuild_most, broken)
+  local h = { ops = ops, rebuild_most = rebuild_most, broken = broken, servers = {}, entries = read_entries() }
   h.collections = rows("SELECT lane, logical, name, deleted FROM journal_collections")
   h.copies = rows([[SELECT c.lane, c.instance, c.physical, c.position, c.state, c.reason, l.next - 1 AS head
     FROM journal_copies c JOIN journal_lanes l USING (lane)]])
   for name, url in pairs(servers) do h.servers[name] = M.read_server(url) end
   return h
+end
+
+-- Does a copy that may be read have errors instead of records?
+function M.unreadable(h)
+  local gone = {}
+  for _, c in ipairs(h.collections) do gone[c.lane] = c.deleted end
+  for _, c in ipairs(h.copies) do
+    local held = h.servers[c.instance][c.physical]
+    if c.state == "ready" and not gone[c.lane] and held and held.error then return true end
+  end
+  return false
 end
 
 return M

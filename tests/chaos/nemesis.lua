@@ -1,4 +1,5 @@
 -- nemesis.lua: the faults of a round: which, when and for how long, all of it decided by the seed beforehand.
+local damage = require("damage")
 local process = require("process")
 
 local M = {}
@@ -12,6 +13,9 @@ M.faults = {
   kill_chromux = { target = "chromux", kind = "kill", least = 0, most = 0.5 },
   pause_chromux = { target = "chromux", kind = "pause", least = 0.1, most = 4 },
   kill_postgres = { target = "postgres", kind = "quit", least = 0, most = 1.5 },
+  -- Killed, and the files of a collection are damaged before it starts again.
+  break_primary = { target = "primary", kind = "break", least = 0.05, most = 2 },
+  break_replica = { target = "replica", kind = "break", least = 0.05, most = 2 },
 }
 M.names = {}
 for name in pairs(M.faults) do M.names[#M.names + 1] = name end
@@ -34,14 +38,28 @@ function M.without(names, pattern)
   return out
 end
 
+function M.only(names, pattern)
+  local out = {}
+  for _, name in ipairs(names) do if name:find(pattern) then out[#out + 1] = name end end
+  return out
+end
+
 -- {{at=, until_=, name=, target=, kind=}, ...} in the order of their beginnings; at most one at a time per target.
 function M.schedule(rng, names, seconds)
-  local plan, busy = {}, {}
+  local plan, busy, broken = {}, {}, nil
   names = M.without(M.without(names, "wrap"), "step")
-  for _ = 1, #names > 0 and rng:int(2, 6) or 0 do
-    local name = rng:pick(names)
+  local breaks = M.only(names, "break")
+  if #breaks > 0 then
+    -- One server's files at most: what is broken on both is lost.
+    broken = rng:pick(breaks)
+    names = M.without(names, "break")
+    names[#names + 1] = broken
+  end
+  for i = 1, #names > 0 and rng:int(2, 6) or 0 do
+    local name = i == 1 and broken or rng:pick(names)
     local f = M.faults[name] or error("unknown fault " .. name)
     local at = rng:unit() * seconds
+    if f.kind == "break" then at = seconds * (0.3 + 0.5 * rng:unit()) end -- once there are files
     -- Often close to another: overlaps are what breaks protocols.
     if #plan > 0 and rng:chance(0.5) then at = math.max(0, rng:pick(plan).at + (rng:unit() - 0.3) * 0.8) end
     local until_ = at + f.least + rng:unit() ^ 2 * (f.most - f.least)
@@ -49,6 +67,7 @@ function M.schedule(rng, names, seconds)
     for _, b in ipairs(busy[f.target] or {}) do free = free and (until_ + 0.3 < b.at or at > b.until_ + 0.3) end
     if free then
       local one = { at = at, until_ = until_, name = name, target = f.target, kind = f.kind }
+      if f.kind == "break" then one.how, one.dice = rng:pick(damage.kinds), rng:unit() end
       plan[#plan + 1] = one
       busy[f.target] = busy[f.target] or {}
       table.insert(busy[f.target], one)
@@ -90,12 +109,17 @@ function M.describe(plan)
   return table.concat(out, " ")
 end
 
-local function apply(stage, f)
+local function apply(stage, f, note)
   local p = stage[f.target]
   p.held = true
   if f.kind == "pause" then p:pause()
   elseif f.kind == "quit" then p:kill(process.QUIT)
   else p:kill(process.KILL) end
+  if f.kind ~= "break" then return end
+  local broken = stage.broken[f.target]
+  local id = damage.inflict(stage.dir .. "/" .. f.target, f.how, f.dice, broken)
+  if id then broken[id] = f.how end
+  note(f, f.how .. " of " .. tostring(id))
 end
 
 local function undo(stage, f)
@@ -126,7 +150,7 @@ function M.play(stage, plan, note)
     tasks[i] = spawn(function()
       sleep(math.max(0, began + f.at - now()))
       note(f, "begins")
-      apply(stage, f)
+      apply(stage, f, note)
       sleep(math.max(0, began + f.until_ - now()))
       undo(stage, f)
       note(f, "ends")

@@ -2,7 +2,10 @@
 -- record everything, waits until the journal has come to rest, and judges what happened (check.lua).
 --
 --   build/chromux script tests/chaos/run.lua [--rounds N] [--seed S] [--faults a,b|none] [--clients N] [--seconds N]
---       [--rebuilds N: copies to be made anew that a round may end with] [--chromux PATH] [--keep: folders of rounds]
+--       [--rebuilds N: copies to be made anew that a round may end with, besides those whose files were damaged]
+--       [--chromux PATH] [--keep: folders of rounds]
+--
+-- Without --faults each round has those of its kind: in every fifth one a server's files are damaged.
 --
 -- A round's seed is the first one's plus its number. A failing round's folder with all logs and the recorded
 -- operations stays.
@@ -54,8 +57,10 @@ local function say(...)
   io.stdout:flush()
 end
 
-local function fault_names()
-  if not options.faults then return Nemesis.names end
+local function fault_names(seed)
+  if not options.faults then
+    return seed % 5 == 4 and Nemesis.without(Nemesis.names, "wrap") or Nemesis.without(Nemesis.names, "break")
+  end
   local out = {}
   for name in tostring(options.faults):gmatch("[^,]+") do out[#out + 1] = name ~= "none" and name or nil end
   return out
@@ -87,10 +92,12 @@ local function write_down(path, history, events, violations)
   f:close()
 end
 
+local broken = { segment = 0, pickle = 0 } -- collections whose files were damaged
+
 local function play(seed)
   local dir = root .. "/" .. seed
   os.execute("mkdir " .. dir)
-  local names, wraps, rng = fault_names(), nil, Rng.new(seed, "wraps")
+  local names, wraps, rng = fault_names(seed), nil, Rng.new(seed, "wraps")
   if table.concat(names, ","):find("wrap") and (#names == 1 or rng:chance(0.4)) then
     wraps = { primary = Nemesis.wrap_plan(rng), replica = Nemesis.wrap_plan(rng) }
     -- Behind a wrapper an end of the server looks like an end of its connections.
@@ -107,7 +114,8 @@ local function play(seed)
   local ops, events, violations, history = {}, {}, {}, nil
   local ok, why = xpcall(function()
     stage:raise()
-    local workload = Clients.new { url = stage.url, ops = ops, think = 0.03 }
+    local breaks = #Nemesis.only(names, "break") > 0
+    local workload = Clients.new { url = stage.url, ops = ops, think = 0.03, sync = breaks and 5 or nil }
     workload:found(Rng.new(seed, "found"), 3)
     local plan = Nemesis.schedule(Rng.new(seed, "faults"), names, options.seconds)
     events.plan = plan
@@ -131,7 +139,11 @@ local function play(seed)
       if stage.chromux:ended() then stage.chromux:start() end
     end)
     if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
-    history = History.gather(ops, stage.servers, options.rebuilds)
+    local till = now() + 15
+    repeat -- until damage is found
+      if history then sleep(0.2) end
+      history = History.gather(ops, stage.servers, options.rebuilds, breaks and stage.broken or nil)
+    until not (breaks and History.unreadable(history)) or now() > till
     local found, aside = Check.all(history)
     for _, text in ipairs(found) do violations[#violations + 1] = text end
     history.aside = aside
@@ -146,11 +158,15 @@ local function play(seed)
     #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
   for _, c in ipairs(history and history.aside or {}) do
-    say("    set aside: lane %d on %s is %s: %s", c.lane, c.instance, c.state, tostring(c.reason))
+    say("    set aside: lane %d on %s is %s: %s%s", c.lane, c.instance, c.state, tostring(c.reason),
+      c.broken and " (its " .. c.broken .. " was broken)" or "")
   end
   if #violations > 0 or options.keep then
     write_down(dir .. "/history", history or { ops = ops }, events, violations)
     say("    all of it: %s", dir)
+  end
+  for _, server in pairs(stage.broken) do
+    for _, how in pairs(server) do broken[how] = broken[how] + 1 end
   end
   stage:strike()
   if #violations == 0 and not options.keep then os.execute("rm -rf " .. dir) end
@@ -170,13 +186,14 @@ end
 
 local passed, failed = 0, 0
 say("%d rounds from seed %d, %d clients, faults: %s", options.rounds, first_seed, options.clients,
-  table.concat(fault_names(), ","))
+  options.faults or "of its kind in each round")
 for i = 0, options.rounds - 1 do
   if play(first_seed + i) then passed = passed + 1 else failed = failed + 1 end
 end
 if postgres then postgres:kill(process.QUIT) end
 os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
 say_hits()
+say("files damaged: %d segments, %d pickles", broken.segment, broken.pickle)
 if failed == 0 then os.execute("rm -rf " .. root) end
 say("%d passed, %d failed, 0 skipped", passed, failed)
 os.exit(failed == 0 and 0 or 1)

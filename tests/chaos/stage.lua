@@ -21,7 +21,9 @@ end
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux" } do ports[name] = process.free_port(s.rng) end
-  local stage = setmetatable({ dir = s.dir, ports = ports, servers = {}, journal = s.journal }, { __index = M })
+  local stage = setmetatable({ dir = s.dir, ports = ports, servers = {}, journal = s.journal,
+    broken = { primary = {}, replica = {} }, -- ids, on that server, of the collections whose files were damaged -> how
+  }, { __index = M })
   for _, name in ipairs { "primary", "replica" } do
     stage.servers[name] = "http://127.0.0.1:" .. ports[name]
   end
@@ -61,6 +63,12 @@ function M.new(s)
   return stage
 end
 
+-- What the journal throws away the check still needs.
+local KEEP = { "CREATE TABLE chaos_entries (LIKE journal_entries)",
+  [[CREATE FUNCTION chaos_keep() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO chaos_entries VALUES (OLD.*); RETURN OLD; END']],
+  "CREATE TRIGGER chaos_keep BEFORE DELETE ON journal_entries FOR EACH ROW EXECUTE FUNCTION chaos_keep()" }
+
 -- A database without anything, and everything up.
 function M:raise()
   self.primary:start()
@@ -78,13 +86,7 @@ function M:raise()
   self.chromux:await()
   if not self.journal then return end
   self:await_journal(30)
-  -- The lanes of deleted collections are trimmed; the checker reads all that ever was in the journal.
-  for _, sql in ipairs {
-    "CREATE TABLE chaos_trimmed (LIKE journal_entries)",
-    [[CREATE FUNCTION chaos_keep() RETURNS trigger LANGUAGE plpgsql AS
-      'BEGIN INSERT INTO chaos_trimmed SELECT OLD.*; RETURN OLD; END']],
-    "CREATE TRIGGER chaos_keep BEFORE DELETE ON journal_entries FOR EACH ROW EXECUTE FUNCTION chaos_keep()",
-  } do assert(pg.query(sql)) end
+  for _, sql in ipairs(KEEP) do assert(pg.query(sql)) end
 end
 
 -- Until the journal takes writes.

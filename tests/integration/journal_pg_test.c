@@ -84,6 +84,38 @@ static void writes_wait_for_postgresql_to_come_back(void **state)
     }
 }
 
+static void read_only(struct stage *s, const char *value)
+{
+    sql(s, "ALTER SYSTEM SET default_transaction_read_only = %s", value);
+    sql(s, "SELECT pg_reload_conf()");
+    check_soon(strcmp(sql(s, "SHOW default_transaction_read_only"), value) == 0, 5);
+}
+
+/* As hosted ones do when their disk is nearly full. The answer to a write comes while the verdict
+ * can't be recorded. */
+static void a_verdict_waits_until_postgresql_may_be_written_again(void **state)
+{
+    struct stage *s = stage_new();
+    stage_chromux(s, "REQUEST_TIMEOUT=2", "LEASE_TIMEOUT=20", NULL);
+    char *id = filled(s, "away", 3), *there = physical(s, 0, id);
+    chroma_signal(s->server[0], SIGSTOP);
+    chroma_signal(s->server[1], SIGSTOP);
+    struct answer *a = post(s, of(id, "add"), records_body("late", 0, 1, ""));
+    check_status(a, 503);
+    check_lacks(a->body, "not kept");
+    read_only(s, "on");
+    chroma_signal(s->server[0], SIGCONT);
+    chroma_signal(s->server[1], SIGCONT);
+    check_soon(strcmp(ask_server(s->server[0], "GET", of(there, "count"), NULL)->body, "4") == 0,
+               10);
+    check_replication(s, "degraded");
+    check(refused(s, id, 0));
+    read_only(s, "off");
+    check_soon(works_again(s, id, 0), 10);
+    check_int(sql_number(s, "SELECT count(*) FROM journal_entries WHERE verdict IS NULL"), 0);
+    check_has(check_equal(s, id, 10), "late");
+}
+
 static void a_stopped_postgresql_holds_nobody_for_ever(void **state)
 {
     struct stage *s = stage_new();
@@ -321,6 +353,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         STAGE_TEST(writes_wait_for_postgresql_to_come_back),
+        STAGE_TEST(a_verdict_waits_until_postgresql_may_be_written_again),
         STAGE_TEST(a_stopped_postgresql_holds_nobody_for_ever),
         STAGE_TEST(a_server_that_returns_empty_is_set_aside),
         STAGE_TEST(a_server_with_an_old_backup_is_set_aside),

@@ -163,6 +163,11 @@ static void a_repeated_key_gets_the_recorded_answer(void **state)
               head_field(first->head, "X-Chromux-Entry"));
     check_str(get(s, of(id, "count"))->body, "1");
     check_int(sql_number(s, "SELECT count(*) FROM journal_entries WHERE action = 'add'"), 1);
+    /* It is for one request: another one would be told of a write that it is not. */
+    check_status(ask_with(s, "POST", of(id, "delete"), key, "{\"ids\":[\"r1\"]}"), 422);
+    check_status(ask_with(s, "POST", of(id, "add"), key, records_body("r", 2, 2, "")), 422);
+    check_status(ask_with(s, "DELETE", "/collections/keys", key, NULL), 422);
+    check_str(get(s, of(id, "count"))->body, "1");
     /* Refusals are recorded too. */
     for (unsigned i = 0; i < 2; i++)
         check_status(ask_with(s, "POST", of(id, "add"), "Idempotency-Key: bad-1\r\n",
@@ -178,6 +183,11 @@ static void a_repeated_key_gets_the_recorded_answer(void **state)
     again = ask_with(s, "POST", "/collections", make, "{\"name\":\"made\"}");
     check_status(again, 200);
     check_str(again->body, first->body);
+    create(s, "keys2");
+    static const char drop[] = "Idempotency-Key: drop-1\r\n";
+    check_status(ask_with(s, "DELETE", "/collections/keys2", drop, NULL), 200);
+    check_status(ask_with(s, "DELETE", "/collections/keys2", drop, NULL), 200);
+    check_status(ask_with(s, "DELETE", "/collections/keys", drop, NULL), 422);
     static const char *const bad[] = {"", " ", "a b", "\xc3\xa9"};
     for (unsigned i = 0; i < COUNT_OF(bad); i++)
         check_status(

@@ -135,6 +135,18 @@ static void a_limited_delete_deletes_the_same_on_both(void **state)
     check_equal(s, id, 5);
 }
 
+/* Servers up to 1.5.2 do not look at such a limit, later ones refuse it; none deletes less. */
+static void a_limit_without_a_filter_is_for_chroma_to_judge(void **state)
+{
+    struct twin *t = twin_raise("{\"name\":\"ccc\"}");
+    check_status(same(t, "add", records_body("r", 0, 4, "")), 201);
+    same(t, "delete", "{\"limit\":1}");
+    same(t, "count", NULL);
+    same(t, "delete", "{\"ids\":[\"r0\",\"r1\"],\"limit\":1}");
+    same(t, "count", NULL);
+    check_all_three(t);
+}
+
 static void every_type_of_value_arrives_unchanged(void **state)
 {
     struct twin *t = twin_raise("{\"name\":\"ccc\",\"metadata\":{\"big\":" BIG "}}");
@@ -328,10 +340,43 @@ static void collections_are_listed_in_one_order(void **state)
             check_str(again[i], all[i]);
         check_int(list(s, "?offset=10", again, N + 1), 2);
         check_int(list(s, "?limit=0", again, N + 1), 0);
+        /* Whatever else the query says, their ids are those that clients know. */
+        check_int(list(s, "?other=1&l%69mit=%31&offset=3", again, N + 1), 1);
+        check_str(again[0], all[3]);
+        check_status(get(s, "/collections?limit=99999999999"), 400);
+        check_status(get(s, "/collections?limit="), 400);
         check_caught_up(s, 5);
         chroma_kill(s->server[0]);
         chromux_wait_healthy(s->x, 1);
     }
+}
+
+/* Chroma takes any; the catalogue would stand still for everybody behind one that can't be kept. */
+static void a_name_that_cannot_be_kept_is_refused(void **state)
+{
+    struct stage *s = stage_raise();
+    char name[9001];
+    for (unsigned i = 0; i < sizeof name - 1; i++) /* nothing that could be compressed */
+        name[i] = (char)('a' + (i * 2654435761u >> 13) % 26);
+    name[sizeof name - 1] = 0;
+    const char *bad[] = {keepf("{\"name\":\"%s\"}", name), "{\"name\":\"a\\u0000b\"}"};
+    for (unsigned i = 0; i < COUNT_OF(bad); i++) {
+        check_status(post(s, "/api/v2/tenants", bad[i]), 400);
+        check_status(post(s, "/api/v2/tenants/default_tenant/databases", bad[i]), 400);
+    }
+    name[801] = 0;
+    check_status(post(s, keepf("/api/v2/tenants/%s/databases", name), "{\"name\":\"ddd\"}"), 400);
+    name[800] = 0;
+    check_status(post(s, "/api/v2/tenants", keepf("{\"name\":\"%s\"}", name)), 200);
+    check_status(
+        post(s, keepf("/api/v2/tenants/%s/databases", name), keepf("{\"name\":\"%s\"}", name)),
+        200);
+    char collection[513];
+    memcpy(collection, name, 512);
+    collection[512] = 0;
+    check_status(post(s, keepf("/api/v2/tenants/%s/databases/%s/collections", name, name),
+                      keepf("{\"name\":\"%s\"}", collection)),
+                 200);
 }
 
 static void collections_are_named_renamed_and_deleted(void **state)
@@ -456,6 +501,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         STAGE_TEST(writes_land_on_both_servers),
         STAGE_TEST(a_limited_delete_deletes_the_same_on_both),
+        STAGE_TEST(a_limit_without_a_filter_is_for_chroma_to_judge),
         STAGE_TEST(every_type_of_value_arrives_unchanged),
         STAGE_TEST(cosine_vectors_are_the_same_bits),
         STAGE_TEST(bodies_arrive_byte_for_byte),
@@ -463,6 +509,7 @@ int main(void)
         STAGE_TEST(errors_name_the_logical_id),
         STAGE_TEST(collections_are_listed_in_one_order),
         STAGE_TEST(collections_are_named_renamed_and_deleted),
+        STAGE_TEST(a_name_that_cannot_be_kept_is_refused),
         STAGE_TEST(tenants_and_databases_are_made_on_both),
         STAGE_TEST(reset_needs_leave),
     };

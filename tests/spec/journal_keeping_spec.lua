@@ -384,3 +384,81 @@ describe("after an entry whose outcome is known only on its authority", function
     assert.equals("rebuild", l.copies.a.state)
   end)
 end)
+
+describe("the memory of a lane's entries", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it("counts an entry once, and none of a collection that is gone", function()
+    local context = world()
+    local l = lane(context, 1, 0, { a = 0, b = 0 })
+    local function entry(n) return { n = n, body = "12345", tickets = {}, verdict = "applied" } end
+    l.copies.a.server.usable = function() return false end
+    l.copies.b.server.usable = l.copies.a.server.usable
+    l:remember(entry(1)) -- read from PostgreSQL before the answer to its append is here
+    l:insert(entry(1))
+    l:insert(entry(2))
+    assert.equals(10, context.memory.used)
+    l:forget(1)
+    assert.equals(5, context.memory.used)
+    l:close()
+    assert.equals(0, context.memory.used)
+    l:remember(entry(3)) -- by a step that was under way
+    l:forget(3)
+    assert.equals(0, context.memory.used)
+  end)
+end)
+
+describe("an answer", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it("is a verdict only when it is Chroma's", function()
+    local Lane = require("lb.lanes")
+    local function means(status, body) return Lane.meaning({ status = status, body = body }, "0123-id") end
+    for _, body in ipairs { "{}", "true", " null", "[1]" } do assert.equals("applied", means(201, body)) end
+    for _, body in ipairs { "<html>hello</html>", "", "OK" } do assert.equals("unsure", means(200, body)) end
+    assert.equals("lost", means(404, '{"error":"NotFoundError","message":"Collection [0123-id] does not exists."}'))
+    assert.equals("unsure", means(404, '{"error":"NotFoundError","message":"no such site"}'))
+    assert.equals("unsure", means(404, "<html>no such site</html>"))
+    assert.equals("unsure", means(400, "<html>bad</html>"))
+    assert.equals("refused", means(400, '{"error":"InvalidArgumentError","message":"m"}'))
+    assert.equals(502, Lane.failure { status = 200, body = "OK" }.status)
+    assert.equals(500, Lane.failure { status = 500, body = "OK" }.status)
+    local st = require("lb.store").decide(1, 1, 1, "applied", { status = 200, body = "{}", type = "a\255/b" })
+    assert.equals("a?/b", st[7])
+  end)
+
+  it("of a stranger to a catalogue operation leaves it to the other instance", function()
+    local Names = require("lb.names")
+    local context, a, b = world()
+    context.encode, context.lane_new, context.settings.TRY_TIMEOUT = tostring, nil, 1
+    local function answering(s, status, body)
+      s.sent = 0
+      function s.send()
+        s.sent = s.sent + 1
+        return { wait = function() return { status = status, body = body, type = "" } end }
+      end
+    end
+    answering(a, 404, "<html>no such site</html>")
+    answering(b, 200, "{}")
+    local told
+    function context.answer(e, who) told = { e.status, who } end
+    local names_ = Names.new(context)
+    names_.tenants.t = true
+    names_:member_add { instance = "a", server = a }
+    names_:member_add { instance = "b", server = b }
+    a.run = function(_, fn) rawget(_G, "spawn")(fn) end
+    b.run = a.run
+    local tries = 0
+    rawset(_G, "sleep", function()
+      tries = tries + 1
+      if told or tries > 20 then context.drives = false end
+    end)
+    names_:insert { n = 1, action = "create_database", rest = '{"tenant":"t","name":"d"}', body = "{}", tickets = {} }
+    run_tasks()
+    assert.is_true(a.sent > 0)
+    run_tasks()
+    assert.same({ 200, "b" }, told)
+  end)
+end)
