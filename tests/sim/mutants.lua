@@ -45,8 +45,7 @@ for _, m in ipairs(MUTANTS) do
   Balancer.patch(m[2], m[3], m[4])
   local caught
   for seed = 0, seeds - 1 do
-    local ok, violations = pcall(Simulation.run, seed)
-    if not ok then violations = { "BROKEN: " .. tostring(violations) } end
+    local violations = Simulation.run(seed) -- what does not even run is not caught
     if #violations > 0 then
       caught = string.format("by seed %d: %s", seed, violations[1]:match("^[%u-]+"))
       break
