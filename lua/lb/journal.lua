@@ -8,6 +8,7 @@ local Store = require("lb.store")
 local Names = require("lb.names")
 local Roles = require("lb.roles")
 local Forward = require("lb.forward")
+local courier = require("lb.courier")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
 local figures = require("lb.figures")
@@ -237,6 +238,20 @@ local UNSUPPORTED = { fork = "Collection forking is unsupported for local chroma
   attach_function = "attached functions are unsupported", detach_function = "attached functions are unsupported",
   conditional_commit = "transactions are unsupported" }
 
+-- What is not known here may have been made by another holder, unless the lease is still ours. What the balancer does
+-- next is to be done once that is known, or never: then the lease was another's, and whoever waits was taken there.
+local function when_alone(t, next_fn)
+  local context = J.context
+  if courier.boottime() < context.lease_until then return next_fn() end
+  spawn(function()
+    repeat
+      sleep(TICK)
+      if context.dead or J.tickets[t.ticket] ~= t then return end
+    until courier.boottime() < context.lease_until
+    next_fn()
+  end)
+end
+
 local function write_records(t, req)
   local lane = J.names.by_logical[req.collection]
   if UNSUPPORTED[req.action] then
@@ -245,7 +260,7 @@ local function write_records(t, req)
   end
   if not lane and not Names.is_id(req.collection) then return send(t, Names.no_id()) end
   if not lane or lane.tenant ~= req.tenant or lane.database ~= req.database then
-    return send(t, Names.no_collection_of_id(req.collection))
+    return when_alone(t, function() send(t, Names.no_collection_of_id(req.collection)) end)
   end
   append(t, lane, { token = token_of(req), action = req.action, rest = req.target:match(REST) or "", type = req.type,
     body = req.body, logical = lane.logical })

@@ -191,13 +191,16 @@ local function kill(self, copy, tenant, database, physical, lane_id, late)
   if kind ~= "applied" then return kind, answer end
   kind, answer = send(self, copy, "DELETE", path(self, tenant, database, "/collections/" .. tomb), nil, nil, late)
   if type(answer) == "table" and answer.status == 404 then return "applied", EMPTY end
+  -- An error may come after the deed: the server tells.
+  if kind == "unsure" and id_by_name(self, copy, tenant, database, tomb) == false then return "applied", EMPTY end
   return kind, answer
 end
 
 -- ---- the operations --------------------------------------------------------------------------------------
 --
 -- Each has: check(self, e, p) -> an answer that refuses it, or nil (nothing is sent then); perform(self, copy, e, p,
--- late) -> kind, answer, found; statements and effect of the verdict "applied".
+-- late) -> kind, answer, found; statements and effect of the verdict "applied". ends: collections may be gone on a
+-- server before all is done, so errors refuse it never: it is tried until it is done, or skipped by hand.
 
 local Op = {}
 
@@ -276,6 +279,7 @@ local function drop_database(self, copy, tenant, database, late)
 end
 
 Op.delete_database = {
+  ends = true,
   check = function(self, _, p)
     if not self.databases[key(p.tenant, p.database)] then
       return says(404, "NotFoundError", "Database [" .. p.database .. "] not found")
@@ -406,6 +410,7 @@ local function lane_of(self, p)
 end
 
 Op.delete_collection = {
+  ends = true,
   check = function(self, _, p)
     if not lane_of(self, p) then return no_collection_of_name(p.collection) end
   end,
@@ -470,6 +475,7 @@ Op.update_collection = {
 }
 
 Op.reset = {
+  ends = true,
   prepare = function(self, p)
     p.lanes = {}
     for i, lane in ipairs(self:each_in()) do
@@ -652,7 +658,7 @@ local function decide(self, copy, e)
     ok = record(self, copy, e, "applied", answer, op.statements and op.statements(self, p, e.n, copy, found), function()
       if op.effect then op.effect(self, p, copy, found) end
     end)
-  elseif kind == "refused" or (kind == "unsure" and failed_everywhere(self, copy, e)) or
+  elseif kind == "refused" or (kind == "unsure" and not op.ends and failed_everywhere(self, copy, e)) or
     (kind == "unsure" and answer.status >= 400 and answer.status < 500
       and (Lane.chroma_shape(answer) or answer.body == "")) then -- "": a route that this Chroma does not have
     ok = record(self, copy, e, "rejected", Lane.failure(answer))

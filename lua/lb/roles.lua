@@ -254,6 +254,12 @@ local function holder_context(store, lease)
   return context
 end
 
+-- The lease is ours until then, by the clock of courier.boottime().
+local function lease_until(context, at)
+  context.lease_until = at
+  courier.fence(at)
+end
+
 -- The lease is another's: nothing of this stay may reach a server any more, and who waits is taken to the next holder.
 local function leave(context)
   if context.dead then return end
@@ -302,7 +308,7 @@ local function keep_lease(life, context, store, ttl)
     local at = courier.boottime()
     local mine = store:lease_renew(ttl)
     if mine and not context.dead then
-      courier.fence(at + ttl)
+      lease_until(context, at + ttl)
     elseif mine == false and store.suspended then
       stop_writes(context, store.suspended)
     elseif mine == false then
@@ -347,7 +353,7 @@ local function hold(life, lease)
   local context, names = enter("holder", store, loaded, holder_context(store, lease))
   J.servers:hold_stamps(horizon)
   context.drives = true
-  courier.fence(lease.asked + ttl)
+  lease_until(context, lease.asked + ttl)
   J.holder = { address = "", epoch = lease.epoch }
   function store.on_fenced() leave(context) end
   function context.on_restored(reason) stop_writes(context, reason) end

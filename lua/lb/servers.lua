@@ -29,7 +29,7 @@ end
 
 local function server_new(set, name)
   local s = setmetatable({
-    set = set, name = name, incarnation = 0, admitted = 0, witness = 0, writes = 0, stamped = 0,
+    set = set, name = name, incarnation = 0, admitted = 0, witness = 0, seen = 0, writes = 0, stamped = 0,
     stamping = 0,
     life = 0, active = 0, queue = {}, health = "suspect", admin = "ready", role = "replica", priority = 0,
     retired = false, admitting = false, note = "not admitted yet",
@@ -212,6 +212,7 @@ end
 -- Server first, PostgreSQL second: a counter that the server has and PostgreSQL lacks only says "newer". A stamp whose
 -- outcome is not known may yet be carried out: until it can't be, the same number is stamped again, or it would set
 -- the counter back and the server would seem to have lost data. The same holds for the stamps of a life before ours.
+-- witness is what PostgreSQL has; what was only seen on the server another holder may set back to that.
 -- -> true, whether the number is a new one: only then does it cover the writes before it | nil, why
 function Server:stamp()
   local context = self.set.context
@@ -219,7 +220,7 @@ function Server:stamp()
     local made, why = self:witness_make()
     if not made then return nil, why end
   end
-  local counter, fresh = self.witness + 1, true
+  local counter, fresh = math.max(self.witness, self.seen) + 1, true
   if self.stamping > 0 or self.holding then
     counter, fresh = math.max(self.held or 0, self.witness, 1), false -- 0 is what an empty server has
   end
@@ -280,7 +281,7 @@ function Server:looked(context, counter, journal_id)
       or "PostgreSQL does not answer: " .. tostring(why)
     return false
   end
-  self.witness = math.max(self.witness, stamped)
+  self.witness, self.seen = math.max(self.witness, stamped), math.max(self.seen, counter)
   local fresh, reason = self:look_at_generation()
   if fresh then fresh, reason = context.look_again() end
   if not fresh then self.note = tostring(reason) end
@@ -339,7 +340,7 @@ function Server:admit()
         end
         -- Marked durably before it is stamped anew.
         if fine or (fine == false and context.on_lost(self, self.note)) then
-          self.witness = math.max(self.witness, counter)
+          self.seen = math.max(self.seen, counter)
           local stamped, why = self:look_at_generation()
           if stamped then stamped, why = self:stamp() end
           if stamped and life == self.incarnation then
