@@ -12,6 +12,7 @@ local courier = require("lb.courier")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
 local figures = require("lb.figures")
+local slice = require("chromux.slice")
 local json = json
 
 local M = {}
@@ -266,10 +267,14 @@ local function write_records(t, req)
     body = req.body, logical = lane.logical })
 end
 
--- PostgreSQL takes no NUL, and what stands together in an index is bounded.
+-- PostgreSQL takes UTF-8 without NUL, and what stands together in an index is bounded.
 local NAME_MOST = 800 -- bytes
 
-local function can_be_kept(name) return not name or (#name <= NAME_MOST and not name:find("%z")) end
+local TOMB = "chromux-tomb-" -- what names.lua calls collections that are about to end
+
+local function can_be_kept(name)
+  return not name or (#name <= NAME_MOST and not name:find("%z") and slice.string(slice.quote(name)) == name)
+end
 
 local function write_catalogue(t, req)
   local p = { tenant = req.tenant, database = req.database, collection = req.collection, by_name = req.by_name }
@@ -287,9 +292,15 @@ local function write_catalogue(t, req)
     return send(t, { status = 403, type = "application/json",
       body = '{"error":"ChromaError","message":"The tenant chromux is chromux\'s own"}' })
   end
-  if not (can_be_kept(p.name) and can_be_kept(p.new_name) and can_be_kept(p.tenant) and can_be_kept(p.database)) then
+  for _, name in pairs { p.name or "", p.new_name or "", p.tenant or "", p.database or "", p.collection or "" } do
+    if not can_be_kept(name) then
+      return send(t, { status = 400, type = "application/json", body = '{"error":"InvalidArgumentError","message":'
+        .. '"The journal keeps names of at most ' .. NAME_MOST .. ' bytes of UTF-8, without NUL"}' })
+    end
+  end
+  if req.action:find("collection", 1, true) and ((p.new_name or p.name or ""):sub(1, #TOMB) == TOMB) then
     return send(t, { status = 400, type = "application/json", body = '{"error":"InvalidArgumentError","message":'
-      .. '"The journal keeps names of at most ' .. NAME_MOST .. ' bytes, without NUL"}' })
+      .. '"Names that begin with ' .. TOMB .. ' are chromux\'s own"}' })
   end
   -- What is there already needs no entry; but what was asked before may have one.
   local there = req.action == "create_collection" and p.get_or_create and p.name and not req.key and not req.token

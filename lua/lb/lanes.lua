@@ -70,6 +70,7 @@ function Lane:publish(copy)
     return context.copies.copy_drop(self.logical, copy.instance)
   end
   local readable = context.trusted and copy.doubt == 0 and copy.server:readable()
+  if readable and self.head == 0 and not self.adopted then sound.assume(copy) end -- there is nothing in it yet
   if readable and not sound.known(copy) then
     readable = false
     sound.look(self, copy, function() return target_of(self, copy, { rest = "" }) end)

@@ -625,6 +625,15 @@ local function failed_everywhere(self, copy, e)
   return true
 end
 
+-- Does any copy of the lane's collection stand?
+local function anywhere(self, id)
+  local lane = self.by_lane[id]
+  for _, copy in ipairs(lane and lane.order or {}) do
+    if copy.state == "ready" or copy.state == "unverified" then return true end
+  end
+  return false
+end
+
 local function decide(self, copy, e)
   local p, op = parameters(e), Op[e.action]
   local refusal = op.check and op.check(self, e, p)
@@ -649,7 +658,9 @@ local function decide(self, copy, e)
     if self.decider == copy then self.decider = nil end
     return GO
   end
-  if kind == "absent" then
+  if kind == "absent" and not anywhere(self, p.lane) then -- lost everywhere: nobody can ever do it
+    kind, answer = "refused", no_collection_of_id(p.collection)
+  elseif kind == "absent" then
     release(self, copy, e.n)
     return PAUSE
   end

@@ -393,15 +393,21 @@ end
 
 -- Asked directly, every server holds what the journal's applied entries make, and nothing else. Returns the copies
 -- that wait to be made anew.
+--
+-- An entry that every copy answered with an error has failed, and what it did is known only on the copy that recorded
+-- that: the others have to be made anew (PROTOCOL.md R7).
 function M.copies(h, x, v)
-  local aside, unasked, members, by_lane, owned = {}, {}, {}, {}, {}
+  local aside, unasked, members, by_lane, owned, failed = {}, {}, {}, {}, {}, {}
+  for _, e in ipairs(h.entries) do failed[e.lane] = failed[e.lane] or e.verdict == "failed" end
   for _, c in ipairs(h.copies) do
     if c.lane == 0 then members[c.instance] = c end
     local lane = x.lanes[c.lane]
     if c.state ~= "ready" and (c.lane == 0 or lane and not lane.collection.deleted) then
       aside[#aside + 1] = c
       c.broken = h.broken and files_of(h, c)
-      if not c.broken then unasked[#unasked + 1] = c end
+      if not c.broken and not (failed[c.lane] and tostring(c.reason):find("failed", 1, true)) then
+        unasked[#unasked + 1] = c
+      end
     end
     if lane and not lane.collection.deleted then
       by_lane[c.lane] = by_lane[c.lane] or {}

@@ -3,7 +3,7 @@
 --
 --   segment   the folder is gone: Chroma starts without these vectors and says so only when asked for them; a query
 --             finds the records that were written since, and answers 200
---   pickle    its index_metadata.pickle ends early: 500 to all that concerns the collection. A SIGKILL may do that, too,
+--   pickle    its index_metadata.pickle ends early: 500 to all that concerns the collection. A SIGKILL may, too,
 --             and does where the files are written often: that counts as damage when the server itself shows it.
 local process = require("process")
 

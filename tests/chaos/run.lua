@@ -139,11 +139,11 @@ local function play(seed)
       if stage.chromux:ended() then stage.chromux:start() end
     end)
     if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
-    local till = now() + 15
+    local patience = now() + 15
     repeat -- until damage is found
       if history then sleep(0.2) end
       history = History.gather(ops, stage.servers, options.rebuilds, breaks and stage.broken or nil)
-    until not (breaks and History.unreadable(history)) or now() > till
+    until not (breaks and History.unreadable(history)) or now() > patience
     local found, aside = Check.all(history)
     for _, text in ipairs(found) do violations[#violations + 1] = text end
     history.aside = aside

@@ -377,6 +377,9 @@ static void a_name_that_cannot_be_kept_is_refused(void **state)
     check_status(post(s, keepf("/api/v2/tenants/%s/databases/%s/collections", name, name),
                       keepf("{\"name\":\"%s\"}", collection)),
                  200);
+    /* Text that is no UTF-8, and names that collections have while they are deleted. */
+    check_status(post(s, "/api/v2/tenants/%ff/databases", "{\"name\":\"ddd\"}"), 400);
+    check_status(post(s, "/collections", "{\"name\":\"chromux-tomb-1\"}"), 400);
 }
 
 static void collections_are_named_renamed_and_deleted(void **state)

@@ -176,7 +176,7 @@ describe("the checker", function()
       read("get_ids", 26, { x = record(1) }, { ids = { "x" } }),
       read("get_ids", 26, {}, { ids = { "y" } }),
       read("get_where", 26, { x = record(2) }, { where = { u = 2 } }),
-      read("query", 26, { x = record(1) }),
+      read("query", 26, { x = record(1) }, { n_results = 1 }),
       read("count", 26, 1),
     } do
       local h = two()
