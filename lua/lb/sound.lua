@@ -50,7 +50,7 @@ local function ask(server, method, target, body)
   return got
 end
 
--- nil: the records from this number on have their vectors
+-- The records from this number on. nil, nil, how many there are: those that are not spared have their vectors
 local function look_from(server, base, offset, spared)
   local got, how, said = ask(server, "POST", base .. "/get",
     string.format('{"limit":%d,"offset":%d,"include":[]}', SAMPLE, offset))
@@ -61,7 +61,8 @@ local function look_from(server, base, offset, spared)
   end
   if #ids > 0 then
     local whole
-    whole, how, said = ask(server, "POST", base .. "/get", slice.ids_body(ids):sub(1, -2) .. ',"include":["embeddings"]}')
+    whole, how, said = ask(server, "POST", base .. "/get",
+      slice.ids_body(ids):sub(1, -2) .. ',"include":["embeddings"]}')
     if not whole then return how, said end
   end
   return nil, nil, #(got.ids or {})

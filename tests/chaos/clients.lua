@@ -50,7 +50,8 @@ function M:send(op, method, path, body, headers)
   counts.ops = counts.ops + 1
   op.id, op.via, op.start, op.raw = counts.ops, self.via, now(), op.class == "write" and body or nil
   self.ops[#self.ops + 1] = op
-  local a, why = fetch { url = self.urls[self.via] .. path, method = method, body = body, headers = headers, timeout = 20 }
+  local a, why = fetch { url = self.urls[self.via] .. path, method = method, body = body, headers = headers,
+    timeout = 20 }
   op.stop, op.status, op.why = now(), a and a.status or nil, why
   op.outcome = outcome(a, op.action)
   -- Gone; others of us may go on with it for a while.
@@ -141,8 +142,9 @@ function M:create(rng, name, lasting)
   local u = self:mark()
   local op = { class = "catalogue", action = "create_collection", token = "u" .. u, name = name,
     get_or_create = rng:chance(0.3) or nil }
-  local a = self:send(op, "POST", API, json.encode { name = name, metadata = { u = "u" .. u },
-    configuration = self.sync and { hnsw = { sync_threshold = self.sync } }, get_or_create = op.get_or_create }, { ["Idempotency-Key"] = op.token })
+  local body = json.encode { name = name, metadata = { u = "u" .. u }, get_or_create = op.get_or_create,
+    configuration = self.sync and { hnsw = { sync_threshold = self.sync } } or nil }
+  local a = self:send(op, "POST", API, body, { ["Idempotency-Key"] = op.token })
   local c = op.outcome == "ack" and json.decode(a.body)
   if c and type(c.id) == "string" then
     op.seen = c.id

@@ -3,7 +3,7 @@
 --
 --   segment   the folder is gone: Chroma starts without these vectors and says so only when asked for them; a query
 --             finds the records that were written since, and answers 200
---   pickle    its index_metadata.pickle ends early: 500 to all that concerns the collection. A SIGKILL may do that, too,
+--   pickle    its index_metadata.pickle ends early: 500 to all that concerns the collection. A SIGKILL may do that too,
 --             and does where the files are written often: that counts as damage when the server itself shows it.
 local process = require("process")
 
@@ -12,13 +12,11 @@ local M = { kinds = { "segment", "segment", "pickle" } }
 -- The collection's id on the server whose vectors are in this segment; nil: the table has no such row. A row of
 -- `segments` is its columns' text one after another: id, type, scope, collection.
 function M.collection_of(text, segment)
-  local from, to = 1, nil
-  while true do
-    from, to = text:find(segment, from, true)
-    if not from then return nil end
+  local from, to = text:find(segment, 1, true)
+  while from do
     local id = text:match("^urn:chroma:segment/vector/hnsw%-local%-persistedVECTOR(%x+%-%x+%-%x+%-%x+%-%x+)", to + 1)
     if id then return id end
-    from = to + 1
+    from, to = text:find(segment, to + 1, true)
   end
 end
 
@@ -29,7 +27,8 @@ function M.inflict(data, kind, dice, spare)
   local text = f and f:read("*a") or ""
   if f then f:close() end
   local able = {}
-  for segment in process.output("cd " .. data .. " && ls -d */index_metadata.pickle 2>/dev/null"):gmatch("([%x%-]+)/") do
+  local files = process.output("cd " .. data .. " && ls -d */index_metadata.pickle 2>/dev/null")
+  for segment in files:gmatch("([%x%-]+)/") do
     local id = M.collection_of(text, segment)
     if id and not spare[id] then able[#able + 1] = { segment = segment, id = id } end
   end

@@ -111,8 +111,8 @@ local function play(seed)
   end
   local steps = table.concat(names, ","):find("step") and (#names == 1 or rng:chance(0.5))
     and Nemesis.step_plan(rng)
-  local stage = Stage.new { dir = dir, steps = steps or nil, balancers = balancers, rng = Rng.new(seed, "ports" .. process.pid()),
-    journal = true,
+  local stage = Stage.new { dir = dir, steps = steps or nil, balancers = balancers,
+    rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
     chromux = options.chromux, wraps = wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
@@ -142,11 +142,11 @@ local function play(seed)
     stage:await_journal(30)
     local unrest = History.await_rest(40, function() stage:revive() end)
     if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
-    local till = now() + 15
+    local patience = now() + 15
     repeat -- until damage is found
       if history then sleep(0.2) end
       history = History.gather(ops, stage.servers, options.rebuilds, breaks and stage.broken or nil)
-    until not (breaks and History.unreadable(history)) or now() > till
+    until not (breaks and History.unreadable(history)) or now() > patience
     local found, aside = Check.all(history)
     for _, text in ipairs(found) do violations[#violations + 1] = text end
     history.aside = aside
@@ -156,7 +156,8 @@ local function play(seed)
   say("seed %d: %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of them "
     .. "failed; %d copies set aside; faults: %s; %s", seed, #ops, t.ack, t.reject, t.not_kept, t.kept, t.unknown,
     t.reads, t.failed_reads, history and history.aside and #history.aside or 0,
-    (balancers > 1 and "two balancers " or "") .. (wraps and "wrap " or "") .. (steps and table.concat(steps, " ") .. " " or "")
+    (balancers > 1 and "two balancers " or "") .. (wraps and "wrap " or "")
+      .. (steps and table.concat(steps, " ") .. " " or "")
       .. Nemesis.describe(events.plan or {}),
     #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end

@@ -18,7 +18,8 @@ local function answers(url)
 end
 
 -- {dir=, rng=, journal=true: with PostgreSQL, chromux=path of the program, settings={...},
---  balancers=1 or 2: how many chromux; wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them, steps: of core/fault.h}
+--  balancers=1 or 2: how many chromux; wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them;
+--  steps: of core/fault.h}
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux", "second" } do ports[name] = process.free_port(s.rng) end
