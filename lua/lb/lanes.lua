@@ -61,6 +61,13 @@ local function target_of(lane, copy, e)
     .. "/collections/" .. copy.physical .. e.rest
 end
 
+-- May it be used in its server's present life? If that is not known yet it is found out, and the copy looks again.
+function Lane:is_sound(copy)
+  if sound.known(copy) then return true end
+  sound.look(self, copy, function() return target_of(self, copy, { rest = "" }) end)
+  return false
+end
+
 -- Tells the read side what this copy may answer. Reads wait for copies that are not readable yet, so one that only a
 -- rebuild can help is not shown.
 function Lane:publish(copy)
@@ -70,11 +77,7 @@ function Lane:publish(copy)
     return context.copies.copy_drop(self.logical, copy.instance)
   end
   local readable = context.trusted and copy.doubt == 0 and copy.server:readable()
-  if readable and self.head == 0 and not self.adopted then sound.assume(copy) end -- there is nothing in it yet
-  if readable and not sound.known(copy) then
-    readable = false
-    sound.look(self, copy, function() return target_of(self, copy, { rest = "" }) end)
-  end
+  readable = readable and self:is_sound(copy)
   self.context.copies.copy_set(self.logical, copy.instance, copy.physical, copy.p, readable)
 end
 
@@ -440,7 +443,7 @@ local function choose_decider(lane, n)
   for _, server in ipairs(lane.context.servers.list) do
     local copy = lane.copies[server.name]
     if copy and copy.state == "ready" and copy.p == n - 1 and copy.settled and not copy.draining and server:usable()
-      and copy.tried ~= n then
+      and copy.tried ~= n and sound.known(copy) then
       table.insert(server.health == "up" and well or doubtful, copy)
     end
   end
@@ -669,6 +672,7 @@ local function step(lane, copy)
   if n > lane.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
     return STOP
   end
+  if not lane:is_sound(copy) then return STOP end
   if n <= lane.trimmed then
     lane:mark(copy, "rebuild", "the entries behind " .. copy.p .. " that it needs are trimmed")
     return STOP

@@ -7,6 +7,7 @@
 local Store = require("lb.store")
 local Lane = require("lb.lanes")
 local slice = require("chromux.slice")
+local sound = require("lb.sound")
 local json = json
 
 local Names = {}
@@ -44,6 +45,12 @@ function Names:copy_of(lane, c)
     self.physical[c.instance][c.physical] = lane
   end
   return lane:copy_add(c)
+end
+
+-- One that was made now.
+function Names:copy_new(lane, copy, physical)
+  sound.found({ server = copy.server, physical = physical }, copy.server.admitted)
+  self:copy_of(lane, { instance = copy.instance, server = copy.server, physical = physical, position = 0 })
 end
 
 function Names:collection_gone(lane)
@@ -382,14 +389,14 @@ Op.create_collection = {
   effect = function(self, p, copy, found)
     local lane = self:collection_add { id = p.lane, logical = found, tenant = p.tenant, database = p.database,
       name = p.name, head = 0, floor = 0 }
-    self:copy_of(lane, { instance = copy.instance, server = copy.server, physical = found, position = 0 })
+    self:copy_new(lane, copy, found)
   end,
   -- On an instance that follows: the copy it has made.
   follow = function(self, p, copy, found)
     return { Store.copy_new(p.lane, copy.instance, found, 0) }, function()
       local lane = self.by_lane[p.lane]
       if lane then
-        self:copy_of(lane, { instance = copy.instance, server = copy.server, physical = found, position = 0 })
+        self:copy_new(lane, copy, found)
         lane:kick()
       end
     end

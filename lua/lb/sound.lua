@@ -1,18 +1,18 @@
 -- sound.lua: does a copy still have what its server keeps in files besides its database?
 --
 -- Chroma keeps vectors in a folder for each collection. A server that comes back without that folder does not say so:
--- it answers 200, queries find only what was written lately, and an add to a record that exists replaces its vector.
--- With a broken file in it everything about the collection is a 500. (Measured, 1.0.20 to 1.5.9.) So in each life of a
--- server every copy is looked at before it is read from, once nothing of it is in doubt: until then a record may be
--- half written, which sending the write again mends. What is sent to a copy meanwhile does no harm: what it answers
--- about records does not depend on vectors.
+-- it answers 200, queries find only what was written lately, and an add to a record that exists gives it another
+-- vector, for good. With a broken file in it everything about the collection is a 500. (Measured, 1.0.20 to 1.5.9.)
+-- So in each life of a server every copy is looked at before it is read from or sent to.
+local slice = require("chromux.slice")
 local json = json
 
 local M = {}
 
 local SAMPLE = 50              -- records at the beginning, in the middle and at the end
-local BROKEN_AFTER = 8         -- looks in a row that found it broken; a delete that came between looks so once
+local BROKEN_AFTER = 5         -- looks in a row that found it broken; a delete that comes between looks so once
 local FIRST_PAUSE, LAST_PAUSE = 0.05, 0.5
+local DOUBTED = 1000           -- entries in doubt whose ids are looked up
 
 -- Was it found whole in the server's present life?
 function M.known(copy)
@@ -20,35 +20,68 @@ function M.known(copy)
   return sound ~= nil and sound.life == copy.server.admitted and sound[copy.physical] == true
 end
 
-local function found(copy, life)
+-- It is so: it is new, or was looked at.
+function M.found(copy, life)
   local sound = copy.server.sound
   if not sound or sound.life ~= life then sound = { life = life } end
   sound[copy.physical] = true
   copy.server.sound = sound
 end
 
--- Takes it for whole in the server's present life: a collection that was just made.
-function M.assume(copy) found(copy, copy.server.admitted) end
+-- The ids of records that entries in doubt may have left half written, which sending those again mends; nil: too many.
+local function half_written(lane, copy)
+  local out = {}
+  if copy.doubt - copy.p > DOUBTED then return nil end
+  for n = copy.p + 1, math.min(copy.doubt, lane.head) do
+    local e = lane:entry(n)
+    if not e then return nil end
+    for _, id in ipairs((slice.records(e.body, #e.body) or {}).ids or {}) do out[id] = true end
+  end
+  return out
+end
 
--- "whole" | "broken", what it said | nil: ask again
-local function look(server, base)
-  local from = { 0 }
-  for i = 1, 3 do
-    if not from[i] then break end
-    local a = server:ask("POST", base .. "/get",
-      string.format('{"limit":%d,"offset":%d,"include":["embeddings"]}', SAMPLE, from[i]))
-    if not a or a.status == 429 or a.status == 503 then return nil end
-    if a.status == 500 then return "broken", a.body:sub(1, 300) end
-    local got = a.status == 200 and json.decode(a.body)
-    if not got then return "whole" end -- not there, most likely: whoever sends to it sees that
-    if i == 1 and #(got.ids or {}) == SAMPLE then
-      local c = server:ask("GET", base .. "/count")
-      local count = c and c.status == 200 and tonumber(c.body)
-      if not count then return nil end
-      from[2], from[3] = math.max(math.floor(count / 2), SAMPLE), math.max(count - SAMPLE, SAMPLE)
+-- The answer's body | nil, "later" | nil, "broken", what it said | nil, "gone"
+local function ask(server, method, target, body)
+  local a = server:ask(method, target, body)
+  if not a or a.status == 429 or a.status == 503 then return nil, "later" end
+  if a.status == 500 then return nil, "broken", a.body:sub(1, 300) end
+  local got = a.status == 200 and json.decode(a.body)
+  if not got then return nil, "gone" end -- whoever sends to it sees that
+  return got
+end
+
+-- The records from this number on. nil, nil, how many there are: those that are not spared have their vectors
+local function look_from(server, base, offset, spared)
+  local got, how, said = ask(server, "POST", base .. "/get",
+    string.format('{"limit":%d,"offset":%d,"include":[]}', SAMPLE, offset))
+  if not got then return how, said end
+  local ids = {}
+  for _, id in ipairs(got.ids or {}) do
+    if not spared[id] then ids[#ids + 1] = id end
+  end
+  if #ids > 0 then
+    local whole
+    whole, how, said = ask(server, "POST", base .. "/get",
+      slice.ids_body(ids):sub(1, -2) .. ',"include":["embeddings"]}')
+    if not whole then return how, said end
+  end
+  return nil, nil, #(got.ids or {})
+end
+
+-- "whole" | "broken", what it said | "later"
+local function look(lane, copy, base)
+  local server, spared = copy.server, half_written(lane, copy)
+  if not spared then return "whole" end
+  local how, said, n = look_from(server, base, 0, spared)
+  if not how and n == SAMPLE then
+    local count
+    count, how, said = ask(server, "GET", base .. "/count")
+    if count and count > SAMPLE then
+      how, said = look_from(server, base, math.max(math.floor(count / 2), SAMPLE), spared)
+      if not how then how, said = look_from(server, base, math.max(count - SAMPLE, SAMPLE), spared) end
     end
   end
-  return "whole"
+  return (how == nil or how == "gone") and "whole" or how, said
 end
 
 local function stands_elsewhere(lane, copy)
@@ -58,36 +91,43 @@ local function stands_elsewhere(lane, copy)
   return false
 end
 
--- base(): the path of the collection on the server. The lane publishes the copy when it is over.
+local function wanted(lane, copy)
+  return not lane.context.dead and lane.open and copy.state == "ready" and copy.server:readable() and not M.known(copy)
+end
+
 local function follow(lane, copy, base)
-  local server, context = copy.server, lane.context
-  local life, bad, pause = server.admitted, 0, FIRST_PAUSE
-  while not context.dead and context.trusted and lane.open and copy.state == "ready" and server:readable()
-    and server.admitted == life do
-    local is, said = look(server, base())
-    if is == "whole" then return found(copy, life) end
-    bad = is == "broken" and copy.doubt == 0 and bad + 1 or 0
+  local life, bad, pause = copy.server.admitted, 0, FIRST_PAUSE
+  while wanted(lane, copy) do
+    if life ~= copy.server.admitted then life, bad, pause = copy.server.admitted, 0, FIRST_PAUSE end
+    local is, said = look(lane, copy, base())
+    if is == "whole" then return M.found(copy, life) end
+    bad = is == "broken" and bad + 1 or 0
     if bad >= BROKEN_AFTER then
       if not stands_elsewhere(lane, copy) then
         log.error("copy_broken", lane.logical .. " on " .. copy.instance .. ", and there is no other copy: " .. said)
-        return found(copy, life)
+        return M.found(copy, life)
       end
-      if context.holder then lane:mark(copy, "rebuild", "the server has lost vectors of it: " .. said) end
+      if lane.context.holder then lane:mark(copy, "rebuild", "the server has lost vectors of it: " .. said) end
     end
     sleep(pause)
     pause = math.min(pause * 2, LAST_PAUSE)
   end
 end
 
--- Looks at the copy, in a task of its own.
+-- Looks at the copy, in a task of its own, unless it is known. base(): the path of the collection on its server.
 function M.look(lane, copy, base)
-  if copy.looking then return end
+  if copy.looking or not wanted(lane, copy) then return end
   copy.looking = true
   copy.server:run(function()
     local ok, why = xpcall(follow, debug.traceback, lane, copy, base)
+    if not ok then
+      log.error("copy_look_failed", why)
+      sleep(LAST_PAUSE)
+    end
     copy.looking = false
-    if not ok then error(why, 0) end
-    if lane.open and not lane.context.dead then lane:publish(copy) end
+    if lane.context.dead or not lane.open then return end
+    lane:publish(copy)
+    lane:kick_copy(copy)
   end)
 end
 

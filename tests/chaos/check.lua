@@ -3,7 +3,7 @@
 --
 --   h.ops          what clients did, {id=, action=, class="write"|"catalogue"|"read", start=, stop=, status=,
 --                  outcome="ack"|"reject"|"not_kept"|"kept"|"unknown", token=, lane=, n=, logical=, name=, body=,
---                  raw=, seen=}
+--                  raw=, seen=, via=which balancer was asked}
 --   h.entries      the journal, by lane and number: {lane=, n=, token=, action=, verdict=, status=, raw=, body=,
 --                  resolved=, logical=, name=, new_name=}
 --   h.collections  {lane=, logical=, name=, deleted=}
@@ -33,7 +33,7 @@ end
 
 -- Looked up once for all checks.
 local function index(h)
-  local x = { by_number = {}, by_token = {}, lanes = {}, by_logical = {}, deleted_at = {} }
+  local x = { by_number = {}, by_token = {}, lanes = {}, by_logical = {}, deleted_at = {}, created_at = {} }
   for _, e in ipairs(h.entries) do
     x.by_number[e.lane .. "/" .. e.n] = e
     x.by_token[e.token] = x.by_token[e.token] or {}
@@ -65,6 +65,7 @@ local function replay_names(h, x, v)
         end
         if not e.logical then complain(v, "catalogue", "%s has no id in its answer", entry_name(e)) end
         set(e.n, e.name, e.logical)
+        if e.logical then x.created_at[e.logical] = e.n end
       elseif e.action == "delete_collection" then
         if not now_has[e.name] then
           complain(v, "catalogue", "%s was applied though nothing had the name", entry_name(e))
@@ -150,11 +151,11 @@ function M.fates(h, x, v)
   end
 end
 
--- The highest number acknowledged before a moment, per lane.
-local function floors(h)
+-- The highest number acknowledged before a moment, per lane; via: by this balancer, else by any.
+local function floors(h, via)
   local acks = {}
   for _, op in ipairs(h.ops) do
-    if op.class ~= "read" and op.outcome == "ack" and op.n then
+    if op.class ~= "read" and op.outcome == "ack" and op.n and (not via or op.via == via) then
       acks[op.lane] = acks[op.lane] or {}
       table.insert(acks[op.lane], { at = op.stop, n = op.n, op = op })
     end
@@ -300,31 +301,36 @@ local function judge_name(v, op, x, name, logical, floor)
   end
 end
 
--- No read saw an older state than was acknowledged when it began, nor one that never was.
+-- No read saw an older state than the same balancer had acknowledged when it began, nor one that never was.
 function M.reads(h, x, v)
-  local began = {}
-  for _, op in ipairs(h.ops) do if op.token then began[op.token] = op end end
+  local began, by_balancer = {}, {}
+  for _, op in ipairs(h.ops) do
+    if op.token then began[op.token] = op end
+    if op.via and not by_balancer[op.via] then by_balancer[op.via] = floors(h, op.via) end
+  end
   for _, op in ipairs(h.ops) do
     local lane = op.class == "read" and op.logical and x.by_logical[op.logical]
+    local floor_of = by_balancer[op.via] or x.floor
     if op.action == "get_name" and (op.status == 200 or op.status == 404) then
-      judge_name(v, op, x, op.name, op.seen, (x.floor(0, op.start)))
+      judge_name(v, op, x, op.name, op.seen, (floor_of(0, op.start)))
     elseif op.action == "list" and op.status == 200 then
-      local floor = x.floor(0, op.start)
+      local floor = floor_of(0, op.start)
       for name in pairs(x.names) do judge_name(v, op, x, name, op.seen[name], floor) end
       for name in pairs(op.seen) do if not x.names[name] then judge_name(v, op, x, name, op.seen[name], floor) end end
     elseif lane and (op.status == 200 or op.status == 404) then
       local gone = x.deleted_at[op.logical]
       local deleter = gone and began[gone.token]
       if op.status == 404 then
-        if not gone or (deleter and deleter.start > op.stop) then
+        local known = floor_of(0, op.start) >= (x.created_at[op.logical] or 0)
+        if known and (not gone or (deleter and deleter.start > op.stop)) then
           complain(v, "missing", "%s on %s: collection %s exists", name_of(op), tostring(op.instance), op.logical)
         end
-      elseif gone and deleter and deleter.outcome == "ack" and deleter.stop < op.start then
+      elseif gone and deleter and deleter.outcome == "ack" and deleter.via == op.via and deleter.stop < op.start then
         complain(v, "stale", "%s on %s: collection %s was deleted by %s", name_of(op), tostring(op.instance),
           op.logical, name_of(deleter))
       elseif Read[op.action] and not (gone and (not deleter or deleter.start < op.stop)) then
         -- (While it deletes a collection Chroma takes the records away first: anything may be missing then.)
-        Read[op.action](v, op, lane, (x.floor(lane.collection.lane, op.start)))
+        Read[op.action](v, op, lane, (floor_of(lane.collection.lane, op.start)))
       end
     end
   end

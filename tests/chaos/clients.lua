@@ -9,18 +9,22 @@ local M = {}
 local API = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 local IDS, GROUPS, NAMES = 9, 4, 3
 
--- {url=, ops={}: where operations are recorded, think=seconds at most between two,
+-- {urls={one for each balancer}, ops={}: where operations are recorded, think=seconds at most between two,
 --  sync=after so many writes Chroma keeps a collection's vectors in files}
 function M.new(w)
   w.known = {}       -- {logical=, name=}: collections that somebody was told of, to be renamed and deleted
   w.lasting = {}     -- those that stay
-  w.marks, w.count = 0, 0
+  w.counts = { marks = 0, ops = 0 }
+  w.via = 1
   return setmetatable(w, { __index = M })
 end
 
+-- The same clients, of whom this one asks the given balancer.
+function M:at(via) return setmetatable({ via = via }, { __index = self }) end
+
 function M:mark()
-  self.marks = self.marks + 1
-  return self.marks
+  self.counts.marks = self.counts.marks + 1
+  return self.counts.marks
 end
 
 local function outcome(a, action)
@@ -42,14 +46,16 @@ end
 function M:send(op, method, path, body, headers)
   headers = headers or {}
   if body then headers["Content-Type"] = "application/json" end
-  self.count = self.count + 1
-  op.id, op.start, op.raw = self.count, now(), op.class == "write" and body or nil
+  local counts = self.counts
+  counts.ops = counts.ops + 1
+  op.id, op.via, op.start, op.raw = counts.ops, self.via, now(), op.class == "write" and body or nil
   self.ops[#self.ops + 1] = op
-  local a, why = fetch { url = self.url .. path, method = method, body = body, headers = headers, timeout = 20 }
+  local a, why = fetch { url = self.urls[self.via] .. path, method = method, body = body, headers = headers,
+    timeout = 20 }
   op.stop, op.status, op.why = now(), a and a.status or nil, why
   op.outcome = outcome(a, op.action)
   -- Gone; others of us may go on with it for a while.
-  if op.status == 404 and op.logical and #self.known > 0 and self.count % 3 == 0 then self:forget(op.logical) end
+  if op.status == 404 and op.logical and #self.known > 0 and counts.ops % 3 == 0 then self:forget(op.logical) end
   if a then
     local lane, n = (a.headers["x-chromux-entry"] or ""):match("^(%d+)/(%d+)$")
     op.lane, op.n = tonumber(lane), tonumber(n)
@@ -136,9 +142,9 @@ function M:create(rng, name, lasting)
   local u = self:mark()
   local op = { class = "catalogue", action = "create_collection", token = "u" .. u, name = name,
     get_or_create = rng:chance(0.3) or nil }
-  local a = self:send(op, "POST", API, json.encode { name = name, metadata = { u = "u" .. u },
-    configuration = self.sync and { hnsw = { sync_threshold = self.sync } }, get_or_create = op.get_or_create },
-    { ["Idempotency-Key"] = op.token })
+  local body = json.encode { name = name, metadata = { u = "u" .. u }, get_or_create = op.get_or_create,
+    configuration = self.sync and { hnsw = { sync_threshold = self.sync } } or nil }
+  local a = self:send(op, "POST", API, body, { ["Idempotency-Key"] = op.token })
   local c = op.outcome == "ack" and json.decode(a.body)
   if c and type(c.id) == "string" then
     op.seen = c.id

@@ -3,7 +3,7 @@
 --
 --   segment   the folder is gone: Chroma starts without these vectors and says so only when asked for them; a query
 --             finds the records that were written since, and answers 200
---   pickle    its index_metadata.pickle ends early: 500 to all that concerns the collection. A SIGKILL may, too,
+--   pickle    its index_metadata.pickle ends early: 500 to all that concerns the collection. A SIGKILL may do that too,
 --             and does where the files are written often: that counts as damage when the server itself shows it.
 local process = require("process")
 
@@ -12,13 +12,11 @@ local M = { kinds = { "segment", "segment", "pickle" } }
 -- The collection's id on the server whose vectors are in this segment; nil: the table has no such row. A row of
 -- `segments` is its columns' text one after another: id, type, scope, collection.
 function M.collection_of(text, segment)
-  local to = 0
-  while true do
-    local from
-    from, to = text:find(segment, to + 1, true)
-    if not from then return nil end
+  local from, to = text:find(segment, 1, true)
+  while from do
     local id = text:match("^urn:chroma:segment/vector/hnsw%-local%-persistedVECTOR(%x+%-%x+%-%x+%-%x+%-%x+)", to + 1)
     if id then return id end
+    from, to = text:find(segment, to + 1, true)
   end
 end
 

@@ -12,6 +12,9 @@ M.faults = {
   pause_replica = { target = "replica", kind = "pause", least = 0.1, most = 3.5 },
   kill_chromux = { target = "chromux", kind = "kill", least = 0, most = 0.5 },
   pause_chromux = { target = "chromux", kind = "pause", least = 0.1, most = 4 },
+  -- The second balancer, where there are two. LEASE_TIMEOUT is 2 s.
+  kill_second = { target = "second", kind = "kill", least = 0, most = 3 },
+  pause_second = { target = "second", kind = "pause", least = 0.5, most = 5 },
   kill_postgres = { target = "postgres", kind = "quit", least = 0, most = 1.5 },
   -- Killed, and the files of a collection are damaged before it starts again.
   break_primary = { target = "primary", kind = "break", least = 0.05, most = 2 },
@@ -130,15 +133,15 @@ end
 
 -- Starts chromux again whenever it has died by itself, with the next of the steps; until over().
 function M.watch(stage, steps, over, note)
-  local at = 1
+  local at = {}
   while not over() do
-    if not stage.chromux.held and stage.chromux:ended() then
-      note({ name = "step" }, "died")
-      at = at + 1
-      stage.chromux.env.FAULT_POINTS = steps[at] or false
-      sleep(0.05 * at)
-      if not stage.chromux.held and stage.chromux:ended() then stage.chromux:start() end
-    end
+    stage:revive(function(p)
+      note({ name = "step" }, p.name .. " died")
+      at[p] = (at[p] or 1) + 1
+      p.env.FAULT_POINTS = steps[at[p]] or false
+      sleep(0.05 * at[p])
+      return not p.held and p:ended()
+    end)
     sleep(0.02)
   end
 end

@@ -3,16 +3,17 @@
 --
 --   build/chromux script tests/chaos/run.lua [--rounds N] [--seed S] [--faults a,b|none] [--clients N] [--seconds N]
 --       [--rebuilds N: copies to be made anew that a round may end with, besides those whose files were damaged]
---       [--chromux PATH] [--keep: folders of rounds]
+--       [--balancers 1|2] [--chromux PATH] [--keep: folders of rounds]
 --
--- Without --faults each round has those of its kind: in every fifth one a server's files are damaged.
+-- Without --faults each round has those of its kind: in every fifth one a server's files are damaged. Without
+-- --balancers every fourth has two.
 --
 -- A round's seed is the first one's plus its number. A failing round's folder with all logs and the recorded
 -- operations stays.
 package.path = (arg[0]:match("^(.*)/[^/]*$") or ".") .. "/?.lua;" .. package.path
 local process = require("process")
 
-local options = { rounds = 10, seed = nil, faults = nil, clients = 6, seconds = 5, rebuilds = 0,
+local options = { rounds = 10, seed = nil, balancers = nil, faults = nil, clients = 6, seconds = 5, rebuilds = 0,
   chromux = "build/chromux", keep = false, shown = 12 }
 do
   local i = 1
@@ -66,6 +67,8 @@ local function fault_names(seed)
   return out
 end
 
+local function balancers_of(seed) return options.balancers or seed % 4 == 3 and 2 or 1 end
+
 local function tally(ops)
   local t = { ack = 0, reject = 0, not_kept = 0, kept = 0, unknown = 0, reads = 0, failed_reads = 0 }
   for _, op in ipairs(ops) do
@@ -92,12 +95,14 @@ local function write_down(path, history, events, violations)
   f:close()
 end
 
+local LONG = 200 -- rounds in which everything is to be met
 local broken = { segment = 0, pickle = 0 } -- collections whose files were damaged
 
 local function play(seed)
   local dir = root .. "/" .. seed
   os.execute("mkdir " .. dir)
-  local names, wraps, rng = fault_names(seed), nil, Rng.new(seed, "wraps")
+  local names, balancers, wraps, rng = fault_names(seed), balancers_of(seed), nil, Rng.new(seed, "wraps")
+  if balancers == 1 then names = Nemesis.without(names, "second") end
   if table.concat(names, ","):find("wrap") and (#names == 1 or rng:chance(0.4)) then
     wraps = { primary = Nemesis.wrap_plan(rng), replica = Nemesis.wrap_plan(rng) }
     -- Behind a wrapper an end of the server looks like an end of its connections.
@@ -106,8 +111,8 @@ local function play(seed)
   end
   local steps = table.concat(names, ","):find("step") and (#names == 1 or rng:chance(0.5))
     and Nemesis.step_plan(rng)
-  local stage = Stage.new { dir = dir, steps = steps or nil, rng = Rng.new(seed, "ports" .. process.pid()),
-    journal = true,
+  local stage = Stage.new { dir = dir, steps = steps or nil, balancers = balancers,
+    rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
     chromux = options.chromux, wraps = wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
@@ -115,7 +120,7 @@ local function play(seed)
   local ok, why = xpcall(function()
     stage:raise()
     local breaks = #Nemesis.only(names, "break") > 0
-    local workload = Clients.new { url = stage.url, ops = ops, think = 0.03, sync = breaks and 5 or nil }
+    local workload = Clients.new { urls = stage.urls, ops = ops, think = 0.03, sync = breaks and 5 or nil }
     workload:found(Rng.new(seed, "found"), 3)
     local plan = Nemesis.schedule(Rng.new(seed, "faults"), names, options.seconds)
     events.plan = plan
@@ -123,7 +128,7 @@ local function play(seed)
     local till = began + options.seconds
     for _, f in ipairs(plan) do till = math.max(till, began + f.until_ + 0.5) end
     for i = 1, options.clients do
-      tasks[i] = spawn(function() workload:run(Rng.new(seed, "client" .. i), till) end)
+      tasks[i] = spawn(function() workload:at((i - 1) % balancers + 1):run(Rng.new(seed, "client" .. i), till) end)
     end
     local over = false
     local function note(f, what) events[#events + 1] = { at = now(), fault = f.name, what = what } end
@@ -132,12 +137,10 @@ local function play(seed)
     for _, t in ipairs(tasks) do assert(t:wait()) end
     over = true
     watcher:wait()
-    stage.chromux.env.FAULT_POINTS = false
+    for _, name in ipairs(stage.balancers) do stage[name].env.FAULT_POINTS = false end
     stage:mend()
     stage:await_journal(30)
-    local unrest = History.await_rest(40, function()
-      if stage.chromux:ended() then stage.chromux:start() end
-    end)
+    local unrest = History.await_rest(40, function() stage:revive() end)
     if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
     local patience = now() + 15
     repeat -- until damage is found
@@ -153,7 +156,8 @@ local function play(seed)
   say("seed %d: %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of them "
     .. "failed; %d copies set aside; faults: %s; %s", seed, #ops, t.ack, t.reject, t.not_kept, t.kept, t.unknown,
     t.reads, t.failed_reads, history and history.aside and #history.aside or 0,
-    (wraps and "wrap " or "") .. (steps and table.concat(steps, " ") .. " " or "")
+    (balancers > 1 and "two balancers " or "") .. (wraps and "wrap " or "")
+      .. (steps and table.concat(steps, " ") .. " " or "")
       .. Nemesis.describe(events.plan or {}),
     #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
@@ -173,15 +177,22 @@ local function play(seed)
   return #violations == 0
 end
 
--- How often each named step was passed, when the program is a test build.
+-- How often each named step was passed and each kind of file damaged; false: in so many rounds all should have been.
 local function say_hits()
   local f, hits = io.open(root .. "/hits"), {}
-  if not f then return end
-  for name in f:lines() do hits[name] = (hits[name] or 0) + 1 end
-  f:close()
-  local out = {}
-  for i, name in ipairs(Nemesis.steps) do out[i] = name .. " " .. (hits[name] or 0) end
+  for name in f and f:lines() or function() end do hits[name] = (hits[name] or 0) + 1 end
+  if f then f:close() end
+  local out, never = {}, {}
+  local function count(name, n)
+    out[#out + 1] = name .. " " .. n
+    if n == 0 then never[#never + 1] = name end
+  end
+  for _, name in ipairs(Nemesis.steps) do count(name, hits[name] or 0) end
+  for _, how in ipairs { "segment", "pickle" } do count("damaged " .. how, broken[how]) end
   say("steps passed: %s", table.concat(out, ", "))
+  if #never == 0 or options.rounds < LONG or options.faults then return true end
+  say("never met in %d rounds: %s", options.rounds, table.concat(never, ", "))
+  return false
 end
 
 local passed, failed = 0, 0
@@ -192,8 +203,7 @@ for i = 0, options.rounds - 1 do
 end
 if postgres then postgres:kill(process.QUIT) end
 os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
-say_hits()
-say("files damaged: %d segments, %d pickles", broken.segment, broken.pickle)
+if not say_hits() then failed = failed + 1 end
 if failed == 0 then os.execute("rm -rf " .. root) end
 say("%d passed, %d failed, 0 skipped", passed, failed)
 os.exit(failed == 0 and 0 or 1)

@@ -1,4 +1,5 @@
--- stage.lua: what a round is played on: PostgreSQL, two Chroma servers and chromux, each with data of this round.
+-- stage.lua: what a round is played on: PostgreSQL, two Chroma servers and chromux, once or twice, each with data of
+-- this round.
 local process = require("process")
 
 local M = {}
@@ -17,10 +18,11 @@ local function answers(url)
 end
 
 -- {dir=, rng=, journal=true: with PostgreSQL, chromux=path of the program, settings={...},
---  wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them, steps: of core/fault.h}
+--  balancers=1 or 2: how many chromux; wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them;
+--  steps: of core/fault.h}
 function M.new(s)
   local ports = {}
-  for _, name in ipairs { "primary", "replica", "chromux" } do ports[name] = process.free_port(s.rng) end
+  for _, name in ipairs { "primary", "replica", "chromux", "second" } do ports[name] = process.free_port(s.rng) end
   local stage = setmetatable({ dir = s.dir, ports = ports, servers = {}, journal = s.journal,
     broken = { primary = {}, replica = {} }, -- ids, on that server, of the collections whose files were damaged -> how
   }, { __index = M })
@@ -41,12 +43,11 @@ function M.new(s)
         ready = answers(reached[name] .. "/api/v2/heartbeat") }
     end
   end
-  stage.url = "http://127.0.0.1:" .. ports.chromux
+  stage.urls = {}
   local env_chromux = {
-    PORT = ports.chromux, LISTEN_ADDRESS = "127.0.0.1", ADMIN_PORT = false, CHROMA_INSTANCES = false,
+    LISTEN_ADDRESS = "127.0.0.1", ADMIN_PORT = false, CHROMA_INSTANCES = false,
     PRIMARY_URL = reached.primary, REPLICA_URL = reached.replica,
     DATABASE_URL = s.journal and os.getenv("DATABASE_URL") or false }
-  env_chromux.FAULT_POINTS = s.steps and s.steps[1] or false
   env_chromux.FAULT_LOG = os.getenv("CHAOS_DIR") .. "/hits"
   for k, v in pairs(SETTINGS) do env_chromux[k] = v end
   for k, v in pairs(s.settings or {}) do env_chromux[k] = v end
@@ -58,8 +59,16 @@ function M.new(s)
       argv = { "scripts/chroma.sh", "start", tostring(ports[name]), s.dir .. "/" .. name },
       ready = answers(stage.servers[name] .. "/api/v2/heartbeat") }
   end
-  stage.chromux = process.new { name = "chromux", argv = { s.chromux, "run" }, env = env_chromux,
-    log = s.dir .. "/chromux.log", ready = answers(stage.url .. "/health") }
+  stage.balancers = s.balancers == 2 and { "chromux", "second" } or { "chromux" }
+  for i, name in ipairs(stage.balancers) do
+    local url = "http://127.0.0.1:" .. ports[name]
+    local env = { PORT = ports[name], ADVERTISE_URL = #stage.balancers > 1 and url or false,
+      FAULT_POINTS = s.steps and s.steps[1] or false }
+    for k, v in pairs(env_chromux) do env[k] = v end
+    stage.urls[i] = url
+    stage[name] = process.new { name = name, argv = { s.chromux, "run" }, env = env,
+      log = s.dir .. "/" .. name .. ".log", ready = answers(url .. "/health") }
+  end
   return stage
 end
 
@@ -83,7 +92,7 @@ function M:raise()
   for _, name in ipairs { "wrap_primary", "wrap_replica" } do
     if self[name] then self[name]:await() end
   end
-  self.chromux:await()
+  for _, name in ipairs(self.balancers) do self[name]:await() end
   if not self.journal then return end
   self:await_journal(30)
   for _, sql in ipairs(KEEP) do assert(pg.query(sql)) end
@@ -91,25 +100,29 @@ end
 
 -- Until the journal takes writes.
 function M:await_journal(patience)
+  for _, name in ipairs(self.balancers) do self:await_journal_of(name, patience) end
+end
+
+function M:await_journal_of(name, patience)
   local till = now() + patience
   local last
   while now() < till do
-    local a = fetch { url = self.url .. "/status", timeout = 2 }
+    local a = fetch { url = "http://127.0.0.1:" .. self.ports[name] .. "/status", timeout = 2 }
     local s = a and a.status == 200 and json.decode(a.body)
     last = s and (s.journal and tostring(s.journal.state) .. " " .. tostring(s.journal.why) or s.replication)
       or "no /status"
     if s and type(s.journal) == "table" and s.journal.state == "on" then return end
     sleep(0.05)
   end
-  error("the journal does not start: " .. tostring(last) .. "; see " .. self.chromux.log, 0)
+  error("the journal does not start: " .. tostring(last) .. "; see " .. self[name].log, 0)
 end
 
-local NAMES = { "postgres", "primary", "replica", "chromux" }
+local NAMES = { "postgres", "primary", "replica", "chromux", "second" }
 
 -- Whatever was done to them, all run and answer.
 function M:mend()
   for _, name in ipairs(NAMES) do
-    if name ~= "postgres" or self.journal then
+    if self[name] and (name ~= "postgres" or self.journal) then
       self[name]:resume()
       self[name]:await()
     end
@@ -118,11 +131,19 @@ end
 
 -- All but PostgreSQL, which the next round uses again.
 function M:strike()
-  for _, name in ipairs { "chromux", "wrap_primary", "wrap_replica", "primary", "replica" } do
+  for _, name in ipairs { "chromux", "second", "wrap_primary", "wrap_replica", "primary", "replica" } do
     if self[name] then
       self[name]:resume()
       self[name]:kill(process.KILL)
     end
+  end
+end
+
+-- Those of chromux that have ended run again; before(process) is called first.
+function M:revive(before)
+  for _, name in ipairs(self.balancers) do
+    local p = self[name]
+    if not p.held and p:ended() and (not before or before(p)) then p:start() end
   end
 end
 

@@ -57,7 +57,7 @@ end
 server:start()
 server:await()
 local ops = {}
-local workload = Clients.new { url = url, ops = ops, think = 0 }
+local workload = Clients.new { urls = { url }, ops = ops, think = 0 }
 workload:found(rng, 3)
 workload:run(rng, now() + options.seconds)
 local entries, collections, copies = journal_of(ops)

@@ -187,6 +187,43 @@ describe("the checker", function()
     end
   end)
 
+  it("finds a query that comes back with too few", function()
+    local h = two()
+    h.ops[4] = read("query", 26, { x = record(2) }, { n_results = 5 })
+    assert.equal("short", kinds(h))
+    h.ops[4].start = 24
+    assert.equal("", kinds(h))
+  end)
+
+  it("judges a read by what its own balancer had acknowledged", function()
+    local h = two()
+    for _, op in ipairs(h.ops) do op.via = 1 end
+    h.ops[4] = read("get_ids", 26, { x = record(1) }, { ids = { "x" } })
+    h.ops[4].via = 2
+    assert.equal("", kinds(h))
+    h.ops[3].via = 2
+    assert.equal("stale", kinds(h))
+    h.ops[4] = { id = "read", class = "read", action = "count", logical = "L", start = 26, stop = 27, status = 404,
+      via = 2 }
+    assert.equal("", kinds(h))
+    h.ops[1].via = 2
+    assert.equal("missing", kinds(h))
+  end)
+
+  it("lets a copy whose files were damaged be set aside or right, and no other", function()
+    local h = two()
+    h.broken = { a = { Pa = "segment" }, b = {} }
+    assert.equal("", kinds(h))
+    h.servers.a.Pa = { name = "c", error = "500" }
+    assert.equal("diverged", kinds(h))
+    for _, c in ipairs(h.copies) do
+      if c.physical == "Pa" then c.state, c.reason = "rebuild", "500" end
+    end
+    assert.equal("", kinds(h))
+    h.broken = { a = {}, b = { Pb = "segment" } }
+    assert.equal("rebuild", kinds(h))
+  end)
+
   it("finds a read of what was never applied, and of half a write", function()
     local h = two()
     table.insert(h.ops, read("get_ids", 26, { x = record(7) }, { ids = { "x" } }))
