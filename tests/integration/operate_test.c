@@ -448,9 +448,11 @@ static void restore(void)
     stage_pg_again();
 }
 
+/* The balancer says it, and every other program can know it. */
 static bool stopped(struct stage *s)
 {
-    return strstr(http_get(s->x->port, "/status")->body, "restored from a backup") != NULL;
+    return strstr(http_get(s->x->port, "/status")->body, "restored from a backup") != NULL &&
+           sql_number(s, "SELECT count(*) FROM journal_meta WHERE suspended <> ''") == 1;
 }
 
 static bool is_on(struct stage *s)
