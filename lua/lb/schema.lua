@@ -12,6 +12,21 @@
 -- journal_requests   what operators asked the holder of the lease to do, and what became of it (operator.lua)
 local M = {}
 
+-- ---- sync: rebuilds, jobs, tasks, workers ------------------------------------------------------------------
+
+local SYNC = {
+}
+
+-- ---- monitoring: samples and recommendations ---------------------------------------------------------------
+
+local MONITOR = {
+}
+
+-- ---- notification: events, and what was sent ---------------------------------------------------------------
+
+local NOTIFY = {
+}
+
 M.steps = {
   {
     [[CREATE TABLE journal_meta (
@@ -113,6 +128,9 @@ M.steps = {
         answer text)]],
     "CREATE INDEX journal_requests_open ON journal_requests (id) WHERE answered_at IS NULL",
   },
+  SYNC,
+  MONITOR,
+  NOTIFY,
 }
 
 -- migrate(conn) -> true | nil, message. Several programs may call it at once: one does the work. conn is a
