@@ -12,7 +12,7 @@ JOBS     ?= $(shell nproc)
 ORDER := base end log buf metrics roster value config slice http1_bytes http1_chunks http1 body reply route wheel dns stream fetch \
          pg_url pg_pipe pg_news pg fleet copies pool courier script sandbox cage ask verdict settings policy kit \
          pg_lua fault api api_slice api_route api_copies api_courier engine access health session mapped exchange proxy journal probe admin \
-         listener role main
+         listener role supervise main
 
 PKGS   := luajit libcurl libpq libcares
 CFLAGS ?= -O2 -g

@@ -6,6 +6,7 @@
 #include "policy.h"
 #include "role.h"
 #include "stream.h"
+#include "supervise.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -38,7 +39,8 @@ static const char help[] =
 
 /* What `run` and `check` were called with: read again at each HUP. */
 static struct settings_sources sources;
-static enum role role; /* that --role named */
+static enum role role; /* that --role named; the balancer */
+static bool role_given;
 
 /* ---- command line ---- */
 
@@ -61,8 +63,10 @@ static int read_options(int argc, char **argv, bool *explain)
         else if (strcmp(a, "--role") == 0 && (last || !role_from(argv[i + 1], &role)))
             return usage("--role: expected balancer, worker, coordinator or monitor, not",
                          last ? "nothing" : argv[i + 1]);
+        else if (strcmp(a, "--role") == 0 && role_given)
+            return usage("only one role can be given:", argv[i + 1]);
         else if (strcmp(a, "--role") == 0)
-            i++;
+            role_given = ++i > 0;
         else if (strncmp(a, "--config", 8) == 0 && sources.file && (!a[8] || a[8] == '='))
             return usage("only one file can be given:", a);
         else if (strcmp(a, "--config") == 0 && !last)
@@ -99,7 +103,9 @@ static int run(int argc, char **argv)
     buf_init(&errors, 1u << 20);
     struct config *cfg = settings_load(&sources, &errors);
     int code = 2;
-    if (cfg)
+    if (cfg && !role_given && *cfg->database_url)
+        code = supervise(&sources, &cfg);
+    else if (cfg)
         code = role_run(role, false, &sources, &cfg);
     else
         print_mistakes(&errors);
@@ -196,8 +202,8 @@ int main(int argc, char **argv)
     }
     free(sources.sets);
     fflush(stdout);
-    if (role_stopped_by() ==
-        SIGINT) { /* as a shell expects: the caller sees that the signal ended us */
+    /* As a shell expects: the caller sees that the signal ended us. */
+    if (role_stopped_by() == SIGINT || supervise_stopped_by() == SIGINT) {
         signal(SIGINT, SIG_DFL);
         raise(SIGINT);
     }

@@ -195,6 +195,8 @@ static void on_usr1(struct ev_loop *l, ev_signal *w, int revents)
 static void watch_signals(void)
 {
     static ev_signal term, intr, hup, usr1, now;
+    sigset_t taken;
+    sigemptyset(&taken);
     ev_signal_init(&term, on_stop, SIGTERM);
     ev_signal_init(&intr, on_stop, SIGINT);
     ev_signal_init(&hup, on_hup, SIGHUP);
@@ -206,9 +208,31 @@ static void watch_signals(void)
     ev_signal_init(&now, on_stop, ROLE_STOP_NOW);
     if (supervised)
         ev_signal_start(loop, &now);
+    static const int blocked[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1}; /* by a supervisor */
+    for (unsigned i = 0; i < COUNT_OF(blocked); i++)
+        sigaddset(&taken, blocked[i]);
+    sigprocmask(SIG_UNBLOCK, &taken, NULL);
 }
 
 /* ---- start and stop ---- */
+
+static void on_beat(struct ev_loop *l, ev_timer *w, int revents)
+{
+    (void)l;
+    (void)w;
+    (void)revents;
+    roster_beat();
+}
+
+/* What a supervisor tells a loop that turns from one that stands still by. */
+static void keep_beating(void)
+{
+    static ev_timer beat;
+    double every = cfg->lease_timeout / 8;
+    ev_timer_init(&beat, on_beat, 0, every > 0.25 ? 0.25 : every);
+    if (supervised)
+        ev_timer_start(loop, &beat);
+}
 
 /* As many descriptors as we may have; a limit too low for the settings is said at the start. */
 static void raise_descriptor_limit(void)
@@ -399,6 +423,7 @@ static void say_started(void)
                                  "primary, and replicas are not fed"));
     log_info("started", "version=%s pid=%d role=%s instances=%u policies=%s", CHROMUX_VERSION,
              (int)getpid(), role_name(role), fleet_count, log_quote(cfg->policy_dir));
+    roster_up();
     if (!supervised)
         role_tell_systemd("READY=1");
 }
@@ -413,6 +438,8 @@ int role_run(enum role r, bool is_supervised, const struct settings_sources *fro
     cfg = *first;
     *first = NULL;
     role_apply_log(cfg);
+    if (!supervised)
+        roster_sit_alone(role);
     loop = ev_default_loop(EVFLAG_AUTO);
     stream_start(loop);
     wheel_start(loop);
@@ -421,6 +448,7 @@ int role_run(enum role r, bool is_supervised, const struct settings_sources *fro
     bool ok = start_all(&errors);
     if (ok) {
         watch_signals();
+        keep_beating();
         say_started();
         ev_run(loop, 0);
         if (!supervised)
