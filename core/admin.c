@@ -3,6 +3,7 @@
 #include "admin.h"
 
 #include "api.h"
+#include "engine.h"
 #include "fleet.h"
 #include "metrics.h"
 #include "policy.h"
@@ -145,6 +146,23 @@ static void push_policy(lua_State *L, enum policy_id id)
     lua_setfield(L, -2, "failures");
 }
 
+static void push_processes(lua_State *L)
+{
+    lua_newtable(L);
+    for (unsigned i = 0; i < roster_count; i++) {
+        const struct roster_row *p = roster_row(i);
+        lua_newtable(L);
+        set_text(L, "role", role_name(p->role));
+        set_number(L, "index", p->index);
+        set_number(L, "pid", p->pid);
+        set_text(L, "state", roster_state_name(p->state));
+        set_number(L, "restarts", p->restarts);
+        set_number(L, "started_at", p->started_at);
+        set_text(L, "last_exit", p->last_exit);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+}
+
 static void push_snapshot(lua_State *L)
 {
     double now = ev_now(stream_loop());
@@ -186,25 +204,27 @@ static void push_snapshot(lua_State *L)
     push_policy(L, POLICY_FAILOVER);
     lua_setfield(L, -2, "failover");
     lua_setfield(L, -2, "policies");
+    push_processes(L);
+    lua_setfield(L, -2, "processes");
     lua_newtable(L);
     for (unsigned i = END_NONE + 1; i < END_COUNT; i++)
         set_number(L, end_name((enum end_reason)i), (double)metrics_end[i]);
     lua_setfield(L, -2, "ends");
 }
 
-/* What the journal says of itself, where there is one: a field of the snapshot. */
-static void push_journal(lua_State *L)
+/* What a module says of itself, where it runs: a field of the snapshot. */
+static void push_module(lua_State *L, const char *module, const char *field)
 {
-    if (!session_shared.journal || !api_call("lb.journal", "status", 0))
-        return;
-    lua_setfield(L, -2, "journal");
+    if (module && api_call(module, "status", 0))
+        lua_setfield(L, -2, field);
 }
 
 static void answer_document(struct request *r, const char *function, int status)
 {
     lua_State *L = api_vm();
     push_snapshot(L);
-    push_journal(L);
+    push_module(L, session_shared.journal ? "lb.journal" : NULL, "journal");
+    push_module(L, engine_module(), "notify");
     if (!api_call("lb.status", function, 1)) {
         request_error(r, END_INTERNAL, "this page could not be made; see the error log");
         return;
@@ -364,13 +384,28 @@ static const char *row_text(lua_State *L, const char *key)
     return text;
 }
 
-/* {{name=, help=, type=, value=, labels=}, …}: rows of one name follow each other, and the first
- * has the help. labels: as `instance="a"`, or nil. */
-static void put_journal(struct buf *out)
+static void put_processes(struct buf *out)
+{
+    static const char *const names[] = {"chromux_process_up", "chromux_process_restarts_total"};
+    static const char *const help[] = {"1 while the process does its work.",
+                                       "Starts of the process after its first."};
+    for (unsigned k = 0; k < COUNT_OF(names); k++) {
+        metrics_put_header(out, names[k], k ? "counter" : "gauge", help[k]);
+        for (unsigned i = 0; i < roster_count; i++) {
+            const struct roster_row *p = roster_row(i);
+            buf_printf(out, "%s{role=\"%s\",index=\"%u\"} %u\n", names[k], role_name(p->role),
+                       p->index, k ? p->restarts : p->state == ROSTER_UP);
+        }
+    }
+}
+
+/* Of a module: {{name=, help=, type=, value=, labels=}, …}: rows of one name follow each other, and
+ * the first has the help. labels: as `instance="a"`, or nil. */
+static void put_module(struct buf *out, const char *module)
 {
     lua_State *L = api_vm();
     char value[64];
-    if (!session_shared.journal || !api_call("lb.journal", "metrics", 0))
+    if (!module || !api_call(module, "metrics", 0))
         return;
     for (int i = 1; lua_istable(L, -1); i++) {
         lua_rawgeti(L, -1, i);
@@ -399,7 +434,9 @@ static void answer_metrics(struct request *r)
     metrics_put_all(&out);
     put_nodes(&out);
     put_policies(&out);
-    put_journal(&out);
+    put_processes(&out);
+    put_module(&out, session_shared.journal ? "lb.journal" : NULL);
+    put_module(&out, engine_module());
     metrics_put_header(&out, "chromux_info", "gauge", "The version that runs.");
     buf_printf(&out, "chromux_info{version=\"%s\"} 1\n", CHROMUX_VERSION);
     metrics_put_header(&out, "process_start_time_seconds", "gauge",

@@ -5,6 +5,7 @@
 
 #include "courier.h"
 #include "log.h"
+#include "roster.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -375,7 +376,9 @@ static int raw_nodes(lua_State *L)
 
 static int raw_fence(lua_State *L)
 {
-    courier_fence_set(luaL_checknumber(L, 1));
+    double until = luaL_checknumber(L, 1);
+    courier_fence_set(until);
+    roster_lease(until);
     return 0;
 }
 

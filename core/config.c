@@ -42,6 +42,12 @@ static bool is_server_list(const char *text)
     return !*text || value_is_address_list(text);
 }
 
+/* Messages may say what is not for everybody: in clear only on this machine. */
+#define WEBHOOK_SHAPE                                                                              \
+    "^(https://[^[:space:][:cntrl:]]+|"                                                            \
+    "http://(127[.]0[.]0[.]1|localhost|\\[::1])(:[0-9]+)?(/[^[:space:][:cntrl:]]*)?)?$"
+#define WEBHOOK_EXPECTED "https://..., or http:// to this machine"
+
 /* Text settings that take only a certain shape, or what a function knows. */
 static const struct {
     unsigned at;
@@ -55,8 +61,9 @@ static const struct {
     {AT_admin_port,
      "^([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])?$", NULL,
      "a port between 0 and 65535, or nothing"},
-    {AT_slack_webhook_url, "^(https://.+|http://(127[.]0[.]0[.]1|localhost|\\[::1])([:/].*)?)?$",
-     NULL, "https://..., or http:// to this machine"},
+    {AT_slack_webhook_url, WEBHOOK_SHAPE, NULL, WEBHOOK_EXPECTED},
+    {AT_webhook_url, WEBHOOK_SHAPE, NULL, WEBHOOK_EXPECTED},
+    {AT_public_url, "^(https?://[^[:space:][:cntrl:]]+)?$", NULL, "http(s)://..., or nothing"},
     {AT_listen_address, NULL, value_is_address, "an IPv4 or IPv6 address"},
     {AT_dns_servers, NULL, is_server_list, "address[:port],... ([IPv6]:port), or nothing"},
 };

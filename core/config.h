@@ -113,6 +113,16 @@
     X(database_url, DATABASE_URL, SECRET, "", 0, 0, false,                                         \
       "PostgreSQL, as a libpq URI or key=value")                                                   \
     X(slack_webhook_url, SLACK_WEBHOOK_URL, SECRET, "", 0, 0, true, "Slack incoming webhook")      \
+    X(webhook_url, WEBHOOK_URL, SECRET, "", 0, 0, true,                                            \
+      "any other webhook that takes the same messages as JSON")                                    \
+    X(deployment_name, DEPLOYMENT_NAME, TEXT, "chromux", 0, 0, true,                               \
+      "what this deployment is called in every message")                                           \
+    X(public_url, PUBLIC_URL, TEXT, "", 0, 0, true,                                                \
+      "how people reach this chromux, for links in messages: http(s)://host[:port]")               \
+    X(monitor_interval, MONITOR_INTERVAL, SECONDS, "30", 0.1, 86400, true,                         \
+      "time between samples of how much is used")                                                  \
+    X(monitor_keep_days, MONITOR_KEEP_DAYS, INT, "14", 1, 3650, true,                              \
+      "days that samples are kept")                                                                \
     X(sync_interval, SYNC_INTERVAL, SECONDS, "300", 1, 864000, true, "time between verifications") \
     X(sync_distributed, SYNC_DISTRIBUTED, BOOL, "false", 0, 1, false, "several sync workers")      \
     X(sync_coordinator, SYNC_COORDINATOR, BOOL, "false", 0, 1, false, "coordinate, take no tasks") \

@@ -9,6 +9,7 @@
  * nothing here runs below Lua. */
 #include "journal.h"
 
+#include "engine.h"
 #include "log.h"
 #include "mapped.h"
 #include "metrics.h"
@@ -603,37 +604,6 @@ const struct handler journal_handler = {start, more, drained, late, gone};
 
 /* ---- life ---- */
 
-static void put_setting(void *arg, const char *name, enum config_kind kind, const char *text)
-{
-    lua_State *L = arg;
-    if (kind == CONFIG_NUMBER)
-        set_number(L, name, strtod(text, NULL));
-    else if (kind == CONFIG_BOOLEAN)
-        set_bool(L, name, strcmp(text, "true") == 0);
-    else
-        set_text(L, name, text);
-}
-
-static void push_settings(lua_State *L)
-{
-    lua_newtable(L);
-    config_each(cfg, put_setting, L);
-    lua_newtable(L);
-    for (unsigned i = 0; i < cfg->instance_count; i++) {
-        const struct config_instance *in = &cfg->instance[i];
-        lua_newtable(L);
-        set_text(L, "name", in->name);
-        set_text(L, "url", in->url);
-        set_text(L, "host", in->host);
-        set_number(L, "port", in->port);
-        set_text(L, "role", in->role == CONFIG_PRIMARY ? "primary" : "replica");
-        set_number(L, "priority", (double)in->priority);
-        set_number(L, "weight", (double)in->weight);
-        lua_rawseti(L, -2, (int)i + 1);
-    }
-    lua_setfield(L, -2, "instances");
-}
-
 static int open_answer(lua_State *L)
 {
     static const luaL_Reg functions[] = {{"send", lua_send}, {"refuse", lua_refuse}, {NULL, NULL}};
@@ -651,7 +621,7 @@ bool journal_start(const struct config *c, struct buf *error)
     ev_init(&turn, on_turn);
     copies_expected = true;
     must(lua_cpcall(L, open_answer, NULL) == 0);
-    push_settings(L);
+    engine_push_settings(L, cfg);
     if (!api_call("lb.journal", "start", 1)) {
         buf_printf(error, "the journal can't be started; see the error log\n");
         return false;
@@ -666,7 +636,7 @@ void journal_reload(const struct config *c)
         return;
     cfg = c;
     wake(); /* there may be more memory */
-    push_settings(api_vm());
+    engine_push_settings(api_vm(), cfg);
     if (api_call("lb.journal", "reload", 1))
         lua_pop(api_vm(), 1);
 }

@@ -10,10 +10,12 @@
 
 #define LOG_LINE_MAX 2048
 #define LOG_BURST    10
+#define LOG_TAIL     80 /* for what follows the event's own fields */
 #define LOG_EVENTS   64
 
 static enum log_level threshold = LOG_INFO;
 static int log_fd = 2;
+static const char *process; /* NULL: not said */
 static const char *const level_names[] = {"debug", "info", "warn", "error"};
 
 /* One slot an event, which the address of its static word stands for. */
@@ -37,6 +39,11 @@ bool log_level_from(const char *name, enum log_level *out)
             return true;
         }
     return false;
+}
+
+void log_set_process(const char *name)
+{
+    process = name;
 }
 
 void log_set_fd(int fd)
@@ -149,13 +156,15 @@ void log_event(enum log_level level, const char *event, const char *fmt, ...)
     size_t n = (size_t)snprintf(line, sizeof line, "%s %s %s ", when, level_names[level], event);
     va_list args;
     va_start(args, fmt);
-    int w = vsnprintf(line + n, sizeof line - n - 32, fmt, args);
+    int w = vsnprintf(line + n, sizeof line - n - LOG_TAIL, fmt, args);
     va_end(args);
-    size_t room = sizeof line - n - 33;
+    size_t room = sizeof line - n - LOG_TAIL - 1;
     n += w < 0 ? 0 : (size_t)w < room ? (size_t)w : room;
     if (b->held > 0)
         n += (size_t)snprintf(line + n, 30, " suppressed=%ld", b->held);
     b->held = 0;
+    if (process)
+        n += (size_t)snprintf(line + n, 40, " process=%.28s", process);
     line[n++] = '\n';
     ssize_t r;
     do

@@ -105,6 +105,13 @@ local function full(node, all_requests)
   return out
 end
 
+local function process(p)
+  return {
+    role = p.role, index = p.index, pid = p.pid > 0 and p.pid or nil, state = p.state, restarts = p.restarts,
+    started_at = iso(p.started_at), last_exit = text(p.last_exit),
+  }
+end
+
 local function policy(p)
   return {
     file = p.file, calls = p.calls, fallbacks = p.fallbacks, failures = p.failures, tripped = p.tripped,
@@ -132,8 +139,9 @@ function M.status(snap)
     sent = sent + node.requests
     if node.state == "up" then up = up + 1 end
   end
-  local instances = {}
+  local instances, processes = {}, {}
   local journal = journal_of(snap)
+  for i, p in ipairs(snap.processes) do processes[i] = process(p) end
   for i, node in ipairs(snap.nodes) do
     instances[i] = full(node, sent)
     for key, value in pairs(journal.instances and journal.instances[node.name] or {}) do
@@ -148,6 +156,7 @@ function M.status(snap)
     replication = journal.replication,
     replication_reason = text(journal.reason or ""),
     journal = journal.journal and journal_document(journal.journal),
+    processes = list(processes),
     load_balancer = {
       strategy = snap.strategy, check_interval = snap.check_interval, failure_threshold = snap.failure_threshold,
       request_timeout = snap.request_timeout, total_requests = snap.total_requests,

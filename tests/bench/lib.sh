@@ -103,7 +103,7 @@ start_chromux() {
     [ -n "${port[chromux]:-}" ] || free_port chromux
     (cd "$run" && exec env -u PRIMARY_URL -u REPLICA_URL -u CHROMA_INSTANCES -u ADMIN_PORT -u DATABASE_URL \
         PORT="${port[chromux]}" LISTEN_ADDRESS=127.0.0.1 ACCESS_LOG=off LOG_LEVEL=info SLOW_START=0 \
-        POLICY_DIR="$top/policies" DRAIN_TIMEOUT=1 "$@" "$CHROMUX" run) >>"$run/chromux.log" 2>&1 &
+        POLICY_DIR="$top/policies" DRAIN_TIMEOUT=1 "$@" "$CHROMUX" run --role balancer) >>"$run/chromux.log" 2>&1 &
     pid[chromux]=$!
     started+=($!)
     await chromux "${port[chromux]}" /health

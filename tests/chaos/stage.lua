@@ -66,7 +66,7 @@ function M.new(s)
       FAULT_POINTS = s.steps and s.steps[1] or false }
     for k, v in pairs(env_chromux) do env[k] = v end
     stage.urls[i] = url
-    stage[name] = process.new { name = name, argv = { s.chromux, "run" }, env = env,
+    stage[name] = process.new { name = name, argv = { s.chromux, "run", "--role", "balancer" }, env = env,
       log = s.dir .. "/" .. name .. ".log", ready = answers(url .. "/health") }
   end
   return stage

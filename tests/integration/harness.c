@@ -262,6 +262,13 @@ const char *chromux_path(void)
     return path ? path : "build/chromux";
 }
 
+static bool has_role(const char *const *settings)
+{
+    while (*settings && strcmp(*settings, "--role") != 0)
+        settings++;
+    return *settings != NULL;
+}
+
 static bool names(const char *const *settings, const char *name)
 {
     for (size_t n = strlen(name); *settings; settings++)
@@ -301,8 +308,14 @@ struct chromux *chromux_spawn(const char *const *settings)
         env[vars++] = "PORT=0";
     if (!names(settings, "ACCESS_LOG"))
         env[vars++] = keepf("ACCESS_LOG=%s", x->access);
+    if (!has_role(settings)) {
+        argv[args++] = "--role";
+        argv[args++] = "balancer";
+    }
     for (; *settings && args < ARGS_MAX - 3 && vars < ARGS_MAX - 2; settings++)
-        if (strncmp(*settings, "--", 2) == 0) {
+        if (strcmp(*settings, "--role") == 0 && strcmp(settings[1], "all") == 0) {
+            settings++;
+        } else if (strncmp(*settings, "--", 2) == 0) {
             argv[args++] = *settings++;
             argv[args++] = *settings;
         } else {

@@ -84,7 +84,9 @@ struct chromux {
 const char *chromux_path(void);
 /* Starts `chromux run` with settings "NAME=VALUE" in an otherwise empty environment, PORT=0 and the
  * access log in the temp folder unless given, and waits until it listens. An argument that begins
- * with "--" is for the command line: its value is the next one. Ends with NULL. */
+ * with "--" is for the command line: its value is the next one. It is a balancer alone, so that its
+ * pid is the one that serves, unless there is "--role"; "--role", "all": a supervisor and its
+ * children. Ends with NULL. */
 struct chromux *chromux_start(const char *first, ...) __attribute__((sentinel));
 struct chromux *chromux_start_list(const char *const *settings);
 /* As chromux_start_list, but does not wait until it listens. */

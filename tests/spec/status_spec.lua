@@ -21,6 +21,8 @@ local function snapshot(given)
     now = 100, started = 1, version = "1", draining = false, reload_error = "", strategy = "s",
     unreplicated_reads = "primary", database = false, policy_loaded_at = 1, policy_load_error = "",
     nodes = { node("a"), node("b") }, policies = { route = policy, failover = policy }, ends = {},
+    processes = { { role = "balancer", index = 1, pid = 7, state = "up", restarts = 0, started_at = 1, last_exit = "" },
+      { role = "worker", index = 1, pid = 0, state = "waiting", restarts = 2, started_at = 9, last_exit = "exit code 1" } },
   }
   for key, value in pairs(given) do snap[key] = value end
   return assert(json.decode(status.status(snap)))
@@ -33,6 +35,17 @@ describe("/status without a journal", function()
     assert.truthy(s.replication_reason:find("no DATABASE_URL", 1, true))
     assert.is_nil(s.journal)
     assert.is_nil(s.instances[1].lag_entries)
+  end)
+end)
+
+describe("/status of the processes", function()
+  it("shows each with how the one before it ended, and no pid where there is none", function()
+    local s = snapshot {}
+    assert.equals(7, s.processes[1].pid)
+    assert.equals(json.null, s.processes[1].last_exit)
+    assert.is_nil(s.processes[2].pid)
+    assert.same({ "worker", "waiting", 2, "exit code 1" }, { s.processes[2].role, s.processes[2].state,
+      s.processes[2].restarts, s.processes[2].last_exit })
   end)
 end)
 
