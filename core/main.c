@@ -3,6 +3,7 @@
 #include "admin.h"
 #include "api_copies.h"
 #include "api_courier.h"
+#include "api_records.h"
 #include "api_route.h"
 #include "api_slice.h"
 #include "courier.h"
@@ -362,6 +363,7 @@ static bool start_all(struct buf *errors)
     if (!api_start(loop, cfg->database_url, errors))
         return false;
     api_slice_open(api_vm());
+    api_records_open(api_vm());
     api_route_open(api_vm());
     api_courier_open();
     session_shared.cfg = cfg;
@@ -500,6 +502,7 @@ static int with_runtime(int argc, char **argv, enum program which)
         print_mistakes(&errors);
     } else {
         api_slice_open(api_vm());
+        api_records_open(api_vm());
         if (which == PROGRAM_SPECS)
             code = kit_main(api_vm(), argc, argv);
         else if (which == PROGRAM_JOURNAL ? !api_run_module("lb.journal_cli", argc, argv, &code)
