@@ -60,7 +60,8 @@ bool records_open(struct records *r, struct str text, bool whole, size_t *at, co
                                               "no metadatas", "no uris"};
         if (found[i].n == 0 || found[i].p[0] != '[')
             *why = missing[i];
-        r->at[i] = slice_start(found[i]);
+        else
+            r->at[i] = slice_start(found[i]);
     }
     return !*why;
 }
