@@ -1,5 +1,6 @@
 /* main.c: the command line. */
 #include "api.h"
+#include "api_records.h"
 #include "api_slice.h"
 #include "kit.h"
 #include "log.h"
@@ -164,6 +165,7 @@ static int with_runtime(int argc, char **argv, enum program which)
         print_mistakes(&errors);
     } else {
         api_slice_open(api_vm());
+        api_records_open(api_vm());
         if (which == PROGRAM_SPECS)
             code = kit_main(api_vm(), argc, argv);
         else if (which == PROGRAM_JOURNAL ? !api_run_module("lb.journal_cli", argc, argv, &code)

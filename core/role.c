@@ -6,6 +6,7 @@
 #include "api_copies.h"
 #include "api_courier.h"
 #include "api_route.h"
+#include "api_records.h"
 #include "api_slice.h"
 #include "courier.h"
 #include "engine.h"
@@ -354,6 +355,7 @@ static bool start_common(struct buf *errors)
     if (!api_start(loop, cfg->database_url, errors))
         return false;
     api_slice_open(api_vm());
+    api_records_open(api_vm());
     api_route_open(api_vm());
     api_courier_open();
     session_shared.cfg = cfg;

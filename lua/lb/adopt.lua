@@ -5,6 +5,7 @@
 -- the first entry it has a copy only where a collection of the same tenant, database and name holds the very same
 -- records; otherwise that copy is set aside (`unverified`) or missing (`rebuild`), and shown. Nothing is guessed.
 local Store = require("lb.store")
+local records = require("chromux.records")
 local slice = require("chromux.slice")
 local json = json
 
@@ -85,25 +86,21 @@ local function post(server, target, body)
   return a.body
 end
 
--- id -> canonical record, of all records of a collection. nil, why
-local function records_of(server, target)
+-- id -> hash, of all records of a collection. nil, why
+local function hashes_of(server, target)
   local out, offset = {}, 0
   while true do
     local text, why = post(server, target .. "/get", string.format(
       '{"limit":%d,"offset":%d,"include":["documents","metadatas","embeddings","uris"]}', PAGE, offset))
     if not text then return nil, why end
-    local m = slice.members(text)
-    if not m then return nil, "not an answer to get" end
-    local columns, ids = {}, slice.elements(m.ids or "[]") or {}
-    for _, name in ipairs { "embeddings", "documents", "metadatas", "uris" } do
-      columns[#columns + 1] = m[name] and m[name] ~= "null" and slice.elements(m[name]) or false
+    local page
+    page, why = records.hash(text)
+    if not page then return nil, why end
+    local count = 0
+    for id, hash in pairs(page) do
+      out[id], count = hash, count + 1
     end
-    for i, id in ipairs(ids) do
-      local parts = {}
-      for c, column in ipairs(columns) do parts[c] = column and slice.canonical(column[i]) or "null" end
-      out[id] = table.concat(parts, "\0")
-    end
-    if #ids < PAGE then return out end
+    if count < PAGE then return out end
     offset = offset + PAGE
     if offset > COMPARED_MOST then return nil, "too many records to compare at a start" end
   end
@@ -112,13 +109,13 @@ end
 -- Do both hold the same records? Nothing may be written meanwhile. true | false, why
 local function same(context, lane, a, a_id, b, b_id)
   local base = database_path(context, lane.tenant, lane.database) .. "/collections/"
-  local left, why = records_of(a, base .. a_id)
+  local left, why = hashes_of(a, base .. a_id)
   if not left then return false, why end
   local right
-  right, why = records_of(b, base .. b_id)
+  right, why = hashes_of(b, base .. b_id)
   if not right then return false, why end
-  for id, record in pairs(left) do
-    if right[id] ~= record then return false, "differs at " .. id end
+  for id, hash in pairs(left) do
+    if right[id] ~= hash then return false, "differs at " .. id end
   end
   for id in pairs(right) do
     if left[id] == nil then return false, "has " .. id .. " more" end
