@@ -56,6 +56,7 @@ help:
 	@echo 'make fuzz       fuzz targets in turn, 10 minutes in all; FUZZ_SECONDS=N for N each'
 	@echo 'make bench      chromux against HAProxy, nginx and a bare relay (MODE=quick: a short look)'
 	@echo 'make bench-writes bench-reads    the journal against one Chroma server alone; MODE=quick here too'
+	@echo 'make bench-sync  rebuilding a wiped server against a plain script'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'make clean      removes $(BUILD); data and logs of make run are in var/'
 
@@ -160,7 +161,7 @@ fuzz: setup-fuzz
 bench: setup-bench
 	@$(MAKE) -s --no-print-directory -j$(JOBS) all
 	@PATH="$$PATH:/usr/sbin:$$(scripts/setup.sh bin)" BUILD=$(BUILD) bash tests/bench/run.sh $(MODE)
-bench-writes bench-reads: bench-%: setup-bench
+bench-writes bench-reads bench-sync: bench-%: setup-bench
 	@$(MAKE) -s --no-print-directory -j$(JOBS) all
 	@BUILD=$(BUILD) bash tests/bench/$*.sh $(MODE)
 
@@ -192,4 +193,4 @@ clean:
 -include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
     $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
 .PHONY: all help run reload test check print-ORDER unit unit-build spec sim integration integration-build \
-    test-newest asan asan-build chaos chaos-build fuzz fuzz-build bench bench-writes bench-reads install clean
+    test-newest asan asan-build chaos chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync install clean
