@@ -52,7 +52,7 @@ sql() { "$(scripts/pg.sh bin)/psql" -XAtq "$database" -c "$1"; }
 
 # start_worker W: a sync worker in its own cgroup.
 start_worker() {
-    local list= name
+    local name list=
     for name in primary replica; do list+="$name=http://127.0.0.1:${port[$name]},role=$name;"; done
     (
         cd "$run"
@@ -60,7 +60,7 @@ start_worker() {
         exec env -u PRIMARY_URL -u REPLICA_URL DATABASE_URL="$database" CHROMA_INSTANCES="$list" SYNC_INTERVAL=86400 \
             POLICY_DIR="$top/policies" LOG_LEVEL=info "$CHROMUX" run --role worker
     ) >>"$run/worker$1.log" 2>&1 &
-    pid[worker$1]=$!
+    pid["worker$1"]=$!
     started+=($!)
 }
 quota() { for w in 1 2; do echo "$1" >"$group-worker$w/cpu.cfs_quota_us"; done; }

@@ -29,8 +29,8 @@ for _, t in ipairs(TEXT) do
   print(string.format("| %s | %.0f | %.0f–%.0f |", t[2], rates[t[1] .. "_median"], all[1], all[#all]))
 end
 print()
-print(string.format("Under a rebuild %d requests at 100/s: p50 %.1f ms, p99 %.1f ms (%.1f ms before it), longest %.0f ms.",
-  load.requests, load.p50, load.p99, load.before, load.longest))
+print(string.format("Under a rebuild %d requests at 100/s: p50 %.1f ms, p99 %.1f ms (%.1f ms before it), longest "
+  .. "%.0f ms.", load.requests, load.p50, load.p99, load.before, load.longest))
 print()
 local plain, one, two = rates.rebuild_median / rates.plain_median, rates.workers1_median, rates.workers2_median
 goal("rebuild ≥ 1.5 × a plain script", string.format("%.2f ×", plain), plain >= 1.5)
