@@ -38,5 +38,6 @@ files["lua/lb"] = {
   read_globals = { "fetch", "pg", "sleep", "now", "spawn", "json", "log", "env" },
 }
 files["tests/chaos"] = files["scripts"]
+files["tests/bench/sync.lua"] = files["scripts"]
 files["tests/spec"] = { std = "luajit+busted" }
 files["policies/*_spec.lua"] = { std = "luajit+busted" }

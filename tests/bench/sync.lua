@@ -1,7 +1,7 @@
 -- The client of `make bench-sync`, run by `chromux script`.
 --
---   sync.lua fill PORT COLLECTIONS RECORDS    collections of 384 dimensions, in turn l2, cosine and ip, with three kinds
---                                             of metadata; prints the seconds it took
+--   sync.lua fill PORT COLLECTIONS RECORDS    collections of 384 dimensions, in turn l2, cosine and ip, with three
+--                                             kinds of metadata; prints the seconds it took
 --   sync.lua plain FROM TO                    what a script without chromux does: get and add, 1,000 records at a time;
 --                                             prints "records seconds"
 --   sync.lua read PORT                        reads every record once; prints "records seconds"
@@ -19,7 +19,9 @@ local function call(port, method, path, body, seconds)
     headers = text and { ["Content-Type"] = "application/json" } or nil, timeout = seconds or 60,
     max = 256 * 1024 * 1024 }
   if not a then return nil, why end
-  if a.status >= 300 then return nil, method .. " " .. path .. " answered " .. a.status .. ": " .. a.body:sub(1, 200) end
+  if a.status >= 300 then
+    return nil, method .. " " .. path .. " answered " .. a.status .. ": " .. a.body:sub(1, 200)
+  end
   return a.body
 end
 
