@@ -110,7 +110,7 @@ end
 local function read(port)
   local began, n = now(), 0
   for _, c in ipairs(listed(port)) do
-    local offset, got = 0, nil
+    local offset, got = 0
     repeat
       got = #records.ids(page(port, c.id, offset, 1000))
       offset, n = offset + 1000, n + got
