@@ -63,7 +63,7 @@ function M.primary(context, names, server)
   local count = 0
   for _, r in ipairs(rows_of) do
     if r.database then
-      names.databases[table.concat(r.database, "\0")] = true
+      names:database_set(r.database[1], r.database[2], true)
     else
       local lane = names:collection_add(r.collection)
       lane.adopted = true

@@ -5,7 +5,8 @@
 --
 --   start(settings)   submit(request)   gone(ticket)   lost{logical=, instance=}   status()   metrics()   stop()
 local Store = require("lb.store")
-local Names = require("lb.names")
+local Catalogue = require("lb.catalogue")
+local words = require("lb.words")
 local Roles = require("lb.roles")
 local Forward = require("lb.forward")
 local courier = require("lb.courier")
@@ -82,7 +83,7 @@ local function send_verdict(e, instance)
         local p = json.decode(e.rest) or {}
         local lane = J.names:find(p.tenant, p.database, p.name)
         local a, who = nil, "the collection is gone again"
-        if lane then a, who = J.names:describe(lane, t.deadline) end
+        if lane then a, who = Catalogue.describe(J.names, lane, t.deadline) end
         if a then
           send(t, a, who, "X-Chromux-Entry: " .. entry_name(e) .. "\r\n")
         else
@@ -158,7 +159,7 @@ local function join(t, e, row)
     table.insert(known.tickets, t)
     if known.verdict then send_verdict(known) end
   elseif not home then
-    send(t, Names.no_collection_of_id(e.logical or ""))
+    send(t, words.no_collection_of_id(e.logical or ""))
   elseif passed(home, row.n) then
     return false -- decided since it was read
   else
@@ -186,7 +187,7 @@ local function repeated(t, e)
       local rows = store:by_token(e.token)
       if context.dead then return end
       if rows and not rows[1] then
-        local a = e.logical and Names.no_collection_of_id(e.logical)
+        local a = e.logical and words.no_collection_of_id(e.logical)
         return a and send(t, a) or refuse(t, "journal_away", "the entry could not be made", 1)
       end
       if rows and not same_request(rows[1], e) then
@@ -259,9 +260,9 @@ local function write_records(t, req)
     return send(t, { status = 501, type = "application/json", body = json.encode {
       error = "ChromaError", message = UNSUPPORTED[req.action] } })
   end
-  if not lane and not Names.is_id(req.collection) then return send(t, Names.no_id()) end
+  if not lane and not words.is_id(req.collection) then return send(t, words.no_id()) end
   if not lane or lane.tenant ~= req.tenant or lane.database ~= req.database then
-    return when_alone(t, function() send(t, Names.no_collection_of_id(req.collection)) end)
+    return when_alone(t, function() send(t, words.no_collection_of_id(req.collection)) end)
   end
   append(t, lane, { token = token_of(req), action = req.action, rest = req.target:match(REST) or "", type = req.type,
     body = req.body, logical = lane.logical })
@@ -307,7 +308,7 @@ local function write_catalogue(t, req)
     and J.names:find(p.tenant, p.database, p.name)
   if there and J.names.floor == J.names.head then
     spawn(function()
-      local a, who = J.names:describe(there, t.deadline)
+      local a, who = Catalogue.describe(J.names, there, t.deadline)
       if a then return send(t, a, who) end
       refuse(t, "no_instance", "the collection exists, but cannot be described: " .. tostring(who))
     end)
@@ -394,11 +395,11 @@ local function read_catalogue(t, req)
       return refuse(t, "no_instance", "notifications of PostgreSQL may be missing: the catalogue is read again", 1)
     end
     -- What this standby does not know may have been made by the holder just now.
-    if J.follow and req.action == "get_collection" and not J.names:has(req) then
+    if J.follow and req.action == "get_collection" and not J.names:lane_named(req) then
       local there, why = J.follow:look(req.collection, req.by_name and req.tenant or nil, req.database, t.deadline)
       if there == nil then return refuse(t, "no_instance", "the catalogue cannot be read: " .. tostring(why)) end
     end
-    local a, who = J.names:read(req)
+    local a, who = Catalogue.read(J.names, req)
     if a then return send(t, a, who) end
     refuse(t, "no_instance", "the catalogue cannot be read: " .. tostring(who))
   end)

@@ -12,6 +12,7 @@
 local Store = require("lb.store")
 local Lane = require("lb.lanes")
 local Names = require("lb.names")
+local words = require("lb.words")
 local Servers = require("lb.servers")
 local View = require("lb.view")
 local Follow = require("lb.follow")
@@ -209,7 +210,7 @@ local function holder_context(store, lease)
   end
   function context.lane_over(lane)
     for _, e in ipairs(lane:undecided()) do
-      local a = Names.no_collection_of_id(lane.logical)
+      local a = words.no_collection_of_id(lane.logical)
       e.verdict, e.status, e.answer, e.answer_type = "rejected", a.status, a.body, a.type
       J.context.counts.rejected = J.context.counts.rejected + 1
       hooks.answer(e)

@@ -1,0 +1,123 @@
+-- catalogue.lua: reads of the catalogue: an instance that has done all that was answered is asked, and its ids and
+-- names are put right.
+--
+--   describe(names, lane, until_)   the collection as its clients know it: answer, instance | nil, why
+--   read(names, req)                answers a request that reads (core/journal.h): answer, instance | nil, why
+local slice = require("chromux.slice")
+local words = require("lb.words")
+
+local M = {}
+
+-- Instances that have done every catalogue operation that was answered, the least behind in `lane` first.
+local function readers(self, lane)
+  local out = {}
+  for _, server in ipairs(self.context.servers.list) do
+    local copy = self.copies[server.name]
+    if copy and copy.state == "ready" and copy.doubt == 0 and copy.p >= self.floor and server:usable() then
+      local c = lane and lane.copies[server.name]
+      if not lane or (c and c.state == "ready" and c.physical ~= "") then
+        out[#out + 1] = { copy = copy, p = c and c.p or 0, well = server.health == "up" }
+      end
+    end
+  end
+  for i, r in ipairs(out) do r.i = i end
+  table.sort(out, function(a, b)
+    if a.well ~= b.well then return a.well end
+    if a.p ~= b.p then return a.p > b.p end
+    return a.i < b.i
+  end)
+  return out
+end
+
+-- One of them answers the GET. Where none can yet, as after a start or while one catches up, that is waited for as long
+-- as a try may take. answer, instance | nil, why
+local function ask_one(self, lane, target, until_)
+  local why = "no instance has the whole catalogue"
+  local settings = self.context.settings
+  local patience = math.min(until_, now() + settings.TRY_TIMEOUT)
+  while true do
+    for _, r in ipairs(readers(self, lane)) do
+      local left = until_ - now()
+      if left <= 0 then return nil, why end
+      local a, kind, text = r.copy.server:ask("GET", target, nil, math.min(left, settings.TRY_TIMEOUT))
+      if a and a.status < 500 then return a, r.copy.instance end
+      why = r.copy.instance .. ": " .. (a and "answered " .. a.status or text or kind)
+    end
+    if now() + 0.02 >= patience or self.context.dead then return nil, why end
+    sleep(0.02)
+  end
+end
+
+local function rewritten(self, instance, text)
+  local c = slice.collection(text)
+  local lane = c and (self.physical[instance] or {})[c.id]
+  if not lane or self.by_logical[lane.logical] ~= lane then return nil end
+  text = slice.replace_at(text, c.id_at, lane.logical)
+  if c.name ~= lane.name then -- while it is renamed or deleted there
+    local at, last = text:find('"name":' .. slice.quote(c.name), 1, true)
+    if at then text = text:sub(1, at) .. 'name":' .. slice.quote(lane.name) .. text:sub(last + 1) end
+  end
+  return text, lane, c
+end
+
+-- The collection as its clients know it: answer, instance | nil, why
+function M.describe(self, lane, until_)
+  local a, instance = ask_one(self, lane, self:path(lane.tenant, lane.database, "/collections/"
+    .. self.context.encode(lane.name)), until_)
+  if not a then return nil, instance end
+  if a.status ~= 200 then return a, instance end
+  local text = rewritten(self, instance, a.body)
+  if not text then return nil, instance .. " has another collection of that name" end
+  a.body = text
+  return a, instance
+end
+
+local function decoded(text) return (text:gsub("%%(%x%x)", function(x) return string.char(tonumber(x, 16)) end)) end
+
+local function page(query, name)
+  for part in query:gmatch("[^&]+") do
+    local key_, value = part:match("^([^=]*)=(.*)$")
+    if key_ and decoded(key_) == name then return tonumber(decoded(value)) end
+  end
+end
+
+local function list(self, req)
+  local a, instance = ask_one(self, nil, self:path(req.tenant, req.database, "/collections"), req.deadline)
+  if not a then return nil, instance end
+  if a.status ~= 200 then return a, instance end
+  local all = {}
+  for _, raw in ipairs(slice.elements(a.body) or {}) do
+    local text, lane = rewritten(self, instance, raw)
+    if text then all[#all + 1] = { lane.logical, text } end
+  end
+  table.sort(all, function(x, y) return x[1] < y[1] end)
+  local offset, limit = page(req.query, "offset") or 0, page(req.query, "limit") or #all
+  local out = {}
+  for i = offset + 1, math.min(#all, offset + limit) do out[#out + 1] = all[i][2] end
+  a.body = "[" .. table.concat(out, ",") .. "]"
+  return a, instance
+end
+
+-- Answers a catalogue read: answer, instance | nil, why
+function M.read(self, req)
+  if req.action == "get_collection" then
+    local lane = self:lane_named(req)
+    if not lane then
+      return req.by_name and words.no_collection_of_name(req.collection) or words.no_collection_of_id(req.collection)
+    end
+    return M.describe(self, lane, req.deadline)
+  elseif req.action == "list_collections" then
+    -- What Chroma refuses in the query it refuses itself; its list would have its own ids.
+    local other = (req.query .. "&"):gsub("limit=%d%d?%d?%d?%d?%d?&", ""):gsub("offset=%d%d?%d?%d?%d?%d?&", "")
+    if other:find("[^&]") then
+      local a, instance = ask_one(self, nil, req.target, req.deadline)
+      if not a or a.status ~= 200 then return a, instance end
+    end
+    return list(self, req)
+  elseif req.action == "count_collections" then
+    return { status = 200, type = "application/json", body = tostring(#self:each_in(req.tenant, req.database)) }
+  end
+  return ask_one(self, nil, req.target, req.deadline)
+end
+
+return M

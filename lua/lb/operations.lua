@@ -1,0 +1,365 @@
+-- operations.lua: what each catalogue operation does to a server, and what it makes true (PROTOCOL.md R10).
+--
+-- Each has: check(names, e, p) -> an answer that refuses it, or nil (nothing is sent then); perform(names, copy, e, p,
+-- late) -> kind, answer, found; statements and effect of the verdict "applied". ends: collections may be gone on a
+-- server before all is done, so errors refuse it never: it is tried until it is done, or skipped by hand. names is the
+-- catalogue (names.lua), copy an instance's part in it, p the entry's parameters.
+local Store = require("lb.store")
+local Lane = require("lb.lanes")
+local slice = require("chromux.slice")
+local words = require("lb.words")
+local json = json
+
+-- ---- requests to a server --------------------------------------------------------------------------------
+
+-- One request that changes something: kind, answer, as in lanes.lua.
+local function send(self, copy, method, target, body, physical, late)
+  local settings = self.context.settings
+  local call, why = copy.server:send({ method = method, target = target, body = body,
+    type = body and "application/json" or nil, max = 16 * 1024 * 1024 }, self.context)
+  if not call then return "not_sent", why end
+  local got, ending, text = call:wait(settings.TRY_TIMEOUT)
+  if not got and ending == "late" then
+    if late then late() end
+    got, ending, text = call:wait(settings.DRAIN_CAP)
+  end
+  if got then return Lane.meaning(got, physical), got end
+  if ending == "late" then call:close() end
+  if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
+  return ending == "peer_closed" and "over" or "unknown", ending
+end
+
+-- The id that a name has on this server; false: none. nil, why: not known.
+local function id_by_name(self, copy, tenant, database, name)
+  local a, kind = copy.server:ask("GET", self:path(tenant, database, "/collections/" .. self.context.encode(name)))
+  if not a then return nil, kind end
+  if a.status == 404 then return false end
+  local c = a.status == 200 and slice.collection(a.body)
+  if not c then return nil, "answered " .. a.status end
+  return c.id, a
+end
+
+-- Ends a collection by its id: under a name of its own first, so that nobody else's can be hit.
+local function kill(self, copy, tenant, database, physical, lane_id, late)
+  local tomb = "chromux-tomb-" .. lane_id .. "-" .. copy.incarnation
+  local kind, answer = send(self, copy, "PUT", self:path(tenant, database, "/collections/" .. physical),
+    json.encode { new_name = tomb }, physical, late)
+  if kind == "lost" then return "applied", words.EMPTY end
+  if kind ~= "applied" then return kind, answer end
+  kind, answer = send(self, copy, "DELETE", self:path(tenant, database, "/collections/" .. tomb), nil, nil, late)
+  if type(answer) == "table" and answer.status == 404 then return "applied", words.EMPTY end
+  -- An error may come after the deed: the server tells.
+  if kind == "unsure" and id_by_name(self, copy, tenant, database, tomb) == false then return "applied", words.EMPTY end
+  return kind, answer
+end
+
+-- ---- the operations --------------------------------------------------------------------------------------
+
+local Op = {}
+
+-- A collection is about to go: that a server does not know it any more is no loss.
+local function leaves(lane) lane.leaving = true end
+
+-- What makes its end durable, added to `out`. Writes that wait in its lane are refused in the same transaction: one
+-- that was applied meanwhile keeps its verdict, one that was not gets none but this.
+local function ends(self, out, lane_id)
+  local lane = self.by_lane[lane_id]
+  out[#out + 1] = Store.collection_deleted(lane_id)
+  out[#out + 1] = Store.lane_close(lane_id)
+  if lane then out[#out + 1] = Store.reject_rest(lane_id, words.no_collection_of_id(lane.logical)) end
+end
+
+local function copy_on(self, lane_id, instance)
+  local lane = self.by_lane[lane_id]
+  local copy = lane and lane.copies[instance]
+  if copy then return copy.physical ~= "" and copy.physical or nil end
+  local rows = self.context.store.reader:query(
+    "SELECT physical FROM journal_copies WHERE lane = $1 AND instance = $2 AND physical <> ''", lane_id, instance)
+  if not rows then return nil, "away" end
+  return rows[1] and rows[1].physical
+end
+
+Op.create_tenant = {
+  check = function(self, _, p)
+    if p.name and self.tenants[p.name] then return words.taken("Tenant", p.name) end
+  end,
+  perform = function(self, copy, e, _, late)
+    local kind, a = send(self, copy, "POST", self:path(), e.body, nil, late)
+    if kind == "refused" and a.status == 409 then return "applied", e.verdict and a or a end
+    return kind, a
+  end,
+  statements = function(_, p) return { Store.tenant_new(p.name) } end,
+  effect = function(self, p) self.tenants[p.name] = true end,
+}
+
+Op.update_tenant = {
+  perform = function(self, copy, e, p, late)
+    return send(self, copy, "PATCH", self:path(p.tenant), e.body, nil, late)
+  end,
+}
+
+Op.create_database = {
+  check = function(self, _, p)
+    if p.name and self:has_database(p.tenant, p.name) then return words.taken("Database", p.name) end
+  end,
+  perform = function(self, copy, e, p, late)
+    local kind, a = send(self, copy, "POST", self:path(p.tenant, nil, "/databases"), e.body, nil, late)
+    if kind == "refused" and a.status == 409 then return "applied", a end
+    return kind, a
+  end,
+  statements = function(_, p, n) return { Store.database_made(p.tenant, p.name, n) } end,
+  effect = function(self, p) self:database_set(p.tenant, p.name, true) end,
+}
+
+-- Deletes an empty database. An error may come after the deed: then the server is asked.
+local function drop_database(self, copy, tenant, database, late)
+  local kind, a = send(self, copy, "DELETE", self:path(tenant, database), nil, nil, late)
+  if type(a) == "table" and a.status == 404 then return "applied", words.EMPTY end
+  if kind == "unsure" then
+    local there = copy.server:ask("GET", self:path(tenant, database))
+    if not there or there.status >= 500 then return "later", a end
+    if there.status == 404 then return "applied", words.EMPTY end
+  end
+  return kind, a
+end
+
+Op.delete_database = {
+  ends = true,
+  check = function(self, _, p)
+    if not self:has_database(p.tenant, p.database) then
+      return words.says(404, "NotFoundError", "Database [" .. p.database .. "] not found")
+    end
+  end,
+  perform = function(self, copy, _, p, late)
+    for _, id in ipairs(p.lanes or {}) do
+      local physical, away = copy_on(self, id, copy.instance)
+      if away then return "later" end
+      if physical then
+        local kind, a = kill(self, copy, p.tenant, p.database, physical, id, late)
+        if kind ~= "applied" then return kind, a end
+      end
+    end
+    return drop_database(self, copy, p.tenant, p.database, late)
+  end,
+  -- Refused elsewhere, and this instance may have done it.
+  undo = function(self, copy, _, p)
+    if not self:has_database(p.tenant, p.database) then return "applied" end
+    local there = copy.server:ask("GET", self:path(p.tenant, p.database))
+    if not there then return "later" end
+    if there.status ~= 404 then return "applied" end
+    return (send(self, copy, "POST", self:path(p.tenant, nil, "/databases"), json.encode { name = p.database }))
+  end,
+  -- The collections it takes with it are those of the moment when it is decided.
+  prepare = function(self, p)
+    p.lanes = {}
+    for i, lane in ipairs(self:each_in(p.tenant, p.database)) do
+      p.lanes[i] = lane.id
+      leaves(lane)
+    end
+  end,
+  statements = function(self, p, n)
+    local out = { Store.database_gone(p.tenant, p.database, n) }
+    for _, id in ipairs(p.lanes) do ends(self, out, id) end
+    return out
+  end,
+  effect = function(self, p)
+    self:database_set(p.tenant, p.database, false)
+    for _, id in ipairs(p.lanes) do
+      local lane = self.by_lane[id]
+      if lane then
+        self:collection_gone(lane)
+        self.context.lane_over(lane)
+      end
+    end
+  end,
+}
+
+-- The body without get_or_create, whose meaning ("or else the one there is") was decided here.
+local function plain_create(body)
+  local members = slice.members(body)
+  if not members or not members.get_or_create then return body end
+  members.get_or_create = nil
+  local parts = {}
+  for name, raw in pairs(members) do parts[#parts + 1] = slice.quote(name) .. ":" .. raw end
+  return "{" .. table.concat(parts, ",") .. "}"
+end
+
+Op.create_collection = {
+  check = function(self, e, p)
+    local lane = p.name and self:find(p.tenant, p.database, p.name)
+    if not lane then return nil end
+    if p.get_or_create then
+      e.existing = lane -- answered as the collection it is
+      return words.EMPTY
+    end
+    return words.taken("Collection", p.name)
+  end,
+  perform = function(self, copy, e, p, late)
+    local mine = self.physical[copy.instance] or {}
+    if copy.attempted[e.n] or copy.doubt >= e.n then
+      local id, answer = id_by_name(self, copy, p.tenant, p.database, p.name)
+      if id == nil then return "later" end
+      if id and not mine[id] then return "applied", answer, id end
+    end
+    copy.attempted[e.n] = true
+    local target = self:path(p.tenant, p.database, "/collections")
+    local kind, a = send(self, copy, "POST", target, plain_create(e.body), nil, late)
+    self.context.fault("create.sent")
+    if kind == "applied" then
+      local c = slice.collection(a.body)
+      if not c then return "unsure", a end
+      return kind, a, c.id
+    end
+    if kind == "refused" and a.status == 409 and e.verdict == "applied" then
+      return "conflict", a -- a name that the catalogue says is free: somebody made it past chromux
+    end
+    if kind ~= "unsure" and kind ~= "over" and kind ~= "unknown" then copy.attempted[e.n] = nil end
+    return kind, a
+  end,
+  prepare = function(self, p)
+    p.lane = self.next_lane
+    self.next_lane = self.next_lane + 1
+  end,
+  statements = function(_, p, _, copy, found)
+    p.logical = found
+    return { Store.lane_new(p.lane), Store.collection_new(p.lane, p), Store.copy_new(p.lane, copy.instance, found, 0) }
+  end,
+  effect = function(self, p, copy, found)
+    local lane = self:collection_add { id = p.lane, logical = found, tenant = p.tenant, database = p.database,
+      name = p.name, head = 0, floor = 0 }
+    self:copy_new(lane, copy, found)
+  end,
+  -- On an instance that follows: the copy it has made.
+  follow = function(self, p, copy, found)
+    return { Store.copy_new(p.lane, copy.instance, found, 0) }, function()
+      local lane = self.by_lane[p.lane]
+      if lane then
+        self:copy_new(lane, copy, found)
+        lane:kick()
+      end
+    end
+  end,
+  -- Refused elsewhere, and this instance may have made it.
+  undo = function(self, copy, e, p)
+    local id = id_by_name(self, copy, p.tenant, p.database, p.name)
+    if id == nil then return "later" end
+    if not id or (self.physical[copy.instance] or {})[id] then return "applied" end
+    return (kill(self, copy, p.tenant, p.database, id, "undone-" .. e.n))
+  end,
+}
+
+Op.delete_collection = {
+  ends = true,
+  check = function(self, _, p)
+    if not self:lane_named(p) then return words.no_collection_of_name(p.collection) end
+  end,
+  prepare = function(self, p)
+    local lane = self:lane_named(p)
+    p.lane = lane.id
+    leaves(lane)
+  end,
+  perform = function(self, copy, _, p, late)
+    local physical, away = copy_on(self, p.lane, copy.instance)
+    if away then return "later" end
+    if not physical then return "applied", words.EMPTY end
+    return kill(self, copy, p.tenant, p.database, physical, p.lane, late)
+  end,
+  statements = function(self, p)
+    local out = {}
+    ends(self, out, p.lane)
+    return out
+  end,
+  effect = function(self, p)
+    local lane = self.by_lane[p.lane]
+    if lane then
+      self:collection_gone(lane)
+      self.context.lane_over(lane)
+    end
+  end,
+}
+
+Op.update_collection = {
+  check = function(self, _, p)
+    local lane = self:lane_named(p)
+    if not lane and not words.is_id(p.collection) then return words.no_id() end
+    if not lane then return words.no_collection_of_id(p.collection) end
+    local other = p.new_name and self:find(p.tenant, p.database, p.new_name)
+    if other and other ~= lane then
+      return words.says(500, "InternalError", "Database error: error returned from database: (code: 2067) UNIQUE "
+        .. "constraint failed: collections.name, collections.database_id")
+    end
+  end,
+  prepare = function(self, p) p.lane = self:lane_named(p).id end,
+  perform = function(self, copy, e, p, late)
+    local physical, away = copy_on(self, p.lane, copy.instance)
+    if away then return "later" end
+    if not physical then return e.verdict and "applied" or "absent", words.EMPTY end
+    local kind, a = send(self, copy, "PUT", self:path(p.tenant, p.database, "/collections/" .. physical), e.body,
+      physical, late)
+    if kind == "lost" then
+      local lane = self.by_lane[p.lane]
+      local held = lane and lane.copies[copy.instance]
+      if held then lane:mark(held, "rebuild", "the server does not know its collection any more") end
+      return e.verdict and "applied" or "absent", words.EMPTY
+    end
+    return kind, a
+  end,
+  statements = function(_, p, n)
+    return p.new_name and { Store.collection_renamed(p.lane, p.new_name, n) } or {}
+  end,
+  effect = function(self, p)
+    local lane = self.by_lane[p.lane]
+    if lane and p.new_name then self:collection_rename(lane, p.new_name) end
+  end,
+}
+
+Op.reset = {
+  ends = true,
+  prepare = function(self, p)
+    p.lanes = {}
+    for i, lane in ipairs(self:each_in()) do
+      p.lanes[i] = { id = lane.id, tenant = lane.tenant, database = lane.database }
+      leaves(lane)
+    end
+    p.databases = {}
+    for k in pairs(self.databases) do
+      local tenant, name = k:match("^(.-)%z(.*)$")
+      if not (tenant == "default_tenant" and name == "default_database") then
+        p.databases[#p.databases + 1] = { tenant = tenant, name = name }
+      end
+    end
+  end,
+  perform = function(self, copy, _, p, late)
+    for _, c in ipairs(p.lanes or {}) do
+      local physical, away = copy_on(self, c.id, copy.instance)
+      if away then return "later" end
+      if physical then
+        local kind, a = kill(self, copy, c.tenant, c.database, physical, c.id, late)
+        if kind ~= "applied" then return kind, a end
+      end
+    end
+    for _, d in ipairs(p.databases or {}) do
+      local kind, a = drop_database(self, copy, d.tenant, d.name, late)
+      if kind ~= "applied" then return kind, a end
+    end
+    return "applied", { status = 200, type = "application/json", body = "true" }
+  end,
+  statements = function(self, p, n)
+    local out = {}
+    for _, d in ipairs(p.databases) do out[#out + 1] = Store.database_gone(d.tenant, d.name, n) end
+    for _, c in ipairs(p.lanes) do ends(self, out, c.id) end
+    return out
+  end,
+  effect = function(self, p)
+    for _, d in ipairs(p.databases) do self:database_set(d.tenant, d.name, false) end
+    for _, c in ipairs(p.lanes) do
+      local lane = self.by_lane[c.id]
+      if lane then
+        self:collection_gone(lane)
+        self.context.lane_over(lane)
+      end
+    end
+  end,
+}
+
+return Op

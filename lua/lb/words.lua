@@ -1,0 +1,27 @@
+-- words.lua: answers of our own to requests of the catalogue, in Chroma's words (1.0.20).
+local slice = require("chromux.slice")
+
+local M = {}
+
+function M.says(status, name, message)
+  return { status = status, type = "application/json", body = string.format('{"error":"%s","message":%s}', name,
+    slice.quote(message)) }
+end
+
+M.EMPTY = { status = 200, type = "application/json", body = "{}" }
+
+function M.no_collection_of_id(id)
+  return M.says(404, "NotFoundError", "Collection [" .. id .. "] does not exists.")
+end
+
+function M.is_id(text) return #text == 36 and text:find("^%x+%-%x+%-%x+%-%x+%-%x+$") ~= nil end
+
+function M.no_id() return M.says(400, "InvalidArgumentError", "Collection ID is not a valid UUIDv4") end
+
+function M.no_collection_of_name(name)
+  return M.says(404, "NotFoundError", "Collection [" .. name .. "] does not exists")
+end
+
+function M.taken(what, name) return M.says(409, "ChromaError", what .. " [" .. name .. "] already exists") end
+
+return M
