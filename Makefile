@@ -10,8 +10,8 @@ JOBS     ?= $(shell nproc)
 # The modules of core/ in their one total order: a file includes only headers to its left
 # (scripts/order.sh checks it), and a unit test links its module and those left of it.
 ORDER := base end log buf metrics roster value config slice http1_bytes http1_chunks http1 body reply route wheel dns stream fetch \
-         pg_url pg_pipe pg_news pg fleet copies pool courier script sandbox cage ask verdict settings policy kit \
-         pg_lua fault api api_slice api_route api_copies api_courier engine access health session mapped exchange proxy journal probe admin \
+         pg_url pg_pipe pg_news pg kernel usage fleet copies pool courier script sandbox cage ask verdict settings policy kit \
+         pg_lua fault api api_slice api_route api_copies api_courier api_usage engine access health session mapped exchange proxy journal probe admin \
          listener role supervise main
 
 PKGS   := luajit libcurl libpq libcares

@@ -7,6 +7,7 @@
 #include "api_courier.h"
 #include "api_route.h"
 #include "api_slice.h"
+#include "api_usage.h"
 #include "courier.h"
 #include "engine.h"
 #include "journal.h"
@@ -363,6 +364,7 @@ static bool start_common(struct buf *errors)
     admin_start(cfg, ev_time());
     fleet_configure(cfg, ev_now(loop));
     api_copies_open(api_vm());
+    api_usage_open(api_vm());
     if (*cfg->database_url)
         courier_start(cfg);
     return true;
