@@ -8,6 +8,7 @@
 #include "api_route.h"
 #include "api_records.h"
 #include "api_slice.h"
+#include "api_usage.h"
 #include "courier.h"
 #include "engine.h"
 #include "journal.h"
@@ -365,6 +366,7 @@ static bool start_common(struct buf *errors)
     admin_start(cfg, ev_time());
     fleet_configure(cfg, ev_now(loop));
     api_copies_open(api_vm());
+    api_usage_open(api_vm());
     if (*cfg->database_url)
         courier_start(cfg);
     return true;
