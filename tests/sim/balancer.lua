@@ -7,7 +7,7 @@ Balancer.__index = Balancer
 
 local MODULES = { runtime = true, courier = true, journal = true, lanes = true, names = true, servers = true,
   store = true, adopt = true, mend = true, signal = true, schema = true,
-  roles = true, forward = true, follow = true, view = true, events = true, trim = true, aside = true,
+  roles = true, forward = true, follow = true, view = true, events = true, notices = true, trim = true, aside = true,
   figures = true, identity = true, operate = true, sound = true }
 
 local ENTRY_MOST = 16 * 1024 * 1024 -- bytes of an answer: so requests for an entry are told from looks and stamps
