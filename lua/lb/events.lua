@@ -8,8 +8,9 @@
 --
 -- One row per instance and change, however many lanes it touches: a repetition within WINDOW seconds is counted, and
 -- the count becomes one row at the window's end. Rows are written with the journal's own transactions, so only the
--- holder of the lease writes any.
+-- holder of the lease writes any. What people are told of is recorded for that as well (notices.lua).
 local Store = require("lb.store")
+local notices = require("lb.notices")
 
 local Events = {}
 Events.__index = Events
@@ -22,7 +23,8 @@ end
 
 local function write(self, kind, from, to, reason, success)
   self.written = self.written + 1
-  self.context.store:enqueue({ Store.event(kind, from, to, reason, success) }, nil, function() end)
+  self.context.store:enqueue({ Store.event(kind, from, to, reason, success),
+    notices.of_journal(kind, from, to, reason) }, nil, function() end)
 end
 
 local function close_window(self, key, w)

@@ -21,6 +21,7 @@ local Signal = require("lb.signal")
 local Events = require("lb.events")
 local Trim = require("lb.trim")
 local Aside = require("lb.aside")
+local notices = require("lb.notices")
 local figures = require("lb.figures")
 local identity = require("lb.identity")
 local operate = require("lb.operate")
@@ -238,7 +239,8 @@ local function holder_context(store, lease)
   function context.on_lost(server, reason)
     local names = J.names
     local rows = store:commit { Store.copies_lost(server.name, reason),
-      Store.event("server_lost_data", server.name, nil, reason) }
+      Store.event("server_lost_data", server.name, nil, reason),
+      notices.of_journal("server_lost_data", server.name, nil, reason) }
     if not rows then return false end
     log.error("server_lost_data", server.name .. ": " .. reason)
     local member = names.copies[server.name]

@@ -10,6 +10,7 @@
 -- journal_servers    what was last stamped into each instance's witness
 -- journal_lease      who may write all of the above
 -- journal_requests   what operators asked the holder of the lease to do, and what became of it (operator.lua)
+-- notify_*           what people are to be told, what they were told, and who tells them (notify_store.lua)
 local M = {}
 
 -- ---- sync: rebuilds, jobs, tasks, workers ------------------------------------------------------------------
@@ -143,6 +144,64 @@ local MONITOR = {
 -- ---- notification: events, and what was sent ---------------------------------------------------------------
 
 local NOTIFY = {
+  -- open: an alert that nothing has ended yet; since: when its story began; known: people were told of that story.
+  -- value: what the event is about, as a number, as last seen. state: new until a sender has it in hand.
+  [[CREATE TABLE notify_events (
+      id bigserial PRIMARY KEY,
+      uid text NOT NULL UNIQUE,
+      kind text NOT NULL,
+      key text NOT NULL,
+      urgency text NOT NULL CHECK (urgency IN ('low', 'medium', 'high')),
+      title text NOT NULL,
+      text text NOT NULL DEFAULT '',
+      fields text NOT NULL DEFAULT '[]',
+      value double precision,
+      source text NOT NULL DEFAULT '',
+      raised_at timestamptz NOT NULL,
+      state text NOT NULL DEFAULT 'new'
+        CHECK (state IN ('new', 'taken', 'held', 'queued', 'told', 'dropped', 'refused')),
+      reason text NOT NULL DEFAULT '',
+      ask_at timestamptz,
+      open boolean NOT NULL DEFAULT false,
+      since timestamptz,
+      known boolean NOT NULL DEFAULT false,
+      told integer NOT NULL DEFAULT 0,
+      told_at timestamptz,
+      repeats integer NOT NULL DEFAULT 0,
+      created_at timestamptz NOT NULL DEFAULT now())]],
+  "CREATE INDEX notify_events_live ON notify_events (id) WHERE open OR state IN ('new', 'taken', 'held', 'queued')",
+  "CREATE INDEX notify_events_raised ON notify_events (raised_at)",
+  [[CREATE TABLE notify_messages (
+      id bigserial PRIMARY KEY,
+      uid text NOT NULL UNIQUE,
+      sink text NOT NULL,
+      events text NOT NULL,
+      title text NOT NULL,
+      state text NOT NULL CHECK (state IN ('queued', 'sending', 'sent', 'refused', 'given_up')),
+      attempts integer NOT NULL DEFAULT 0,
+      next_at timestamptz,
+      status integer,
+      error text NOT NULL DEFAULT '',
+      created_at timestamptz NOT NULL DEFAULT now(),
+      sent_at timestamptz)]],
+  "CREATE INDEX notify_messages_live ON notify_messages (id) WHERE state IN ('queued', 'sending')",
+  [[CREATE TABLE notify_sent (
+      kind text NOT NULL,
+      key text NOT NULL,
+      urgency text NOT NULL,
+      times bigint NOT NULL DEFAULT 0,
+      last_at timestamptz NOT NULL,
+      PRIMARY KEY (kind, key, urgency))]],
+  [[CREATE TABLE notify_mutes (
+      what text PRIMARY KEY,
+      until timestamptz NOT NULL,
+      who text NOT NULL DEFAULT '',
+      created_at timestamptz NOT NULL DEFAULT now())]],
+  [[CREATE TABLE notify_lease (
+      one boolean PRIMARY KEY DEFAULT true CHECK (one),
+      holder text NOT NULL DEFAULT '',
+      until timestamptz NOT NULL DEFAULT '-infinity')]],
+  "INSERT INTO notify_lease DEFAULT VALUES",
 }
 
 M.steps = {

@@ -5,10 +5,15 @@ local World = require("world")
 local Balancer = {}
 Balancer.__index = Balancer
 
-local MODULES = { runtime = true, courier = true, journal = true, lanes = true, names = true, servers = true,
-  store = true, adopt = true, mend = true, signal = true, schema = true,
-  roles = true, forward = true, follow = true, view = true, events = true, trim = true, aside = true,
-  figures = true, identity = true, operate = true, sound = true, operations = true, catalogue = true, words = true }
+-- The engine's own modules: each balancer has them anew.
+local MODULES = {}
+for name in ([[
+  runtime courier store schema signal identity
+  journal roles forward follow view figures operate
+  lanes mend sound
+  names operations catalogue words adopt aside
+  servers trim events notices
+]]):gmatch("%a+") do MODULES[name] = true end
 
 local ENTRY_MOST = 16 * 1024 * 1024 -- bytes of an answer: so requests for an entry are told from looks and stamps
 
