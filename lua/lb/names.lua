@@ -15,6 +15,8 @@ local Names = {}
 Names.__index = Names
 
 local LANE = 0
+local FAILED_AFTER = 2   -- errors on every instance so often: nobody does it
+local DIVERGED_AFTER = 8 -- errors of one on what another has done
 local STOP, GO, PAUSE = "stop", "go", "pause"
 
 -- context: as for lanes, with lane_new(row) -> lane
@@ -185,7 +187,8 @@ local function record(self, copy, e, verdict, answer, statements, effect, note)
   self.context.fault("decision.before_commit")
   local all = {}
   for i, s in ipairs(statements or {}) do all[i] = s end
-  all[#all + 1] = Store.decide(LANE, e.n, e.n, verdict, answer, nil, note)
+  local authority = verdict == "failed" and copy.instance or nil
+  all[#all + 1] = Store.decide(LANE, e.n, e.n, verdict, answer, authority, note)
   all[#all + 1] = { "UPDATE journal_entries SET rest = $3 WHERE lane = $1 AND n = $2", LANE, e.n, json.encode(p) }
   if copy then all[#all + 1] = Store.position(LANE, copy, e.n) end
   local rows, why = self.context.store:commit(all)
@@ -195,6 +198,7 @@ local function record(self, copy, e, verdict, answer, statements, effect, note)
     return false
   end
   e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
+  e.authority = authority
   if verdict ~= "applied" then stay(self, p) end
   if effect then effect() end
   self.context.counts[verdict] = self.context.counts[verdict] + 1
@@ -232,7 +236,7 @@ local function doubt(self, copy, n)
 end
 
 local function give_up_on(self, copy, e, kind, answer)
-  if kind == "over" or kind == "unknown" or kind == "unsure" then doubt(self, copy, e.n) end
+  if kind == "over" or kind == "unknown" or kind == "unsure" or kind == "dark" then doubt(self, copy, e.n) end
   if kind == "unknown" and not copy.settling and not self.context.dead then
     copy.settled, copy.settling = false, true
     spawn(function()
@@ -245,16 +249,50 @@ local function give_up_on(self, copy, e, kind, answer)
   return PAUSE
 end
 
--- Has every member answered 5xx to it twice?
-local function failed_everywhere(self, copy, e)
+-- Counts an error after which the server was looked at. How often there was one here
+local function count_failure(self, copy, e)
   local f = self.failures[e.n] or {}
   self.failures[e.n] = f
   f[copy.instance] = (f[copy.instance] or 0) + 1
+  return f[copy.instance]
+end
+
+-- Has every member, up or down, answered so to it twice? One that is set aside may yet come back.
+local function failed_everywhere(self, e)
   for _, other in ipairs(self.order) do
-    if other.state == "ready" and (f[other.instance] or 0) < 2 then return false end
+    if (other.state == "ready" or other.state == "unverified") and not other.server.retired
+      and ((self.failures[e.n] or {})[other.instance] or 0) < FAILED_AFTER then
+      return false
+    end
   end
   self.failures[e.n] = nil
   return true
+end
+
+-- Not done, whatever the status: an error in Chroma's words; "": a route that this Chroma does not have.
+local function refuses(answer)
+  return answer.status >= 400 and answer.status < 500 and (Lane.chroma_shape(answer) or answer.body == "")
+end
+
+-- Does it on the instance. "applied", answer, found | "refused", answer | "undone" or "dark", answer: an error, and the
+-- server shows that nothing was done, or does not show it | "conflict", "absent" and the endings of a request
+local function perform(self, copy, e, p, late)
+  local op, again = Op[e.action], copy.attempted[e.n] or copy.doubt >= e.n
+  copy.attempted[e.n] = true
+  local kind, answer, found = op.perform(self, copy, e, p, late, again)
+  if kind == "unsure" and refuses(answer) then kind = "refused" end
+  if kind == "unsure" and not op.ends then
+    local is, shown, id = op.look(self, copy, e, p)
+    if is == "done" then return "applied", shown, id end
+    kind = is or kind
+    if is == "dark" then e.dark = true end
+  end
+  if kind == "refused" or kind == "undone" then
+    copy.attempted[e.n] = nil
+  elseif kind == "not_sent" or kind == "later" then
+    copy.attempted[e.n] = again or nil
+  end
+  return kind, answer, found
 end
 
 -- Does any copy of the lane's collection stand?
@@ -278,7 +316,7 @@ local function decide(self, copy, e)
     op.prepare(self, p)
     e.prepared = true
   end
-  local kind, answer, found = op.perform(self, copy, e, p, function()
+  local kind, answer, found = perform(self, copy, e, p, function()
     copy.draining = true
     doubt(self, copy, e.n)
     release(self, copy, e.n)
@@ -292,19 +330,20 @@ local function decide(self, copy, e)
   end
   if kind == "absent" and not anywhere(self, p.lane) then -- lost everywhere: nobody can ever do it
     kind, answer = "refused", words.no_collection_of_id(p.collection)
-  elseif kind == "absent" then
-    release(self, copy, e.n)
-    return PAUSE
   end
+  local fails = kind == "undone" or kind == "dark" or kind == "absent"
+  if fails then count_failure(self, copy, e) end
+  if fails and kind ~= "absent" then e.failure = answer end
   local ok
   if kind == "applied" then
     ok = record(self, copy, e, "applied", answer, op.statements and op.statements(self, p, e.n, copy, found), function()
       if op.effect then op.effect(self, p, copy, found) end
     end)
-  elseif kind == "refused" or (kind == "unsure" and not op.ends and failed_everywhere(self, copy, e)) or
-    (kind == "unsure" and answer.status >= 400 and answer.status < 500
-      and (Lane.chroma_shape(answer) or answer.body == "")) then -- "": a route that this Chroma does not have
+  elseif kind == "refused" then
     ok = record(self, copy, e, "rejected", Lane.failure(answer))
+  elseif fails and failed_everywhere(self, e) then
+    -- What does not show is as this instance has it.
+    ok = record(self, copy, e, e.dark and "failed" or "rejected", Lane.failure(e.failure or answer))
   else
     return give_up_on(self, copy, e, kind, answer)
   end
@@ -315,11 +354,12 @@ end
 
 local function follow(self, copy, e)
   local p, op = parameters(e), Op[e.action]
-  local kind, answer, found = op.perform(self, copy, e, p)
+  local kind, answer, found = perform(self, copy, e, p)
   local statements, effect = {}, nil
+  local fails = (kind == "undone" or kind == "dark") and p.lane and count_failure(self, copy, e) >= DIVERGED_AFTER
   if kind == "applied" and op.follow then
     statements, effect = op.follow(self, p, copy, found)
-  elseif kind == "conflict" or kind == "refused" then
+  elseif kind == "conflict" or kind == "refused" or fails then
     -- This server can't have what the others have: its copy waits to be made anew.
     local reason = "answers " .. tostring(answer.status) .. " to entry 0/" .. e.n .. ", which another instance applied"
     log.warn("catalogue_conflict", copy.instance .. ": " .. reason)
@@ -357,7 +397,7 @@ local function step(self, copy)
   if e.verdict == "applied" then return follow(self, copy, e) end
   if e.verdict then
     local op = Op[e.action]
-    if op.undo and (e.verdict == "rejected" or e.verdict == "skipped") and (copy.attempted[n] or copy.doubt >= n) then
+    if op.undo and e.verdict ~= "void" and e.authority ~= copy.instance and (copy.attempted[n] or copy.doubt >= n) then
       local kind = op.undo(self, copy, e, parameters(e))
       if kind ~= "applied" then return PAUSE end
     end

@@ -1,9 +1,15 @@
 -- operations.lua: what each catalogue operation does to a server, and what it makes true (PROTOCOL.md R10).
 --
 -- Each has: check(names, e, p) -> an answer that refuses it, or nil (nothing is sent then); perform(names, copy, e, p,
--- late) -> kind, answer, found; statements and effect of the verdict "applied". ends: collections may be gone on a
--- server before all is done, so errors refuse it never: it is tried until it is done, or skipped by hand. names is the
--- catalogue (names.lua), copy an instance's part in it, p the entry's parameters.
+-- late, again) -> kind, answer, found, where again says that this instance may have been sent it before; statements and
+-- effect of the verdict "applied". names is the catalogue (names.lua), copy an instance's part in it, p the entry's
+-- parameters.
+--
+-- An error may come after the deed. look(names, copy, e, p) asks the server: "done", answer, found | "undone" | "dark"
+-- (it does not show) | nil: not known now. undo(names, copy, e, p), of an entry whose effect on this instance is not
+-- wanted: "applied" when it is away, anything else: to be asked again.
+-- ends: collections may be gone on a server before all is done, so errors refuse it never: it is tried until it is
+-- done, or skipped by hand.
 local Store = require("lb.store")
 local Lane = require("lb.lanes")
 local slice = require("chromux.slice")
@@ -79,15 +85,24 @@ local function copy_on(self, lane_id, instance)
   return rows[1] and rows[1].physical
 end
 
+-- Whether the server has what the GET names.
+local function is_there(copy, target)
+  local a = copy.server:ask("GET", target)
+  if not a or a.status >= 500 then return nil end
+  if a.status == 200 then return "done", words.EMPTY end
+  return a.status == 404 and "undone" or "dark"
+end
+
 Op.create_tenant = {
   check = function(self, _, p)
     if p.name and self.tenants[p.name] then return words.taken("Tenant", p.name) end
   end,
   perform = function(self, copy, e, _, late)
     local kind, a = send(self, copy, "POST", self:path(), e.body, nil, late)
-    if kind == "refused" and a.status == 409 then return "applied", e.verdict and a or a end
+    if kind == "refused" and a.status == 409 then return "applied", a end
     return kind, a
   end,
+  look = function(self, copy, _, p) return is_there(copy, self:path(p.name or "")) end,
   statements = function(_, p) return { Store.tenant_new(p.name) } end,
   effect = function(self, p) self.tenants[p.name] = true end,
 }
@@ -95,6 +110,13 @@ Op.create_tenant = {
 Op.update_tenant = {
   perform = function(self, copy, e, p, late)
     return send(self, copy, "PATCH", self:path(p.tenant), e.body, nil, late)
+  end,
+  look = function(self, copy, e, p)
+    local a = copy.server:ask("GET", self:path(p.tenant))
+    local is = a and a.status == 200 and slice.members(a.body)
+    if not is then return nil end
+    local wanted = (slice.members(e.body) or {}).resource_name
+    return wanted and is.resource_name == wanted and "done" or "undone", words.EMPTY
   end,
 }
 
@@ -107,6 +129,7 @@ Op.create_database = {
     if kind == "refused" and a.status == 409 then return "applied", a end
     return kind, a
   end,
+  look = function(self, copy, _, p) return is_there(copy, self:path(p.tenant, p.name or "")) end,
   statements = function(_, p, n) return { Store.database_made(p.tenant, p.name, n) } end,
   effect = function(self, p) self:database_set(p.tenant, p.name, true) end,
 }
@@ -141,7 +164,6 @@ Op.delete_database = {
     end
     return drop_database(self, copy, p.tenant, p.database, late)
   end,
-  -- Refused elsewhere, and this instance may have done it.
   undo = function(self, copy, _, p)
     if not self:has_database(p.tenant, p.database) then return "applied" end
     local there = copy.server:ask("GET", self:path(p.tenant, p.database))
@@ -194,14 +216,12 @@ Op.create_collection = {
     end
     return words.taken("Collection", p.name)
   end,
-  perform = function(self, copy, e, p, late)
-    local mine = self.physical[copy.instance] or {}
-    if copy.attempted[e.n] or copy.doubt >= e.n then
-      local id, answer = id_by_name(self, copy, p.tenant, p.database, p.name)
-      if id == nil then return "later" end
-      if id and not mine[id] then return "applied", answer, id end
+  perform = function(self, copy, e, p, late, again)
+    if again then
+      local is, answer, id = Op.create_collection.look(self, copy, e, p)
+      if not is then return "later" end
+      if is == "done" then return "applied", answer, id end
     end
-    copy.attempted[e.n] = true
     local target = self:path(p.tenant, p.database, "/collections")
     local kind, a = send(self, copy, "POST", target, plain_create(e.body), nil, late)
     self.context.fault("create.sent")
@@ -213,8 +233,14 @@ Op.create_collection = {
     if kind == "refused" and a.status == 409 and e.verdict == "applied" then
       return "conflict", a -- a name that the catalogue says is free: somebody made it past chromux
     end
-    if kind ~= "unsure" and kind ~= "over" and kind ~= "unknown" then copy.attempted[e.n] = nil end
     return kind, a
+  end,
+  -- A collection of that name which no lane owns is ours: the name was free.
+  look = function(self, copy, _, p)
+    local id, answer = id_by_name(self, copy, p.tenant, p.database, p.name or "")
+    if id == nil then return nil end
+    if not id or (self.physical[copy.instance] or {})[id] then return "undone" end
+    return "done", answer, id
   end,
   prepare = function(self, p)
     p.lane = self.next_lane
@@ -239,11 +265,9 @@ Op.create_collection = {
       end
     end
   end,
-  -- Refused elsewhere, and this instance may have made it.
   undo = function(self, copy, e, p)
-    local id = id_by_name(self, copy, p.tenant, p.database, p.name)
-    if id == nil then return "later" end
-    if not id or (self.physical[copy.instance] or {})[id] then return "applied" end
+    local is, _, id = Op.create_collection.look(self, copy, e, p)
+    if is ~= "done" then return is and "applied" or "later" end
     return (kill(self, copy, p.tenant, p.database, id, "undone-" .. e.n))
   end,
 }
@@ -278,6 +302,52 @@ Op.delete_collection = {
   end,
 }
 
+-- What the server says of one of its collections. raw | false (there is none) | nil
+local function described(self, copy, tenant, database, physical)
+  local a = copy.server:ask("GET", self:path(tenant, database, "/collections"), nil, 30)
+  local all = a and a.status == 200 and slice.elements(a.body)
+  if not all then return nil end
+  for _, raw in ipairs(all) do
+    if (slice.collection(raw) or {}).id == physical then return raw end
+  end
+  return false
+end
+
+local function object(raw) return raw and raw ~= "null" and slice.members(raw) or {} end
+
+-- Is the map what a replacement by `wanted` makes of it? Entries that are null drop. Other spellings of a number are
+-- not told from another number: then it does not show.
+local function replaced(is, wanted)
+  local same = "done"
+  for name, raw in pairs(wanted) do
+    if raw ~= "null" and not is[name] then return "undone" end
+    if raw ~= "null" and slice.canonical(is[name]) ~= slice.canonical(raw) then same = "dark" end
+  end
+  for name in pairs(is) do
+    if (wanted[name] or "null") == "null" then return "undone" end
+  end
+  return same
+end
+
+-- Does the configuration show all that is wanted? A part that it does not show, or spells otherwise, leaves that open.
+local function shows(is, wanted)
+  for name, raw in pairs(wanted) do
+    local inner = slice.members(raw)
+    if inner and is[name] then
+      if not shows(object(is[name]), inner) then return false end
+    elseif raw ~= "null" and (not is[name] or slice.canonical(is[name]) ~= slice.canonical(raw)) then
+      return false
+    end
+  end
+  return true
+end
+
+local function lose(self, p, copy, reason)
+  local lane = self.by_lane[p.lane]
+  local held = lane and lane.copies[copy.instance]
+  if held then lane:mark(held, "rebuild", reason) end
+end
+
 Op.update_collection = {
   check = function(self, _, p)
     local lane = self:lane_named(p)
@@ -297,12 +367,45 @@ Op.update_collection = {
     local kind, a = send(self, copy, "PUT", self:path(p.tenant, p.database, "/collections/" .. physical), e.body,
       physical, late)
     if kind == "lost" then
-      local lane = self.by_lane[p.lane]
-      local held = lane and lane.copies[copy.instance]
-      if held then lane:mark(held, "rebuild", "the server does not know its collection any more") end
+      lose(self, p, copy, "the server does not know its collection any more")
       return e.verdict and "applied" or "absent", words.EMPTY
     end
     return kind, a
+  end,
+  -- Chroma changes all of it in one transaction (up to 1.5.9): one part tells of the others.
+  look = function(self, copy, e, p)
+    local physical = copy_on(self, p.lane, copy.instance)
+    local raw = physical and described(self, copy, p.tenant, p.database, physical)
+    local is, wanted = raw and slice.members(raw), slice.members(e.body)
+    local lane = self.by_lane[p.lane]
+    if not is or not wanted then return nil end
+    if p.new_name then
+      if slice.string(is.name) ~= p.new_name then return "undone" end
+      if lane and lane.name ~= p.new_name then return "done", words.EMPTY end -- it had another one before
+    end
+    local metadata = (wanted.new_metadata or "null") ~= "null" and replaced(object(is.metadata),
+      object(wanted.new_metadata)) or "done"
+    if metadata ~= "done" then return metadata end
+    return shows(object(is.configuration_json), object(wanted.new_configuration)) and "done" or "dark", words.EMPTY
+  end,
+  -- What else it was before than its name is known to the other copies only.
+  undo = function(self, copy, e, p)
+    local lane = self.by_lane[p.lane or 0]
+    if not lane or not copy_on(self, lane.id, copy.instance) then return "applied" end
+    local is = Op.update_collection.look(self, copy, e, p)
+    if is == "undone" or not is then return is and "applied" or "later" end
+    if p.new_name and p.new_name ~= lane.name then
+      local physical = copy_on(self, lane.id, copy.instance)
+      local kind = send(self, copy, "PUT", self:path(p.tenant, p.database, "/collections/" .. physical),
+        json.encode { new_name = lane.name }, physical)
+      if kind ~= "applied" then return kind end
+    end
+    local wanted, other = slice.members(e.body) or {}, false
+    for _, c in ipairs(lane.order) do other = other or (c.instance ~= copy.instance and c.state == "ready") end
+    if other and (wanted.new_metadata or wanted.new_configuration) then
+      lose(self, p, copy, "what it did of entry 0/" .. e.n .. ", which is " .. e.verdict .. ", is not known")
+    end
+    return "applied"
   end,
   statements = function(_, p, n)
     return p.new_name and { Store.collection_renamed(p.lane, p.new_name, n) } or {}

@@ -320,7 +320,7 @@ function M.new(sim)
     for _, lane in ipairs(Postgres.sorted(db.collections)) do
       local c = db.collections[lane]
       local states = fold(lane)
-      local reference
+      local reference, metadata
       for _, copy in ipairs(ready_copies(lane)) do
         local server
         for _, s in ipairs(sim.servers) do
@@ -344,6 +344,10 @@ function M.new(sim)
               world:violation("COPIES-DIFFER", "lane", lane, text, reference)
             end
             reference = text
+            if at_rest and metadata and metadata ~= (held.metadata or "null") then
+              world:violation("METADATA-DIFFERS", "lane", lane, held.metadata, metadata)
+            end
+            metadata = held.metadata or "null"
           end
         end
       end
@@ -485,7 +489,7 @@ function M.new(sim)
   -- Nothing happened that costs a copy.
   local function check_needless()
     local f = sim.start_faults
-    if sim.wiped or f.skew > 0 or f.poison > 0 or f.e500 > 0 or f.adopt then return end
+    if sim.wiped or f.skew > 0 or f.poison > 0 or f.e500 > 0 or f.errors > 0 or f.adopt then return end
     for _, c in pairs(db.copies) do
       local gone = c.lane ~= 0 and db.collections[c.lane] and db.collections[c.lane].deleted
       if c.state ~= "ready" and not gone then

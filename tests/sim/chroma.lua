@@ -44,8 +44,8 @@ end
 local function ok(body, status) return { status = status or 200, body = body or "{}" } end
 
 local function describe(c)
-  return string.format('{"id":"%s","name":%s,"configuration_json":{},"metadata":null,"dimension":null,"tenant":%s,'
-    .. '"database":%s,"log_position":0,"version":0}', c.id, quote(c.name), quote(c.tenant), quote(c.database))
+  return string.format('{"id":"%s","name":%s,"configuration_json":{},"metadata":%s,"dimension":null,"tenant":%s,'
+    .. '"database":%s,"log_position":0,"version":0}', c.id, quote(c.name), c.metadata or "null", quote(c.tenant), quote(c.database))
 end
 
 local function list_of(texts) return "[" .. table.concat(texts, ",") .. "]" end
@@ -152,6 +152,7 @@ function Chroma:catalogue(method, path, body)
       if #b.new_name < 3 then return says(400, "InvalidArgumentError", "Expected a name with 3-512 characters") end
       c.name = b.new_name
     end
+    if b.new_metadata then c.metadata = json.encode(b.new_metadata) end
     return ok()
   end
   local c = self:by_name(tenant, database, name)
@@ -224,7 +225,9 @@ local function execute(self, r)
       return rng:chance(0.5) and { status = 429, body = "You have been rate limited.", type = "text/plain" }
         or { status = 503, body = "" }
     end
-    if rng:chance(f.e500 / 2) then return says(500, "InternalError", "not done") end
+    if rng:chance(f.e500 / 2) or (not r.collection and rng:chance(f.errors / 2)) then
+      return says(500, "InternalError", "not done")
+    end
   end
   local answer
   if r.collection then
@@ -233,7 +236,9 @@ local function execute(self, r)
   else
     answer = self:catalogue(r.method, r.path, r.body or "")
   end
-  if not r.plain and rng:chance(f.e500 / 2) then answer = says(500, "InternalError", "done nevertheless") end
+  if not r.plain and (rng:chance(f.e500 / 2) or (not r.collection and rng:chance(f.errors / 2))) then
+    answer = says(500, "InternalError", "done nevertheless")
+  end
   answer.type = answer.type or "application/json"
   return answer
 end

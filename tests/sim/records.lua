@@ -105,6 +105,7 @@ end
 
 function M.clone(c)
   local out = M.collection(c.id, c.name, c.tenant, c.database)
+  out.metadata = c.metadata
   for id, r in pairs(c.records) do out.records[id] = r end
   return out
 end

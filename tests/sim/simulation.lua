@@ -19,10 +19,12 @@ local function faults_of(rng)
     broken = rng:pick { 0, 0, 0.01 }, crash_at = rng:pick { 0, 0, 0.002, 0.01 },
     poison = rng:pick { 0, 0, 0, 0.03 }, skew = rng:pick { 0, 0, 0, 0.04 },
     nemesis = rng:pick { 0.3, 1, 2.5 }, wipe = rng:chance(0.2), adopt = rng:chance(0.15),
+    errors = rng:pick { 0, 0, 0, 0, 0.8 }, -- of the catalogue
   }
 end
 
-local NONE = { pglost = 0, pgslow = 0, slow = 0, e500 = 0, busy = 0, broken = 0, crash_at = 0, poison = 0, skew = 0 }
+local NONE = { pglost = 0, pgslow = 0, slow = 0, e500 = 0, busy = 0, broken = 0, crash_at = 0, poison = 0, skew = 0,
+  errors = 0 }
 
 local function balancer(sim, host)
   local b = Balancer.new(sim.context(host))
