@@ -1,5 +1,5 @@
 -- balancer.lua: one life of chromux: the journal's engine, unmodified, on stand-ins for what C gives it
--- (chromux.api, chromux.courier.raw, chromux.copies, chromux.answer, chromux.route). slice and json are the real ones.
+-- (chromux.api, chromux.courier.raw, chromux.copies, chromux.answer, chromux.route). slice, records and json are real.
 local World = require("world")
 
 local Balancer = {}
@@ -389,6 +389,7 @@ function Balancer:load()
   local loaded = self.loaded
   loaded["chromux.api"] = api
   loaded["chromux.slice"] = require("chromux.slice")
+  loaded["chromux.records"] = require("chromux.records")
   loaded["cjson.safe"] = require("cjson.safe")
   loaded["chromux.courier.raw"] = courier(self)
   loaded["chromux.copies"] = copies(self)
