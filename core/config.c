@@ -614,9 +614,10 @@ void config_complain(const struct config *c, const char *name, const char *text,
     must(s != NULL);
     const char *source = c->source[s - settings];
     char spelled[VALUE_SPELLED_MAX], shown[VALUE_SHOWN_MAX];
+    const char *value = spell(c, s, spelled);
+    bool hidden = s->type == VALUE_SECRET && *value;
     (void)!buf_addf(errors, "%s = %s (%.120s): %s\n", name,
-                    s->type == VALUE_SECRET ? "***"
-                                            : value_show(spell(c, s, spelled), is_text(s), shown),
+                    hidden ? "***" : value_show(value, is_text(s), shown),
                     source ? source : "default", text);
 }
 

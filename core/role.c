@@ -316,11 +316,15 @@ static bool open_listeners(struct buf *errors)
 
 bool role_check(enum role r, const struct config *c, struct buf *errors)
 {
-    bool fine = true;
+    bool fine = r != ROLE_BALANCER || check_access_log(c, errors);
     char text[160];
-    if (r == ROLE_BALANCER)
-        return check_access_log(c, errors);
-    if (!*c->database_url) {
+    if (r == ROLE_BALANCER && c->sync_distributed && !*c->database_url) {
+        config_complain(c, "SYNC_DISTRIBUTED",
+                        "expected DATABASE_URL beside it: without one nothing is replicated",
+                        errors);
+        fine = false;
+    }
+    if (r != ROLE_BALANCER && !*c->database_url) {
         snprintf(text, sizeof text,
                  "expected the address of PostgreSQL, without which a %s has nothing to do",
                  role_name(r));
