@@ -15,7 +15,7 @@ enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 void log_set_level(enum log_level level);
 bool log_level_from(const char *name, enum log_level *out) MUST_CHECK;
 /* What every line ends with from now on, process=NAME: several processes write into one log. name
- * stays the caller's and must stay. */
+ * stays the caller's and must stay; NULL: nothing. */
 void log_set_process(const char *name);
 /* Where lines go; -1 is silence (for tests). Default 2. */
 void log_set_fd(int fd);

@@ -19,7 +19,8 @@ extern char **environ;
 static const char help[] =
     "chromux " CHROMUX_VERSION " - makes Chroma servers highly available\n"
     "\n"
-    "  chromux run [--config FILE] [--set NAME=VALUE]...     run the load balancer\n"
+    "  chromux run [--config FILE] [--set NAME=VALUE]...     run the load balancer, and\n"
+    "      with DATABASE_URL sync workers and the monitor (--role NAME: one alone)\n"
     "  chromux check [--config FILE] [--set NAME=VALUE]...   try settings, policies\n"
     "  chromux check --explain                               what every setting means\n"
     "  chromux test [FILE]...                                run specs of policies\n"
@@ -51,6 +52,18 @@ static int usage(const char *what, const char *arg)
     return 2;
 }
 
+/* The value of the option at argv[*i] where it is this one, as NAME VALUE or NAME=VALUE; else NULL.
+ */
+static char *value_of(const char *name, int argc, char **argv, int *i)
+{
+    size_t n = strlen(name);
+    if (strncmp(argv[*i], name, n) != 0)
+        return NULL;
+    if (argv[*i][n] == '=')
+        return argv[*i] + n + 1;
+    return argv[*i][n] || *i + 1 >= argc ? NULL : argv[++*i];
+}
+
 /* Reads --config, --set, --role and, where explain is not NULL, --explain. 0: fine. */
 static int read_options(int argc, char **argv, bool *explain)
 {
@@ -58,30 +71,27 @@ static int read_options(int argc, char **argv, bool *explain)
     sources.sets = base_zalloc(sizeof *sources.sets * (size_t)(argc + 1));
     for (int i = 0; i < argc; i++) {
         const char *a = argv[i];
-        bool last = i + 1 >= argc;
-        if (explain && strcmp(a, "--explain") == 0)
+        char *v;
+        if (explain && strcmp(a, "--explain") == 0) {
             *explain = true;
-        else if (strcmp(a, "--role") == 0 && (last || !role_from(argv[i + 1], &role)))
-            return usage("--role: expected balancer, worker, coordinator or monitor, not",
-                         last ? "nothing" : argv[i + 1]);
-        else if (strcmp(a, "--role") == 0 && role_given)
-            return usage("only one role can be given:", argv[i + 1]);
-        else if (strcmp(a, "--role") == 0)
-            role_given = ++i > 0;
-        else if (strncmp(a, "--config", 8) == 0 && sources.file && (!a[8] || a[8] == '='))
-            return usage("only one file can be given:", a);
-        else if (strcmp(a, "--config") == 0 && !last)
-            sources.file = argv[++i];
-        else if (strncmp(a, "--config=", 9) == 0)
-            sources.file = a + 9;
-        else if (strcmp(a, "--set") == 0 && !last)
-            sources.sets[sources.set_count++] = argv[++i];
-        else if (strncmp(a, "--set=", 6) == 0)
-            sources.sets[sources.set_count++] = argv[i] + 6;
-        else if (strcmp(a, "--config") == 0 || strcmp(a, "--set") == 0)
+        } else if ((v = value_of("--role", argc, argv, &i)) != NULL) {
+            if (role_given)
+                return usage("only one role can be given:", v);
+            if (!role_from(v, &role))
+                return usage("--role: expected balancer, worker, coordinator or monitor, not", v);
+            role_given = true;
+        } else if ((v = value_of("--config", argc, argv, &i)) != NULL) {
+            if (sources.file)
+                return usage("only one file can be given:", v);
+            sources.file = v;
+        } else if ((v = value_of("--set", argc, argv, &i)) != NULL) {
+            sources.sets[sources.set_count++] = v;
+        } else if (strcmp(a, "--config") == 0 || strcmp(a, "--set") == 0 ||
+                   strcmp(a, "--role") == 0) {
             return usage("a value must follow", a);
-        else
+        } else {
             return usage("unknown option", a);
+        }
     }
     return 0;
 }

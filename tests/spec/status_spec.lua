@@ -22,7 +22,8 @@ local function snapshot(given)
     unreplicated_reads = "primary", database = false, policy_loaded_at = 1, policy_load_error = "",
     nodes = { node("a"), node("b") }, policies = { route = policy, failover = policy }, ends = {},
     processes = { { role = "balancer", index = 1, pid = 7, state = "up", restarts = 0, started_at = 1, last_exit = "" },
-      { role = "worker", index = 1, pid = 0, state = "waiting", restarts = 2, started_at = 9, last_exit = "exit code 1" } },
+      { role = "worker", index = 1, pid = 0, state = "waiting", restarts = 2, started_at = 9,
+        last_exit = "exit code 1" } },
   }
   for key, value in pairs(given) do snap[key] = value end
   return assert(json.decode(status.status(snap)))

@@ -232,6 +232,8 @@ static void closed_sets_and_shapes_are_closed(void **state)
     set("LOG_LEVEL", "");
     set("ADMIN_PORT", "65536");
     set("SLACK_WEBHOOK_URL", "http://127.0.0.1.example/secret");
+    set("WEBHOOK_URL", "http://hooks.example/secret");
+    set("PUBLIC_URL", "ftp://chromux.example");
     set("LISTEN_ADDRESS", "");
     set("POLICY_DIR", "a\nb");
     refused("UNREPLICATED_READS = \"all\" (--set): expected primary or any\n"
@@ -239,15 +241,21 @@ static void closed_sets_and_shapes_are_closed(void **state)
             "LOG_LEVEL = \"\" (--set): expected debug, info, warn or error\n"
             "ADMIN_PORT = \"65536\" (--set): expected a port between 0 and 65535, or nothing\n"
             "SLACK_WEBHOOK_URL = *** (--set): expected https://..., or http:// to this machine\n"
+            "WEBHOOK_URL = *** (--set): expected https://..., or http:// to this machine\n"
+            "PUBLIC_URL = \"ftp://chromux.example\" (--set): expected http(s)://..., or nothing\n"
             "LISTEN_ADDRESS = \"\" (--set): expected an IPv4 or IPv6 address\n"
             "POLICY_DIR = \"a?b\" (--set): expected text that is not empty\n");
     with_primary();
     for (unsigned i = 0; i < COUNT_OF(hooks); i++) {
         set("SLACK_WEBHOOK_URL", hooks[i]);
+        set("WEBHOOK_URL", hooks[i]);
         assert_string_equal(good()->slack_webhook_url, hooks[i]);
+        assert_string_equal(good()->webhook_url, hooks[i]);
     }
     set("UNREPLICATED_READS", "any");
     set("ADMIN_PORT", "65535");
+    set("PUBLIC_URL", "https://chromux.example/lb");
+    assert_string_equal(good()->public_url, "https://chromux.example/lb");
     assert_string_equal(good()->unreplicated_reads, "any");
 }
 
@@ -643,6 +651,7 @@ static void no_error_repeats_a_secret(void **state)
 {
     env("PRIMARY_URL", "http://user:hunter2@a:1");
     env("SLACK_WEBHOOK_URL", "hunter2");
+    env("WEBHOOK_URL", "https://hooks.example/hunter2\nx");
     env("REPLICA_URL", "https://hunter2@b");
     set("DATABASE_URL", "hunter2\n");
     set("CHROMUX_DATABSE_URL", "hunter2");
@@ -795,7 +804,7 @@ static void visit(void *arg, const char *name, enum config_kind kind, const char
 static void policies_see_all_but_secrets(void **state)
 {
     struct visited v = {0};
-    unsigned settings = 0, secrets = 2;
+    unsigned settings = 0, secrets = 3;
 #define COUNT_ONE(...) settings++;
     SETTINGS(COUNT_ONE)
     with_primary();

@@ -108,6 +108,16 @@ static void a_storm_of_one_event_is_ten_lines_a_second(void **state)
     assert_null(strstr(strchr(lines, '\n'), "suppressed"));
 }
 
+static void lines_say_which_process_they_are_of(void **state)
+{
+    log_set_process("worker-1");
+    log_info("started_x", "x=%d", 1);
+    assert_non_null(strstr(written(), " info started_x x=1 process=worker-1\n"));
+    log_set_process(NULL);
+    log_info("started_x", "x=%d", 2);
+    assert_non_null(strstr(written(), " x=2\n"));
+}
+
 static void a_storm_does_not_hold_back_another_event(void **state)
 {
     next_second();
@@ -231,6 +241,7 @@ int main(void)
         TEST(a_line_is_time_level_event_and_pairs),
         TEST(levels_below_the_threshold_are_dropped),
         TEST(a_storm_of_one_event_is_ten_lines_a_second),
+        TEST(lines_say_which_process_they_are_of),
         TEST(a_storm_does_not_hold_back_another_event),
         TEST(two_storms_at_once_are_both_held_back),
         TEST(a_reader_that_stands_still_costs_lines_and_no_time),
