@@ -19,7 +19,7 @@ extern char **environ;
 static const char help[] =
     "chromux " CHROMUX_VERSION " - makes Chroma servers highly available\n"
     "\n"
-    "  chromux run [--config FILE] [--set NAME=VALUE]...     run the load balancer, and\n"
+    "  chromux run [--config FILE] [--set NAME=VALUE]...     run a balancer, and\n"
     "      with DATABASE_URL sync workers and the monitor (--role NAME: one alone)\n"
     "  chromux check [--config FILE] [--set NAME=VALUE]...   try settings, policies\n"
     "  chromux check --explain                               what every setting means\n"
