@@ -557,15 +557,17 @@ static int find_functions(lua_State *L)
     const struct finding *f = lua_touserdata(L, 1);
     int count = (int)(f->end - f->first);
     lua_settop(L, 3);
-    bool table = lua_istable(L, 2);
-    if (!table)
+    bool good = lua_istable(L, 2);
+    if (!good)
         mistake(f->errors, "%s: returns a %s, not a table of functions", f->path,
                 luaL_typename(L, 2));
-    if (!table || (f->first == POLICY_ROUTE && !strategy_known(L, f))) {
+    else if (f->first == POLICY_ROUTE)
+        good = strategy_known(L, f);
+    lua_settop(L, 3);
+    if (!good) {
         lua_settop(L, 3 + count);
         return count;
     }
-    lua_settop(L, 3);
     for (enum policy_id id = f->first; id < f->end; id++)
         push_entry(L, f, id);
     return count;
