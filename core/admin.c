@@ -138,6 +138,7 @@ static void push_policy(lua_State *L, enum policy_id id)
     set_number(L, "calls", (double)s->calls);
     set_number(L, "fallbacks", (double)s->fallbacks);
     set_bool(L, "tripped", s->tripped);
+    set_bool(L, "missing", s->missing);
     set_text(L, "last_error", s->last_error);
     set_number(L, "last_error_at", s->last_error_at);
     lua_newtable(L);
@@ -199,10 +200,10 @@ static void push_snapshot(lua_State *L)
     }
     lua_setfield(L, -2, "nodes");
     lua_newtable(L);
-    push_policy(L, POLICY_ROUTE);
-    lua_setfield(L, -2, "route");
-    push_policy(L, POLICY_FAILOVER);
-    lua_setfield(L, -2, "failover");
+    for (enum policy_id id = 0; id < POLICY_COUNT; id++) {
+        push_policy(L, id);
+        lua_setfield(L, -2, policy_name(id));
+    }
     lua_setfield(L, -2, "policies");
     push_processes(L);
     lua_setfield(L, -2, "processes");
@@ -352,27 +353,28 @@ static void put_nodes(struct buf *out)
 
 static void put_policies(struct buf *out)
 {
-    static const char *const names[POLICY_COUNT] = {"route", "failover"};
     metrics_put_header(out, "chromux_policy_calls_total", "counter", "Calls of a Lua policy.");
     for (unsigned p = 0; p < POLICY_COUNT; p++)
-        buf_printf(out, "chromux_policy_calls_total{policy=\"%s\"} %llu\n", names[p],
+        buf_printf(out, "chromux_policy_calls_total{policy=\"%s\"} %llu\n",
+                   policy_name((enum policy_id)p),
                    (unsigned long long)policy_stats((enum policy_id)p)->calls);
     metrics_put_header(out, "chromux_policy_fallbacks_total", "counter",
-                       "Decisions made by the fallback in C.");
+                       "Decisions made by what is built in.");
     for (unsigned p = 0; p < POLICY_COUNT; p++)
-        buf_printf(out, "chromux_policy_fallbacks_total{policy=\"%s\"} %llu\n", names[p],
+        buf_printf(out, "chromux_policy_fallbacks_total{policy=\"%s\"} %llu\n",
+                   policy_name((enum policy_id)p),
                    (unsigned long long)policy_stats((enum policy_id)p)->fallbacks);
     metrics_put_header(out, "chromux_policy_failures_total", "counter", "Failed calls by kind.");
     for (unsigned p = 0; p < POLICY_COUNT; p++)
         for (unsigned f = 0; f < POLICY_FAIL_COUNT; f++)
             buf_printf(out, "chromux_policy_failures_total{policy=\"%s\",kind=\"%s\"} %llu\n",
-                       names[p], policy_failure_name((enum policy_failure)f),
+                       policy_name((enum policy_id)p), policy_failure_name((enum policy_failure)f),
                        (unsigned long long)policy_stats((enum policy_id)p)->failures[f]);
     metrics_put_header(out, "chromux_policy_tripped", "gauge",
                        "1 while the policy is replaced by its fallback.");
     for (unsigned p = 0; p < POLICY_COUNT; p++)
-        buf_printf(out, "chromux_policy_tripped{policy=\"%s\"} %d\n", names[p],
-                   policy_stats((enum policy_id)p)->tripped);
+        buf_printf(out, "chromux_policy_tripped{policy=\"%s\"} %d\n",
+                   policy_name((enum policy_id)p), policy_stats((enum policy_id)p)->tripped);
 }
 
 /* A text of a row, in the VM's memory; "" when it has none. */

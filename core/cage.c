@@ -493,21 +493,27 @@ static char *read_file(const char *path, size_t *n, const char **why)
     return p;
 }
 
-enum sandbox_stop cage_load(struct sandbox *s, const char *path, char error[SANDBOX_ERROR_MAX])
+enum sandbox_stop cage_load_text(struct sandbox *s, const char *name, const char *text, size_t n,
+                                 char error[SANDBOX_ERROR_MAX])
 {
-    struct source src = {.path = path};
-    const char *why;
-    char *text = read_file(path, &src.n, &why);
-    if (!text) {
-        snprintf(error, SANDBOX_ERROR_MAX, "%s: %s", path, why);
-        return SANDBOX_ERROR;
-    }
-    src.p = text;
+    struct source src = {.p = text, .path = name, .n = n};
     lua_State *L = sandbox_lua(s);
     lua_pushlightuserdata(L, (void *)compile);
     lua_rawget(L, LUA_REGISTRYINDEX);
     lua_pushlightuserdata(L, &src);
-    enum sandbox_stop stop = sandbox_call(s, 1, 1, error);
+    return sandbox_call(s, 1, 1, error);
+}
+
+enum sandbox_stop cage_load(struct sandbox *s, const char *path, char error[SANDBOX_ERROR_MAX])
+{
+    const char *why;
+    size_t n;
+    char *text = read_file(path, &n, &why);
+    if (!text) {
+        snprintf(error, SANDBOX_ERROR_MAX, "%s: %s", path, why);
+        return SANDBOX_ERROR;
+    }
+    enum sandbox_stop stop = cage_load_text(s, path, text, n, error);
     free(text);
     return stop;
 }

@@ -12,6 +12,10 @@ int cage_open(lua_State *L);
 enum sandbox_stop cage_load(struct sandbox *s, const char *path,
                             char error[SANDBOX_ERROR_MAX]) MUST_CHECK;
 
+/* The same with text, which errors call `name`. */
+enum sandbox_stop cage_load_text(struct sandbox *s, const char *name, const char *text, size_t n,
+                                 char error[SANDBOX_ERROR_MAX]) MUST_CHECK;
+
 /* The rest is for C functions that run inside a call: they may throw. */
 /* Pops a value and makes it a global of every environment made later. */
 void cage_share(lua_State *L, const char *name);

@@ -1,6 +1,7 @@
 /* kit.c: lets specs run a policy file in a real policy VM, with nodes and requests that are plain
- * tables. A handle owns its VM and its nodes, which it keeps by name, so that lb.swrr goes on from
- * call to call. All functions here run inside the workflow VM's protected calls and may throw. */
+ * tables, and all else as plain values. A handle owns its VM and its nodes, which it keeps by name,
+ * so that lb.swrr goes on from call to call. All functions here run inside the workflow VM's
+ * protected calls and may throw. */
 #include "kit.h"
 
 #include "script.h"
@@ -12,7 +13,7 @@
 
 struct handle {
     struct verdict_vm *vm; /* NULL once collected */
-    enum policy_id kind;
+    enum policy_id kind;   /* the first question of the file */
     struct node node[FLEET_MAX];
     unsigned count;
 };
@@ -240,6 +241,36 @@ static int handle_judge(lua_State *L)
     return 3;
 }
 
+/* handle:call("sync.batch", now, value, ...) gives true and the answers; or as route() fails. */
+static int handle_call(lua_State *L)
+{
+    struct handle *h = handle_of(L);
+    enum policy_id id = policy_find(luaL_checkstring(L, 2));
+    double now = luaL_checknumber(L, 3);
+    struct policy_fault fault;
+    luaL_argcheck(L, h->vm && id < POLICY_COUNT && verdict_has(h->vm, id), 2,
+                  "the policy that was opened does not answer this");
+    if (!verdict_call(h->vm, id, L, lua_gettop(L) - 3, now, &fault))
+        return push_fault(L, &fault);
+    lua_pushboolean(L, true);
+    lua_insert(L, -VERDICT_ANSWERS - 1);
+    return VERDICT_ANSWERS + 1;
+}
+
+/* Sets path for all questions of the file `as`.lua; POLICY_COUNT: there are none. */
+static enum policy_id give_path(const char *paths[POLICY_COUNT], const char *as, const char *path)
+{
+    char file[CONFIG_NAME_MAX];
+    enum policy_id first = POLICY_COUNT;
+    snprintf(file, sizeof file, "%s.lua", as);
+    for (enum policy_id id = POLICY_COUNT; id-- > 0;)
+        if (strcmp(policy_file(id), file) == 0) {
+            paths[id] = path;
+            first = id;
+        }
+    return first;
+}
+
 /* ---- opening a file ---- */
 
 /* Settings as --set would give them; any instance will do. */
@@ -260,12 +291,14 @@ static void read_settings(lua_State *L, int table, struct config_raws *raws)
     }
 }
 
-/* native.open(path, "route" or "failover", settings, seed) gives a handle; or nil, the mistakes. */
+/* native.open(path, as, settings, seed) gives a handle; or nil, the mistakes. `as` is the name of a
+ * shipped policy: "route", "sync". */
 static int native_open(lua_State *L)
 {
     const char *path = luaL_checkstring(L, 1);
-    static const char *const kinds[] = {"route", "failover", NULL};
-    int kind = luaL_checkoption(L, 2, NULL, kinds);
+    const char *paths[POLICY_COUNT] = {NULL};
+    enum policy_id kind = give_path(paths, luaL_checkstring(L, 2), path);
+    luaL_argcheck(L, kind < POLICY_COUNT, 2, "not the name of a policy");
     double seed = luaL_optnumber(L, 4, 1);
     struct handle *h = lua_newuserdata(L, sizeof *h);
     memset(h, 0, sizeof *h);
@@ -279,9 +312,7 @@ static int native_open(lua_State *L)
     struct config *c = config_build(&raws, &errors);
     config_raws_fini(&raws);
     if (c) {
-        const char *paths[POLICY_COUNT] = {NULL};
-        h->kind = kind == 0 ? POLICY_ROUTE : POLICY_FAILOVER;
-        paths[h->kind] = path;
+        h->kind = kind;
         h->vm = verdict_vm_new(c, paths, &errors);
         config_free(c);
     }
@@ -298,8 +329,11 @@ static int native_open(lua_State *L)
 
 static int open_native(lua_State *L)
 {
-    static const struct luaL_Reg methods[] = {
-        {"route", handle_route}, {"judge", handle_judge}, {"__gc", handle_gc}, {NULL, NULL}};
+    static const struct luaL_Reg methods[] = {{"route", handle_route},
+                                              {"judge", handle_judge},
+                                              {"call", handle_call},
+                                              {"__gc", handle_gc},
+                                              {NULL, NULL}};
     luaL_newmetatable(L, HANDLE);
     luaL_register(L, NULL, methods);
     lua_pushvalue(L, -1);

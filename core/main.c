@@ -1,5 +1,6 @@
 /* main.c: the command line. */
 #include "api.h"
+#include "api_policy.h"
 #include "api_records.h"
 #include "api_slice.h"
 #include "kit.h"
@@ -143,9 +144,12 @@ static int check(int argc, char **argv)
     }
     struct config *c = settings_load(&sources, &out);
     bool fine = c && role_check(role, c, &out);
-    if (c && policy_check(c, &out) && fine) {
+    char missing[POLICY_MISSING_MAX] = "";
+    if (c && policy_check(c, &out, missing) && fine) {
         buf_clear(&out);
         config_print(c, &out);
+        if (*missing)
+            buf_printf(&out, "POLICY_DIR lacks %s: what is built in answers instead\n", missing);
         printf("%.*sfine: settings and policies can be used\n", (int)buf_len(&out), buf_data(&out));
     } else {
         print_mistakes(&out);
@@ -176,6 +180,7 @@ static int with_runtime(int argc, char **argv, enum program which)
     } else {
         api_slice_open(api_vm());
         api_records_open(api_vm());
+        api_policy_open(api_vm());
         if (which == PROGRAM_SPECS)
             code = kit_main(api_vm(), argc, argv);
         else if (which == PROGRAM_JOURNAL ? !api_run_module("lb.journal_cli", argc, argv, &code)

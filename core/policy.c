@@ -4,20 +4,23 @@
 #include "policy.h"
 
 #include "log.h"
+#include "script.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 /* Room for what a load can complain about. */
 enum { MISTAKES_MAX = 65536 };
 
 static const struct {
-    const char *file;
+    const char *name, *file;
 } policies[] = {
-#define FILE_ROW(id, file, fn) {file},
-    POLICIES(FILE_ROW)};
+#define NAME_ROW(id, name, file, fn) {name, file},
+    POLICIES(NAME_ROW)};
 
 static struct verdict_vm *live;
 static unsigned generation;
@@ -131,6 +134,38 @@ bool policy_judge_up(const struct node *n, const struct collection_state *c, dou
     }
     s->fallbacks++;
     return judge_fallback(n, c, reason);
+}
+
+/* ---- plain values ---- */
+
+bool policy_call(enum policy_id id, lua_State *L, int nargs, double now, const char **why)
+{
+    static char text[POLICY_ERROR_MAX + 64];
+    struct policy_stats *s = &state[id].stats;
+    struct policy_fault fault;
+    *why = text;
+    if (live && verdict_has(live, id) && !s->tripped) {
+        s->calls++;
+        if (verdict_call(live, id, L, nargs, now, &fault))
+            return true;
+        note_failure(id, &fault, now);
+        snprintf(text, sizeof text, "%s: %s", policy_failure_name(fault.kind), fault.error);
+    } else {
+        snprintf(text, sizeof text, "%s is %s", policy_file(id),
+                 !live        ? "not loaded"
+                 : s->tripped ? "tripped until the next reload"
+                              : "missing");
+    }
+    s->fallbacks++;
+    return false;
+}
+
+enum policy_id policy_find(const char *name)
+{
+    enum policy_id id = POLICY_PLAIN;
+    while (id < POLICY_COUNT && strcmp(policies[id].name, name) != 0)
+        id++;
+    return id;
 }
 
 /* ---- samples: a policy is tried before it serves ---- */
@@ -299,6 +334,17 @@ static bool try_histories(struct samples *s)
     return true;
 }
 
+static bool try_plain(struct samples *s, enum policy_id id)
+{
+    char label[VERDICT_LABEL_MAX] = "";
+    struct policy_fault fault;
+    bool more = true;
+    for (unsigned i = 0; more; i++)
+        if (!verdict_try(s->vm, id, i, s->now, &more, label, &fault))
+            return complain(s, label, &fault);
+    return true;
+}
+
 /* ---- loading ---- */
 
 static bool try_samples(struct verdict_vm *vm, const struct config *c, struct buf *errors)
@@ -317,17 +363,29 @@ static bool try_samples(struct verdict_vm *vm, const struct config *c, struct bu
         good = complain(s, "all of them", &none);
     }
     good = try_histories(s) && good;
+    for (enum policy_id id = POLICY_PLAIN; id < POLICY_COUNT; id++)
+        good = (!verdict_has(vm, id) || try_plain(s, id)) && good;
     verdict_forget(vm); /* the sample nodes are gone */
     free(s);
     return good;
+}
+
+/* The path of a question's file; NULL for a file that is allowed to be missing and is. */
+static char *path_of(const struct config *c, enum policy_id id)
+{
+    char *path = base_printf("%s/%s", c->policy_dir, policies[id].file);
+    if (id < POLICY_PLAIN || access(path, F_OK) == 0 || errno != ENOENT)
+        return path;
+    free(path);
+    return NULL;
 }
 
 /* The VM that c describes, tried; or NULL and one line a mistake. */
 static struct verdict_vm *build(const struct config *c, struct buf *errors)
 {
     char *path[POLICY_COUNT];
-    for (int id = 0; id < POLICY_COUNT; id++)
-        path[id] = base_printf("%s/%s", c->policy_dir, policies[id].file);
+    for (enum policy_id id = 0; id < POLICY_COUNT; id++)
+        path[id] = path_of(c, id);
     struct verdict_vm *vm = verdict_vm_new(c, (const char *const *)path, errors);
     for (int id = 0; id < POLICY_COUNT; id++)
         free(path[id]);
@@ -336,6 +394,20 @@ static struct verdict_vm *build(const struct config *c, struct buf *errors)
         return NULL;
     }
     return vm;
+}
+
+/* The files that vm lacks, as "a.lua,b.lua" in out; "" for none. */
+static const char *list_missing(const struct verdict_vm *vm, char out[POLICY_MISSING_MAX])
+{
+    size_t at = 0, room = POLICY_MISSING_MAX;
+    out[0] = 0;
+    for (enum policy_id id = POLICY_PLAIN; id < POLICY_COUNT; id++) {
+        bool seen = strcmp(policies[id].file, policies[id - 1].file) == 0;
+        if (!seen && !verdict_has(vm, id))
+            at += (size_t)snprintf(out + at, room - at, "%s%s", at ? "," : "", policies[id].file);
+        must(at < room);
+    }
+    return out;
 }
 
 /* Files that nobody asks anything: said, since the operator may think otherwise. */
@@ -357,6 +429,13 @@ static void tell_ignored(const char *dir)
         log_info("policy_ignored", "folder=%s files=%s", log_quote(dir), log_quote(names));
 }
 
+static void tell_missing(const char *dir)
+{
+    char names[POLICY_MISSING_MAX];
+    if (*list_missing(live, names))
+        log_warn("policy_missing", "folder=%s files=%s instead=fallback", log_quote(dir), names);
+}
+
 static void swap_in(struct verdict_vm *vm, const struct config *c)
 {
     verdict_vm_free(live);
@@ -366,7 +445,8 @@ static void swap_in(struct verdict_vm *vm, const struct config *c)
     load_error[0] = 0;
     failure_threshold = c->failure_threshold;
     success_threshold = c->success_threshold;
-    for (int id = 0; id < POLICY_COUNT; id++) {
+    for (enum policy_id id = 0; id < POLICY_COUNT; id++) {
+        state[id].stats.missing = !verdict_has(vm, id);
         state[id].stats.tripped = false;
         state[id].stats.last_error[0] = 0;
         state[id].stats.last_error_at = 0;
@@ -383,6 +463,7 @@ bool policy_load(const struct config *c, struct buf *error)
     if (vm) {
         swap_in(vm, c);
         tell_ignored(c->policy_dir);
+        tell_missing(c->policy_dir);
     } else {
         size_t n = buf_len(&mistakes) < buf_room(error) ? buf_len(&mistakes) : buf_room(error);
         buf_put(error, buf_data(&mistakes), n);
@@ -394,9 +475,11 @@ bool policy_load(const struct config *c, struct buf *error)
     return vm != NULL;
 }
 
-bool policy_check(const struct config *c, struct buf *error)
+bool policy_check(const struct config *c, struct buf *error, char missing[POLICY_MISSING_MAX])
 {
     struct verdict_vm *vm = build(c, error);
+    if (vm)
+        (void)list_missing(vm, missing);
     verdict_vm_free(vm);
     return vm != NULL;
 }
@@ -422,6 +505,11 @@ double policy_loaded_at(void)
 const struct policy_stats *policy_stats(enum policy_id id)
 {
     return &state[id].stats;
+}
+
+const char *policy_name(enum policy_id id)
+{
+    return policies[id].name;
 }
 
 const char *policy_file(enum policy_id id)

@@ -14,17 +14,20 @@ enum { POLICY_TRIP = 20, POLICY_TRIP_SECONDS = 10 };
 
 struct policy_stats {
     uint64_t calls, fallbacks, failures[POLICY_FAIL_COUNT];
-    bool tripped;
-    char last_error[512]; /* "" when none since the last load */
-    double last_error_at; /* unix time */
+    bool tripped, missing; /* missing: the folder that was loaded has no such file */
+    char last_error[512];  /* "" when none since the last load */
+    double last_error_at;  /* unix time */
 };
 
 /* Loads every policy of the folder into a new VM, validates them and tries each on samples; only
  * then swaps it in. false: the old VM serves on and *error says file:line and what is wrong, one
  * line a mistake. */
 bool policy_load(const struct config *c, struct buf *error) MUST_CHECK;
-/* As policy_load without the swap: what `chromux check` does. */
-bool policy_check(const struct config *c, struct buf *error) MUST_CHECK;
+/* As policy_load without the swap: what `chromux check` does. missing: files that are not there and
+ * need not be, as "a.lua,b.lua". */
+enum { POLICY_MISSING_MAX = 128 };
+bool policy_check(const struct config *c, struct buf *error,
+                  char missing[POLICY_MISSING_MAX]) MUST_CHECK;
 void policy_unload(void);
 
 /* candidates: only those that may serve (fleet_can_serve). Always answers; count 0 gives none. */
@@ -38,9 +41,17 @@ void policy_route(const struct policy_request *r, struct node *const *candidates
 bool policy_judge_up(const struct node *n, const struct collection_state *c, double now,
                      char *reason);
 
+/* Asks a question from POLICY_PLAIN on with the nargs plain values on top of L and pushes its
+ * VERDICT_ANSWERS answers, nil for those not given. false: nothing pushed, *why says why until the
+ * next call, and the caller does what it does without the policy. */
+bool policy_call(enum policy_id id, struct lua_State *L, int nargs, double now,
+                 const char **why) MUST_CHECK;
+enum policy_id policy_find(const char *name); /* "sync.batch"; POLICY_COUNT: no such question */
+
 unsigned policy_generation(void); /* 0 before the first load */
 double policy_loaded_at(void);    /* unix time */
 const struct policy_stats *policy_stats(enum policy_id id);
+const char *policy_name(enum policy_id id); /* "route", "sync.batch" */
 const char *policy_file(enum policy_id id);
 const char *policy_failure_name(enum policy_failure f);
 const char *

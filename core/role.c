@@ -5,6 +5,7 @@
 #include "admin.h"
 #include "api_copies.h"
 #include "api_courier.h"
+#include "api_policy.h"
 #include "api_records.h"
 #include "api_route.h"
 #include "api_slice.h"
@@ -362,6 +363,7 @@ static bool start_common(struct buf *errors)
     api_slice_open(api_vm());
     api_records_open(api_vm());
     api_route_open(api_vm());
+    api_policy_open(api_vm());
     api_courier_open();
     session_shared.cfg = cfg;
     pool_start(cfg, dns);

@@ -18,6 +18,7 @@ enum {
 struct sandbox {
     lua_State *L;
     struct sandbox_limits limits;
+    unsigned times; /* the budget and the time, for one call */
     size_t used;
     bool refused;           /* the allocator said no during this call */
     enum sandbox_stop stop; /* why this call must end; OK while it may go on */
@@ -73,10 +74,10 @@ static void stop_now(lua_State *L, struct sandbox *s, lua_Debug *ar)
         int n = snprintf(s->why, sizeof s->why, "%s:%d: ", ar->short_src, ar->currentline);
         if (s->stop == SANDBOX_BUDGET)
             snprintf(s->why + n, sizeof s->why - (size_t)n, "used more than %ld instructions",
-                     s->limits.budget);
+                     s->limits.budget * (long)s->times);
         else
             snprintf(s->why + n, sizeof s->why - (size_t)n, "used more than %g seconds",
-                     s->limits.seconds);
+                     s->limits.seconds * s->times);
     }
     lua_pushstring(L, s->why);
     lua_error(L);
@@ -88,7 +89,7 @@ static bool late(struct sandbox *s)
     double now = monotonic();
     if (s->started == 0)
         s->started = now;
-    return now - s->started > s->limits.seconds;
+    return now - s->started > s->limits.seconds * s->times;
 }
 
 static void on_count(lua_State *L, lua_Debug *ar)
@@ -97,7 +98,7 @@ static void on_count(lua_State *L, lua_Debug *ar)
     if (s->stop == SANDBOX_OK) {
         s->instructions += STEP;
         /* The first step began before this call did: only whole ones count. */
-        if (s->instructions - STEP >= s->limits.budget)
+        if (s->instructions - STEP >= s->limits.budget * (long)s->times)
             s->stop = SANDBOX_BUDGET;
         else if (late(s))
             s->stop = SANDBOX_TIME;
@@ -127,6 +128,20 @@ static int collect(lua_State *L)
     return 0;
 }
 
+/* Garbage of a failed call must not fail the next one. */
+void sandbox_relieve(struct sandbox *s)
+{
+    lua_State *L = s->L;
+    int base = lua_gettop(L);
+    if (!s->refused)
+        return;
+    s->refused = false;
+    lua_pushlightuserdata(L, (void *)collect);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+    if (lua_pcall(L, 0, 0, 0) != 0)
+        lua_settop(L, base);
+}
+
 static enum sandbox_stop call_ended(struct sandbox *s, int base, int status, char *error)
 {
     lua_State *L = s->L;
@@ -147,14 +162,7 @@ static enum sandbox_stop call_ended(struct sandbox *s, int base, int status, cha
                      " (%zu bytes for everything in this VM)", s->limits.memory);
     }
     lua_settop(L, base);
-    if (s->refused) {
-        /* Garbage of the failed call must not fail the next one. */
-        s->refused = false;
-        lua_pushlightuserdata(L, (void *)collect);
-        lua_rawget(L, LUA_REGISTRYINDEX);
-        if (lua_pcall(L, 0, 0, 0) != 0)
-            lua_settop(L, base);
-    }
+    sandbox_relieve(s);
     return stop;
 }
 
@@ -191,6 +199,7 @@ struct sandbox *sandbox_new(const struct sandbox_limits *limits, lua_CFunction o
 {
     struct sandbox *s = base_zalloc(sizeof *s);
     s->limits = *limits;
+    s->times = 1;
     s->limits.memory = SIZE_MAX;
     s->c_stack = __builtin_frame_address(0);
     s->L = lua_newstate(allocate, s);
@@ -204,6 +213,11 @@ struct sandbox *sandbox_new(const struct sandbox_limits *limits, lua_CFunction o
         return s;
     sandbox_free(s);
     return NULL;
+}
+
+void sandbox_scale(struct sandbox *s, unsigned times)
+{
+    s->times = times;
 }
 
 void sandbox_free(struct sandbox *s)

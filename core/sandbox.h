@@ -34,6 +34,12 @@ size_t sandbox_memory(const struct sandbox *s);
 enum sandbox_stop sandbox_call(struct sandbox *s, int nargs, int nresults,
                                char error[SANDBOX_ERROR_MAX]) MUST_CHECK;
 
+/* Calls from now on may use so many times the budget and the time. */
+void sandbox_scale(struct sandbox *s, unsigned times);
+
+/* Collects garbage if the VM was refused memory; for who fills it outside of a call. */
+void sandbox_relieve(struct sandbox *s);
+
 /* For C functions that run inside a call and may have taken long: ends the call if time is up. */
 void sandbox_look(lua_State *L);
 

@@ -242,7 +242,7 @@ bool script_copy(lua_State *from, int at, lua_State *to, const char **why)
         if (room)
             lua_pop(to, 1);
         lua_settop(from, top);
-        c.why = "out of memory";
+        c.why = SCRIPT_NO_MEMORY;
     }
     *why = c.why;
     if (c.why)

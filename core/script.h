@@ -30,6 +30,7 @@ bool script_call(lua_State *L, int nargs, int nresults, bool trace, struct buf *
 /* Copies the plain value at index `at` of one VM onto the top of another: nil, boolean, number,
  * string and tables of these (at most 16 deep, 10,000 values). false: *why is static text, nothing
  * pushed. */
+#define SCRIPT_NO_MEMORY "out of memory" /* one of those texts */
 bool script_copy(lua_State *from, int at, lua_State *to, const char **why) MUST_CHECK;
 
 #endif

@@ -4,7 +4,6 @@
 
 #include "cage.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,22 +11,35 @@
 
 #define TIMEOUT_LEAST 0.01
 #define TIMEOUT_MOST  3600.0
+#define CONTRACT      "lb/contract.lua" /* what plain answers must look like */
 
-/* Upvalues of the entry functions: these, then route's (ask.h) or judge's. */
-enum { UP_VM = 1, UP_FUNCTION, UP_LB, JUDGE_SUBJECT, JUDGE_HISTORY = 6, JUDGE_UPVALUES = 7 };
+/* Upvalues of the entry functions: these, then route's (ask.h), judge's or those of plain ones. */
+enum {
+    UP_VM = 1,
+    UP_FUNCTION,
+    UP_LB,
+    JUDGE_SUBJECT,
+    JUDGE_HISTORY = 6,
+    JUDGE_UPVALUES = 7,
+    PLAIN_CHECK = UP_LB + 1,
+    PLAIN_NAME,
+    PLAIN_UPVALUES = PLAIN_NAME
+};
 _Static_assert(UP_LB + 1 == ASK_FIRST, "the owner's come first");
 
-enum { HASH_MAX = 65536 }; /* bytes: more could take longer than a call may */
+static const struct question {
+    const char *name, *file, *function;
+} questions[] = {
+#define QUESTION(id, name, file, fn) {name, file, fn},
+    POLICIES(QUESTION)};
 
 struct verdict_vm {
     struct sandbox *box;
     lua_State *L;
     const struct config *config; /* only while the VM is made */
-    uint64_t random;
-    int entry[POLICY_COUNT]; /* stack slots of the entry functions; 0: no such file */
-
-    double now; /* what lb.now is */
-    struct ask ask;
+    int entry[POLICY_COUNT];     /* stack slots of the entry functions; 0: no such file */
+    int contract;                /* stack slot of what CONTRACT returns; 0: not needed */
+    struct lb lb;
 
     /* The call that runs; NULL outside. */
     const struct policy_request *request;
@@ -42,176 +54,44 @@ struct verdict_vm {
     bool wrong;
 };
 
-/* ---- lb ------------------------------------------------------------------------------------- */
+/* Functions that are needed outside of protected calls are made before memory can have run out. */
+static void pin(lua_State *L, lua_CFunction fn)
+{
+    lua_pushlightuserdata(L, (void *)fn);
+    lua_pushcfunction(L, fn);
+    lua_rawset(L, LUA_REGISTRYINDEX);
+}
+
+static void push_pinned(lua_State *L, lua_CFunction fn)
+{
+    lua_pushlightuserdata(L, (void *)fn);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+}
 
 static struct verdict_vm *vm_of(lua_State *L)
 {
     return lua_touserdata(L, lua_upvalueindex(UP_VM));
 }
 
-/* xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled").
- */
-static double next_random(struct verdict_vm *vm)
-{
-    uint64_t x = vm->random;
-    x ^= x >> 12;
-    x ^= x << 25;
-    x ^= x >> 27;
-    vm->random = x;
-    return (double)((x * UINT64_C(2685821657736338717)) >> 11) / 9007199254740992.0;
-}
-
-static int lb_random(lua_State *L)
-{
-    double r = next_random(vm_of(L));
-    if (!lua_isnoneornil(L, 1)) {
-        double n = floor(luaL_checknumber(L, 1));
-        luaL_argcheck(L, n >= 1 && n <= 4294967296.0, 1, "a number from 1 to 2^32 is expected");
-        r = 1 + floor(r * n);
-    }
-    lua_pushnumber(L, r);
-    return 1;
-}
-
-/* Jenkins' one-at-a-time with four more rounds, since without them the last bytes, where policies
- * put the node's name, hardly reach the high bits. It takes no multiplication, so that lb.testkit
- * can do the same in Lua. */
-static int lb_hash(lua_State *L)
-{
-    size_t n;
-    const char *p = luaL_checklstring(L, 1, &n);
-    uint32_t h = 0;
-    if (n > HASH_MAX)
-        return luaL_error(L, "lb.hash takes at most %d bytes", HASH_MAX);
-    for (size_t i = 0; i < n + 4; i++) {
-        h += i < n ? (unsigned char)p[i] : 0;
-        h += h << 10;
-        h ^= h >> 6;
-    }
-    h += h << 3;
-    h ^= h >> 11;
-    h += h << 15;
-    lua_pushnumber(L, h);
-    return 1;
-}
-
-/* Finds the candidate that the table on top of the stack means, and its weight: a view that was
- * given out, or any table with the name of one and a weight of its own. */
-static struct node *node_at_top(lua_State *L, struct verdict_vm *vm, double *weight)
-{
-    const void *p = lua_topointer(L, -1);
-    const struct ask *a = &vm->ask;
-    for (unsigned i = 0; i < a->count; i++) {
-        const struct ask_node *s = &a->node[a->candidate[i]->id];
-        if (s->view == p) {
-            *weight = s->weight;
-            return a->candidate[i];
-        }
-    }
-    if (!lua_istable(L, -1))
-        return NULL;
-    lua_getfield(L, -1, "weight");
-    *weight = lua_tonumber(L, -1);
-    lua_getfield(L, -2, "name");
-    const char *name = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
-    lua_pop(L, 2);
-    return name ? ask_named(a, name) : NULL;
-}
-
-/* Smooth weighted round robin, as nginx does it: everybody gains their weight, the highest is
- * taken and pays the sum of all. The current values are the nodes', so they survive a reload. */
-static int lb_swrr(lua_State *L)
-{
-    struct verdict_vm *vm = vm_of(L);
-    luaL_checktype(L, 1, LUA_TTABLE);
-    size_t n = lua_objlen(L, 1);
-    struct node *node[FLEET_MAX];
-    double weight[FLEET_MAX], sum = 0;
-    if (n > FLEET_MAX)
-        return luaL_error(L, "lb.swrr: more than %d nodes", FLEET_MAX);
-    for (size_t i = 0; i < n; i++) {
-        lua_rawgeti(L, 1, (int)i + 1);
-        node[i] = node_at_top(L, vm, &weight[i]);
-        if (!node[i])
-            return luaL_error(L, "lb.swrr: element %d is not one of the nodes", (int)i + 1);
-        if (!(weight[i] > 0 && weight[i] < 1e9))
-            return luaL_error(L, "lb.swrr: element %d has no weight over 0", (int)i + 1);
-        lua_pop(L, 1);
-        sum += weight[i];
-    }
-    size_t best = 0;
-    for (size_t i = 0; i < n; i++) {
-        node[i]->swrr += weight[i];
-        if (node[i]->swrr > node[best]->swrr)
-            best = i;
-    }
-    if (n == 0)
-        return 0;
-    node[best]->swrr -= sum;
-    lua_rawgeti(L, 1, (int)best + 1);
-    return 1;
-}
-
-static void put_setting(void *arg, const char *name, enum config_kind kind, const char *text)
-{
-    lua_State *L = arg;
-    if (kind == CONFIG_NUMBER)
-        lua_pushnumber(L, strtod(text, NULL));
-    else if (kind == CONFIG_BOOLEAN)
-        lua_pushboolean(L, strcmp(text, "true") == 0);
-    else
-        lua_pushstring(L, text);
-    lua_setfield(L, -2, name);
-}
-
 /* ---- the tables are made once ---- */
-
-static void push_lb_function(lua_State *L, struct verdict_vm *vm, lua_CFunction fn)
-{
-    lua_pushlightuserdata(L, vm);
-    lua_pushcclosure(L, fn, 1);
-}
-
-/* Makes `lb` and shares it with every policy; the table behind it stays in the registry. */
-static int make_lb(lua_State *L)
-{
-    static const struct luaL_Reg functions[] = {
-        {"random", lb_random}, {"hash", lb_hash}, {"swrr", lb_swrr}};
-    struct verdict_vm *vm = lua_touserdata(L, 1);
-    lua_newtable(L);
-    for (unsigned i = 0; i < COUNT_OF(functions); i++) {
-        push_lb_function(L, vm, functions[i].func);
-        lua_setfield(L, -2, functions[i].name);
-    }
-    lua_pushnumber(L, 0);
-    lua_setfield(L, -2, "now");
-    lua_newtable(L);
-    config_each(vm->config, put_setting, L);
-    cage_freeze(L);
-    lua_setfield(L, -2, "settings");
-    lua_pushvalue(L, -1);
-    lua_setfield(L, LUA_REGISTRYINDEX, "lb");
-    cage_freeze(L);
-    cage_share(L, "lb");
-    return 0;
-}
 
 static int route_entry(lua_State *L);
 static int judge_entry(lua_State *L);
+static int plain_entry(lua_State *L);
 
 /* Called with the VM and the policy's function; returns the entry function for it. */
 static void push_own_upvalues(lua_State *L)
 {
     lua_pushvalue(L, 1);
     lua_pushvalue(L, 2);
-    lua_getfield(L, LUA_REGISTRYINDEX, "lb");
+    lb_push(L);
 }
 
 static int make_route(lua_State *L)
 {
     struct verdict_vm *vm = lua_touserdata(L, 1);
     push_own_upvalues(L);
-    ask_push_upvalues(L, &vm->ask);
+    ask_push_upvalues(L, &vm->lb.ask);
     lua_pushcclosure(L, route_entry, ASK_FIRST - 1 + ASK_UPVALUES);
     return 1;
 }
@@ -228,9 +108,19 @@ static int make_judge(lua_State *L)
     return 1;
 }
 
+/* Called with the contract and the question's name besides. */
+static int make_plain(lua_State *L)
+{
+    push_own_upvalues(L);
+    lua_getfield(L, 3, "check");
+    lua_pushvalue(L, 4);
+    lua_pushcclosure(L, plain_entry, PLAIN_UPVALUES);
+    return 1;
+}
+
 void verdict_forget(struct verdict_vm *vm)
 {
-    ask_forget(&vm->ask);
+    ask_forget(&vm->lb.ask);
 }
 
 /* ---- route ---- */
@@ -316,7 +206,7 @@ static void take_verdict(lua_State *L, struct verdict_vm *vm, int at)
         return;
     }
     const char *name = lua_tostring(L, at);
-    struct node *chosen = ask_named(&vm->ask, name);
+    struct node *chosen = ask_named(&vm->lb.ask, name);
     if (!chosen)
         wrong(vm, POLICY_FAIL_UNKNOWN_NODE, "answered '%.80s', which is not one of the nodes",
               name);
@@ -324,21 +214,12 @@ static void take_verdict(lua_State *L, struct verdict_vm *vm, int at)
         v->node = chosen;
 }
 
-static void put_now(lua_State *L, struct verdict_vm *vm, double now)
-{
-    if (vm->now == now)
-        return;
-    lua_pushnumber(L, now);
-    lua_setfield(L, lua_upvalueindex(UP_LB), "now");
-    vm->now = now;
-}
-
 static int route_entry(lua_State *L)
 {
     struct verdict_vm *vm = vm_of(L);
     double now = lua_tonumber(L, 1);
-    put_now(L, vm, now);
-    ask_refresh(L, &vm->ask, vm->request, vm->candidate, vm->count, now);
+    lb_put_now(L, &vm->lb, lua_upvalueindex(UP_LB), now);
+    ask_refresh(L, &vm->lb.ask, vm->request, vm->candidate, vm->count, now);
     lua_settop(L, 0);
     lua_pushvalue(L, lua_upvalueindex(UP_FUNCTION));
     lua_pushvalue(L, lua_upvalueindex(ASK_REQ));
@@ -363,7 +244,9 @@ static void place_fault(struct verdict_vm *vm, enum policy_id id)
     memcpy(vm->fault->error, text, sizeof text);
 }
 
-static bool call(struct verdict_vm *vm, enum policy_id id, double now, struct policy_fault *fault)
+/* The nargs values on top of the stack follow the time; nresults answers are left there. */
+static bool call(struct verdict_vm *vm, enum policy_id id, int nargs, int nresults, double now,
+                 struct policy_fault *fault)
 {
     static const enum policy_failure kinds[] = {
         [SANDBOX_ERROR] = POLICY_FAIL_ERROR,
@@ -375,8 +258,12 @@ static bool call(struct verdict_vm *vm, enum policy_id id, double now, struct po
     vm->wrong = false;
     lua_pushvalue(vm->L, vm->entry[id]);
     lua_pushnumber(vm->L, now);
-    enum sandbox_stop stop = sandbox_call(vm->box, 1, 0, fault->error);
-    vm->ask.count = 0; /* lb.swrr() knows no nodes outside route() */
+    if (nargs) {
+        lua_insert(vm->L, -nargs - 2);
+        lua_insert(vm->L, -nargs - 2);
+    }
+    enum sandbox_stop stop = sandbox_call(vm->box, nargs + 1, nresults, fault->error);
+    vm->lb.ask.count = 0; /* lb.swrr() knows no nodes outside route() */
     if (LIKELY(stop == SANDBOX_OK && !vm->wrong))
         return true;
     if (stop != SANDBOX_OK)
@@ -399,7 +286,7 @@ bool verdict_route(struct verdict_vm *vm, const struct policy_request *r,
     vm->candidate = candidates;
     vm->count = count;
     vm->verdict = out;
-    return call(vm, POLICY_ROUTE, now, fault);
+    return call(vm, POLICY_ROUTE, 0, 0, now, fault);
 }
 
 /* ---- judge ---- */
@@ -425,7 +312,7 @@ static int judge_entry(lua_State *L)
     const struct history *h = c ? &c->history : &n->history;
     enum node_health health = c ? c->health : n->health;
     double now = lua_tonumber(L, 1);
-    put_now(L, vm, now);
+    lb_put_now(L, &vm->lb, lua_upvalueindex(UP_LB), now);
 
     int t = lua_upvalueindex(JUDGE_SUBJECT);
     field_text(L, t, "kind", c ? "collection" : "instance");
@@ -469,7 +356,122 @@ bool verdict_judge(struct verdict_vm *vm, const struct node *n, const struct col
     vm->collection = c;
     vm->up = up;
     vm->reason = reason;
-    return call(vm, POLICY_FAILOVER, now, fault);
+    return call(vm, POLICY_FAILOVER, 0, 0, now, fault);
+}
+
+/* ---- plain values ---- */
+
+static int plain_entry(lua_State *L)
+{
+    struct verdict_vm *vm = vm_of(L);
+    lb_put_now(L, &vm->lb, lua_upvalueindex(UP_LB), lua_tonumber(L, 1));
+    lua_remove(L, 1);
+    int given = lua_gettop(L);
+    lua_pushvalue(L, lua_upvalueindex(UP_FUNCTION));
+    for (int i = 1; i <= given; i++)
+        lua_pushvalue(L, i);
+    lua_call(L, given, VERDICT_ANSWERS);
+    lua_pushvalue(L, lua_upvalueindex(PLAIN_CHECK));
+    lua_pushvalue(L, lua_upvalueindex(PLAIN_NAME));
+    for (int i = 1; i <= VERDICT_ANSWERS; i++)
+        lua_pushvalue(L, given + i);
+    for (int i = 1; i <= given; i++)
+        lua_pushvalue(L, i);
+    lua_call(L, 1 + VERDICT_ANSWERS + given, 1);
+    if (lua_isstring(L, -1))
+        wrong(vm, POLICY_FAIL_ANSWER, "%.400s", lua_tostring(L, -1));
+    lua_pop(L, 1);
+    return VERDICT_ANSWERS;
+}
+
+/* These calls are seldom and may be long, but must not hold the loop for ever either. */
+static bool call_plain(struct verdict_vm *vm, enum policy_id id, int nargs, double now,
+                       struct policy_fault *fault)
+{
+    int base = lua_gettop(vm->L) - nargs;
+    sandbox_scale(vm->box, VERDICT_PLAIN_SHARE);
+    bool good = call(vm, id, nargs, VERDICT_ANSWERS, now, fault);
+    sandbox_scale(vm->box, 1);
+    if (!good)
+        lua_settop(vm->L, base);
+    return good;
+}
+
+/* What could not be copied, and why, as the fault of the call. */
+static bool not_copied(struct verdict_vm *vm, enum policy_id id, int base, const char *what,
+                       const char *why, struct policy_fault *fault)
+{
+    lua_settop(vm->L, base);
+    sandbox_relieve(vm->box);
+    vm->fault = fault;
+    fault->kind = strcmp(why, SCRIPT_NO_MEMORY) == 0 ? POLICY_FAIL_MEMORY : POLICY_FAIL_ANSWER;
+    snprintf(fault->error, sizeof fault->error, "%s: %s", what, why);
+    place_fault(vm, id);
+    return false;
+}
+
+bool verdict_call(struct verdict_vm *vm, enum policy_id id, lua_State *from, int nargs, double now,
+                  struct policy_fault *fault)
+{
+    int base = lua_gettop(vm->L), first = lua_gettop(from) - nargs + 1;
+    const char *why;
+    must(vm->entry[id] && id >= POLICY_PLAIN && lua_checkstack(vm->L, nargs + LUA_MINSTACK));
+    for (int i = 0; i < nargs; i++)
+        if (!script_copy(from, first + i, vm->L, &why))
+            return not_copied(vm, id, base, "what it was asked", why, fault);
+    if (!call_plain(vm, id, nargs, now, fault))
+        return false;
+    int top = lua_gettop(from);
+    for (int i = 1; i <= VERDICT_ANSWERS; i++)
+        if (!script_copy(vm->L, base + i, from, &why)) {
+            lua_settop(from, top);
+            return not_copied(vm, id, base, "what it answered", why, fault);
+        }
+    lua_settop(vm->L, base);
+    return true;
+}
+
+struct sample {
+    const char *name; /* the question's */
+    unsigned number;
+};
+
+/* Arguments: the contract, the sample. Results: a label and what is asked; none after the last. */
+static int push_sample(lua_State *L)
+{
+    const struct sample *s = lua_touserdata(L, 2);
+    lua_getfield(L, 1, "sample");
+    lua_pushstring(L, s->name);
+    lua_pushnumber(L, s->number);
+    lua_call(L, 2, LUA_MULTRET);
+    return lua_gettop(L) - 2;
+}
+
+bool verdict_try(struct verdict_vm *vm, enum policy_id id, unsigned number, double now, bool *more,
+                 char label[VERDICT_LABEL_MAX], struct policy_fault *fault)
+{
+    lua_State *L = vm->L;
+    int base = lua_gettop(L);
+    struct sample s = {questions[id].name, number + 1};
+    push_pinned(L, push_sample);
+    lua_pushvalue(L, vm->contract);
+    lua_pushlightuserdata(L, &s);
+    if (sandbox_call(vm->box, 2, LUA_MULTRET, fault->error) != SANDBOX_OK) {
+        fault->kind = POLICY_FAIL_MEMORY; /* the code is ours, the memory is theirs */
+        return false;
+    }
+    *more = lua_gettop(L) > base;
+    if (!*more)
+        return true;
+    snprintf(label, VERDICT_LABEL_MAX, "%s", lua_tostring(L, base + 1));
+    bool good = call_plain(vm, id, lua_gettop(L) - base - 1, now, fault);
+    lua_settop(L, base);
+    return good;
+}
+
+bool verdict_has(const struct verdict_vm *vm, enum policy_id id)
+{
+    return vm->entry[id] != 0;
 }
 
 /* ---- life ---- */
@@ -490,8 +492,8 @@ static void mistake(struct buf *errors, const char *fmt, ...)
 
 struct finding {
     struct verdict_vm *vm;
-    enum policy_id id;
-    const char *path, *function;
+    enum policy_id first, end; /* the questions of this file */
+    const char *path;
     struct buf *errors;
 };
 
@@ -529,95 +531,145 @@ static bool strategy_known(lua_State *L, const struct finding *f)
     return false;
 }
 
-/* Arguments: the finding, what the file returned. Result: the entry function, or nothing. */
-static int find_function(lua_State *L)
+/* Pushes the entry function for a question; nil: a mistake was told. */
+static void push_entry(lua_State *L, const struct finding *f, enum policy_id id)
+{
+    static const lua_CFunction make[] = {
+        [POLICY_ROUTE] = make_route, [POLICY_FAILOVER] = make_judge};
+    lua_pushcfunction(L, id < POLICY_PLAIN ? make[id] : make_plain);
+    lua_pushlightuserdata(L, f->vm);
+    lua_getfield(L, 2, questions[id].function);
+    if (lua_isfunction(L, -1)) {
+        lua_pushvalue(L, 3);
+        lua_pushstring(L, questions[id].name);
+        lua_call(L, 4, 1);
+    } else {
+        mistake(f->errors, "%s: has no function %s()", f->path, questions[id].function);
+        lua_settop(L, -4);
+        lua_pushnil(L);
+    }
+}
+
+/* Arguments: the finding, what the file returned, the contract. Results: an entry function for each
+ * question of the file, nil where there was a mistake. */
+static int find_functions(lua_State *L)
 {
     const struct finding *f = lua_touserdata(L, 1);
-    if (!lua_istable(L, 2)) {
+    int count = (int)(f->end - f->first);
+    lua_settop(L, 3);
+    bool good = lua_istable(L, 2);
+    if (!good)
         mistake(f->errors, "%s: returns a %s, not a table of functions", f->path,
                 luaL_typename(L, 2));
-        return 0;
+    else if (f->first == POLICY_ROUTE)
+        good = strategy_known(L, f);
+    lua_settop(L, 3);
+    if (!good) {
+        lua_settop(L, 3 + count);
+        return count;
     }
-    if (f->id == POLICY_ROUTE && !strategy_known(L, f))
-        return 0;
-    lua_getfield(L, 2, f->function);
-    if (!lua_isfunction(L, -1)) {
-        mistake(f->errors, "%s: has no function %s()", f->path, f->function);
-        return 0;
-    }
-    lua_pushcfunction(L, f->id == POLICY_ROUTE ? make_route : make_judge);
-    lua_pushlightuserdata(L, f->vm);
-    lua_pushvalue(L, -3);
-    lua_call(L, 2, 1);
-    return 1;
+    for (enum policy_id id = f->first; id < f->end; id++)
+        push_entry(L, f, id);
+    return count;
 }
 
 static bool open_file(struct verdict_vm *vm, const struct finding *f)
 {
     char error[SANDBOX_ERROR_MAX];
     lua_State *L = vm->L;
+    int base = lua_gettop(L), count = (int)(f->end - f->first);
+    push_pinned(L, find_functions);
+    lua_pushlightuserdata(L, (void *)f);
     if (cage_load(vm->box, f->path, error) != SANDBOX_OK ||
         sandbox_call(vm->box, 0, 1, error) != SANDBOX_OK) {
         bool placed = strncmp(error, f->path, strlen(f->path)) == 0 || strstr(error, ".lua:");
         mistake(f->errors, "%s%s%s", placed ? "" : f->path, placed ? "" : ": ", error);
+        lua_settop(L, base);
         return false;
     }
-    lua_pushlightuserdata(L, (void *)find_function);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-    lua_insert(L, -2);
-    lua_pushlightuserdata(L, (void *)f);
-    lua_insert(L, -2);
-    if (sandbox_call(vm->box, 2, 1, error) != SANDBOX_OK) {
+    if (vm->contract)
+        lua_pushvalue(L, vm->contract);
+    else
+        lua_pushnil(L);
+    if (sandbox_call(vm->box, 3, count, error) != SANDBOX_OK) {
         mistake(f->errors, "%s: %s", f->path, error);
         return false;
     }
-    if (lua_isnil(L, -1)) {
-        lua_pop(L, 1);
+    bool good = true;
+    for (int i = 0; i < count; i++) {
+        vm->entry[(int)f->first + i] = base + 1 + i;
+        good = good && !lua_isnil(L, base + 1 + i);
+    }
+    return good;
+}
+
+/* Our own code, in the policies' VM: it looks at their answers where they lie. */
+static bool open_contract(struct verdict_vm *vm, struct buf *errors)
+{
+    char error[SANDBOX_ERROR_MAX];
+    const struct script_file *f = script_file_find(CONTRACT);
+    must(f);
+    if (cage_load_text(vm->box, "lua/" CONTRACT, f->p, (size_t)(f->end - f->p), error) !=
+            SANDBOX_OK ||
+        sandbox_call(vm->box, 0, 1, error) != SANDBOX_OK) {
+        mistake(errors, "%s", error);
         return false;
     }
-    vm->entry[f->id] = lua_gettop(L);
+    vm->contract = lua_gettop(vm->L);
     return true;
+}
+
+/* All mistakes of all files are told. */
+static bool open_files(struct verdict_vm *vm, const char *const path[POLICY_COUNT],
+                       struct buf *errors)
+{
+    bool good = true;
+    for (enum policy_id id = 0, end; id < POLICY_COUNT; id = end) {
+        for (end = id + 1; end < POLICY_COUNT; end++)
+            if (strcmp(questions[end].file, questions[id].file) != 0)
+                break;
+        struct finding f = {vm, id, end, path[id], errors};
+        if (!path[id])
+            continue;
+        if (id >= POLICY_PLAIN && !vm->contract && !open_contract(vm, errors))
+            return false;
+        good = open_file(vm, &f) && good;
+    }
+    return good;
 }
 
 static int prepare(lua_State *L)
 {
-    lua_pushlightuserdata(L, (void *)find_function);
-    lua_pushcfunction(L, find_function);
-    lua_rawset(L, LUA_REGISTRYINDEX);
-    return make_lb(L);
+    struct verdict_vm *vm = lua_touserdata(L, 1);
+    pin(L, find_functions);
+    pin(L, push_sample);
+    lb_open(L, &vm->lb, vm->config);
+    return 0;
 }
 
 struct verdict_vm *verdict_vm_new(const struct config *c, const char *const path[POLICY_COUNT],
                                   struct buf *errors)
 {
-#define FUNCTION(id, file, fn) fn,
-    static const char *const functions[] = {POLICIES(FUNCTION)};
     struct verdict_vm *vm = base_zalloc(sizeof *vm);
     const struct sandbox_limits limits = {(size_t)c->policy_memory, c->policy_budget,
                                           c->policy_time};
+    uint64_t seed;
     vm->box = sandbox_new(&limits, cage_open);
     vm->config = c;
-    vm->ask.slow_start = c->slow_start;
-    vm->now = -1;
+    vm->lb.ask.slow_start = c->slow_start;
     verdict_forget(vm);
-    if (getrandom(&vm->random, sizeof vm->random, 0) != (ssize_t)sizeof vm->random)
-        vm->random = 0;
-    verdict_seed(vm, vm->random);
+    verdict_seed(vm, getrandom(&seed, sizeof seed, 0) == (ssize_t)sizeof seed ? seed : 0);
     bool good = vm->box != NULL;
     if (good) {
         vm->L = sandbox_lua(vm->box);
         good = lua_cpcall(vm->L, prepare, vm) == 0;
         lua_settop(vm->L, 0);
     }
-    if (!good)
+    if (good)
+        good = open_files(vm, path, errors);
+    else
         mistake(errors, "POLICY_MEMORY_BYTES = %ld: not enough for the libraries",
                 c->policy_memory);
-    bool open = good;
-    for (int id = 0; open && id < POLICY_COUNT; id++) {
-        struct finding f = {vm, (enum policy_id)id, path[id], functions[id], errors};
-        if (path[id] && !open_file(vm, &f))
-            good = false;
-    }
     vm->config = NULL;
     if (good)
         return vm;
@@ -640,5 +692,5 @@ size_t verdict_vm_memory(const struct verdict_vm *vm)
 
 void verdict_seed(struct verdict_vm *vm, uint64_t seed)
 {
-    vm->random = seed ? seed : UINT64_C(0x9e3779b97f4a7c15); /* zero is xorshift's fixed point */
+    lb_seed(&vm->lb, seed);
 }

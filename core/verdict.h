@@ -6,12 +6,22 @@
 #ifndef VERDICT_H
 #define VERDICT_H
 
-#include "ask.h"
+#include "lb.h"
 
-/* X(id, file, function) */
-#define POLICIES(X)               X(ROUTE, "route.lua", "route") X(FAILOVER, "failover.lua", "judge")
-#define POLICY_ENUM(id, file, fn) POLICY_##id,
-enum policy_id { POLICIES(POLICY_ENUM) POLICY_COUNT };
+/* X(id, name, file, function): the questions; those of one file stand together. C asks the first
+ * two, of files that must be there. Lua asks the others, from POLICY_PLAIN on, with plain values
+ * (lua/lb/contract.lua says which); their files may be missing. */
+#define POLICIES(X)                                                                                \
+    X(ROUTE, "route", "route.lua", "route")                                                        \
+    X(FAILOVER, "failover", "failover.lua", "judge")                                               \
+    X(SYNC_BATCH, "sync.batch", "sync.lua", "batch")                                               \
+    X(SYNC_AUTHORITY, "sync.authority", "sync.lua", "authority")                                   \
+    X(SYNC_PACE, "sync.pace", "sync.lua", "pace")                                                  \
+    X(UPGRADE, "upgrade.advise", "upgrade.lua", "advise")                                          \
+    X(NOTIFY, "notify.decide", "notify.lua", "decide")                                             \
+    X(SLACK, "slack.format", "slack.lua", "format")
+#define POLICY_ENUM(id, name, file, fn) POLICY_##id,
+enum policy_id { POLICIES(POLICY_ENUM) POLICY_COUNT, POLICY_PLAIN = POLICY_SYNC_BATCH };
 #undef POLICY_ENUM
 
 /* X(id, name): how a call can fail */
@@ -39,10 +49,14 @@ struct policy_fault {
     char error[POLICY_ERROR_MAX];
 };
 
+/* Answers of a call with plain values; and of what such a call may use, this many times
+ * POLICY_BUDGET and POLICY_TIME: it is seldom, and a message is longer than a choice. */
+enum { VERDICT_ANSWERS = 3, VERDICT_PLAIN_SHARE = 10, VERDICT_LABEL_MAX = 80 };
+
 struct verdict_vm;
 
-/* Compiles and runs the files (NULL: leave that one out) and finds their functions. NULL: one line
- * a mistake in *errors. */
+/* Compiles and runs the files (NULL: leave that one out; questions of one file have one path) and
+ * finds their functions. NULL: one line a mistake in *errors. */
 struct verdict_vm *verdict_vm_new(const struct config *c, const char *const path[POLICY_COUNT],
                                   struct buf *errors) MUST_CHECK;
 void verdict_vm_free(struct verdict_vm *vm);
@@ -60,5 +74,15 @@ bool verdict_route(struct verdict_vm *vm, const struct policy_request *r,
 bool verdict_judge(struct verdict_vm *vm, const struct node *n, const struct collection_state *c,
                    double now, bool *up, char reason[POLICY_REASON_MAX],
                    struct policy_fault *fault) MUST_CHECK;
+
+/* The others: asks with copies of the nargs plain values on top of `from` and pushes copies of the
+ * VERDICT_ANSWERS answers onto it, nil for those not given. false: nothing pushed. */
+bool verdict_call(struct verdict_vm *vm, enum policy_id id, struct lua_State *from, int nargs,
+                  double now, struct policy_fault *fault) MUST_CHECK;
+/* Asks what the contract has as sample `number`, from 0 on; *more is false where there is none. */
+bool verdict_try(struct verdict_vm *vm, enum policy_id id, unsigned number, double now, bool *more,
+                 char label[VERDICT_LABEL_MAX], struct policy_fault *fault) MUST_CHECK;
+/* Was its file there? */
+bool verdict_has(const struct verdict_vm *vm, enum policy_id id);
 
 #endif

@@ -115,8 +115,17 @@ end
 local function policy(p)
   return {
     file = p.file, calls = p.calls, fallbacks = p.fallbacks, failures = p.failures, tripped = p.tripped,
-    last_error = text(p.last_error), last_error_at = iso(p.last_error_at),
+    missing = p.missing, last_error = text(p.last_error), last_error_at = iso(p.last_error_at),
   }
+end
+
+local function policies(snap)
+  local out = {
+    generation = snap.policy_generation, loaded_at = iso(snap.policy_loaded_at),
+    last_load_error = text(snap.policy_load_error), memory_bytes = snap.policy_memory,
+  }
+  for name, p in pairs(snap.policies) do out[name] = policy(p) end
+  return out
 end
 
 -- health(snapshot) -> JSON text of /health.
@@ -169,11 +178,7 @@ function M.status(snap)
       ended = snap.ends,
     },
     clients = { connected = snap.clients },
-    policies = {
-      generation = snap.policy_generation, loaded_at = iso(snap.policy_loaded_at),
-      last_load_error = text(snap.policy_load_error), memory_bytes = snap.policy_memory,
-      route = policy(snap.policies.route), failover = policy(snap.policies.failover),
-    },
+    policies = policies(snap),
     reloads = {
       total = snap.reloads, failed = snap.reloads_failed, last_error = text(snap.reload_error),
     },

@@ -3,6 +3,8 @@
 -- load() runs a policy file under plain busted with an `lb` in Lua; native() runs it in a real
 -- policy VM with its limits, where there is one (under `chromux test`). Both give a table with the
 -- policy's function, called as the core calls it. main() is `chromux test`.
+local contract = require("lb.contract")
+
 local M = {}
 
 -- ---- what policies are given ------------------------------------------------------------------
@@ -105,6 +107,16 @@ function M.history(given)
   }, given)
 end
 
+-- make("sample", {batch = 10}): what sync.lua, upgrade.lua, notify.lua and slack.lua are given
+-- (lb.contract): typical but for these fields; optional fields are there only if named.
+M.make = contract.make
+-- A window in which all was measured.
+M.window = contract.window
+-- event("server_down", {at = 5}): that kind, as it is raised first.
+M.event = contract.event
+-- fits("sample", t) -> true | nil, why: for specs of those who ask policies.
+M.fits = contract.fits
+
 -- ---- lb in Lua ----------------------------------------------------------------------------------
 
 -- The settings that the shipped policies read; options.settings adds and overrides.
@@ -112,6 +124,8 @@ local SETTINGS = {
   LOAD_BALANCE_STRATEGY = "write_primary",
   FAILURE_THRESHOLD = 3,
   SUCCESS_THRESHOLD = 2,
+  DEPLOYMENT_NAME = "",
+  PUBLIC_URL = "",
 }
 
 local function make_settings(given)
@@ -218,13 +232,47 @@ local function environment(lb)
   })
 end
 
--- load(path, {settings =, seed =, now =}): the table that the file returns, and its lb.
+-- The name by which the core knows the file; from options.as, or the name of a file that is called as
+-- a shipped one.
+local function name_of(path, options)
+  return options.as or path:match("(%w+)%.lua$") or ""
+end
+
+-- The functions of a policy that the contract knows, by their name in the file.
+local function questions(as)
+  local list = {}
+  for _, name in ipairs(contract.questions) do
+    local file, fn = name:match("^(%w+)%.(%w+)$")
+    if file == as then
+      list[fn] = name
+    end
+  end
+  return list
+end
+
+-- Answers are checked as the core does.
+local function checked(name, fn)
+  return function(...)
+    local a, b, c = fn(...)
+    local wrong = contract.check(name, a, b, c, ...)
+    if wrong then
+      error("wrong_answer: " .. wrong, 0)
+    end
+    return a, b, c
+  end
+end
+
+-- load(path, {settings =, seed =, now =, as =}): the table that the file returns, and its lb.
 function M.load(path, options)
-  local lb = make_lb(options or {})
+  options = options or {}
+  local lb = make_lb(options)
   local chunk = assert(loadfile(path))
   setfenv(chunk, environment(lb))
   local policy = chunk()
   assert(type(policy) == "table", path .. ": returns no table of functions")
+  for fn, name in pairs(questions(name_of(path, options))) do
+    policy[fn] = checked(name, assert(policy[fn], path .. ": has no function " .. fn .. "()"))
+  end
   return policy, lb
 end
 
@@ -234,16 +282,15 @@ function M.native_kit()
   return ok and native or nil
 end
 
--- native(path, {settings =, seed =, as = "route" or "failover"}): a table with route() or judge(),
--- which throw "kind: error" when the core would take its fallback. `as` is known from the name of
--- a file that is called as the shipped ones. nil, "reason" when there is no policy VM.
+-- native(path, {settings =, seed =, as =}): a table with the policy's functions, which throw "kind:
+-- error" when the core would take its fallback. nil, "reason" when there is no policy VM.
 function M.native(path, options)
   options = options or {}
   local native = M.native_kit()
   if not native then
     return nil, "there is a policy VM only under `chromux test`"
   end
-  local as = options.as or path:match("(%w+)%.lua$")
+  local as = name_of(path, options)
   local handle = assert(native.open(path, as, options.settings, options.seed))
   local policy = { now = options.now or 1000 }
   local function answer(good, a, b, c)
@@ -256,9 +303,14 @@ function M.native(path, options)
     function policy.route(req, nodes)
       return answer(handle:route(req, nodes, policy.now))
     end
-  else
+  elseif as == "failover" then
     function policy.judge(subject, history)
       return answer(handle:judge(subject, history, policy.now))
+    end
+  end
+  for fn, name in pairs(questions(as)) do
+    policy[fn] = function(...)
+      return answer(handle:call(name, policy.now, ...))
     end
   end
   return policy

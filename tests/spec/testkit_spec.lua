@@ -1,5 +1,6 @@
 -- The test kit against its documentation, and against the policy VM where there is one.
 local kit = require("lb.testkit")
+local contract = require("lb.contract")
 
 -- The names in the first column of the table under a heading of the README.
 local function documented(heading)
@@ -40,12 +41,16 @@ local function temporary(text)
 end
 
 describe("the fields of the README are those that the kit gives:", function()
-  for heading, given in pairs({
+  local headings = {
     req = kit.request(),
     node = kit.node("a"),
     subject = kit.subject(),
     history = kit.history(),
-  }) do
+  }
+  for what, given in pairs(contract.given) do
+    headings[what] = given
+  end
+  for heading, given in pairs(headings) do
     it(heading, function()
       assert.same(documented(heading), keys(given))
     end)
@@ -64,6 +69,16 @@ describe("the fields of the README are those that the kit gives:", function()
       end
     end)
   end
+
+  it("kinds of events", function()
+    local text = ""
+    for line in io.lines("policies/README.md") do
+      text = text .. line .. "\n"
+    end
+    for _, kind in ipairs(contract.kinds) do
+      assert.truthy(text:find("`" .. kind[1] .. "`", 1, true), kind[1])
+    end
+  end)
 
   it("lb", function()
     local _, lb = kit.load("policies/failover.lua")
@@ -289,6 +304,74 @@ describe("in the policy VM", function()
         end
       end
     end
+  end)
+
+  in_vm("plain values go in and come out as they were given", function()
+    path = temporary([[return {advise = function(w)
+      assert(w.instance == "a" and w.open.memory.since == 5 and w.memory.limit_mb == 512 and w.cpu == nil)
+      w.instance = "changed"
+      return {{type = "memory", urgency = "low", current_usage = 0.5, recommended_tier = "t",
+        estimated_monthly_cost = 1, reason = ("r"):rep(1000), value = -1, more = {true, {"deep"}}}}
+    end}]])
+    local policy = kit.native(path, { as = "upgrade" })
+    local window = kit.window({ open = { memory = { since = 5 } }, instance = "a" })
+    window.cpu = nil
+    local list = policy.advise(window)
+    assert.equal("a", window.instance)
+    assert.same({ true, { "deep" } }, list[1].more)
+    assert.equal(1000, #list[1].reason)
+    list[1].more, list[1].reason = nil, nil
+    assert.same({ type = "memory", urgency = "low", current_usage = 0.5, recommended_tier = "t",
+      estimated_monthly_cost = 1, value = -1 }, list[1])
+  end)
+
+  in_vm("plain calls fail by name, with the place, and the next one is none the worse", function()
+    path = temporary([[local M = {}
+      function M.batch(sample) return 5 end
+      function M.authority(copies) return copies[1] and copies[1].instance end
+      function M.pace(load)
+        if load.jobs == 1 then return {} end
+        if load.jobs == 2 then while true do end end
+        if load.jobs == 3 then return load.x.y end
+        if load.jobs == 4 then local t = {} while true do t[#t + 1] = ("x"):rep(6e4) .. #t end end
+        if load.jobs == 5 then return 0 / 0 end
+        if load.jobs == 6 then return function() end end
+        if load.jobs == 7 then return lb.settings end
+        if load.jobs == 8 then return 1, setmetatable({}, {__index = lb}) end
+        local deep = {}
+        if load.jobs == 9 then for _ = 1, 20 do deep = {deep} end return deep end
+        if load.jobs == 10 then for i = 1, 20000 do deep[i] = i end return deep end
+        return 0.5
+      end
+      return M]])
+    local policy = kit.native(path, { as = "sync", settings = { POLICY_TIME = 5 } })
+    for jobs, message in ipairs({
+      "^wrong_answer: .*:4: answered a table, not 0 to 60 seconds",
+      "^instructions: .*:6: used more than 2000000 instructions",
+      "^error: .*:7: attempt to index",
+      "^memory: ",
+      "^wrong_answer: .*a number that is none",
+      "^wrong_answer: .*a function",
+      "^wrong_answer: .*a table with a metatable",
+      "^wrong_answer: .*a table with a metatable",
+      "^wrong_answer: .*tables more than 16 deep",
+      "^wrong_answer: .*more than 10,000 values",
+    }) do
+      local ok, why = pcall(policy.pace, kit.make("load", { jobs = jobs }))
+      assert.is_false(ok)
+      assert.truthy(why:find(message), why)
+      assert.equal(0.5, policy.pace(kit.make("load", { jobs = 99 })))
+    end
+    local function fails(fn, ...)
+      local ok, why = pcall(fn, ...)
+      assert.is_false(ok)
+      return why
+    end
+    assert.truthy(fails(policy.batch, kit.make("sample", { least = 6 })):find("not a whole number from 6 to 1000"))
+    assert.truthy(fails(policy.authority, { kit.make("copy", { state = "lost" }) }):find("whose copy is ready"))
+    assert.truthy(fails(policy.authority, {}):find("nor nil and a reason"))
+    assert.truthy(fails(policy.pace, kit.make("load", { jobs = function() end })):find("what it was asked"))
+    assert.equal("a", policy.authority({ kit.make("copy") }))
   end)
 
   in_vm("mistakes of a file and of its settings are told", function()

@@ -575,9 +575,11 @@ static void checking_changes_nothing(void **state)
     struct buf errors;
     buf_init(&errors, 4096);
     write_route("return 'b', 'new'");
-    assert_true(policy_check(cfg, &errors));
+    char missing[POLICY_MISSING_MAX];
+    assert_true(policy_check(cfg, &errors, missing));
+    assert_string_equal(missing, "sync.lua,upgrade.lua,notify.lua,slack.lua");
     write_route("return 5");
-    assert_false(policy_check(cfg, &errors));
+    assert_false(policy_check(cfg, &errors, missing));
     assert_true(buf_len(&errors) > 0);
     assert_int_equal(policy_generation(), generation);
     assert_string_equal(ask_query().reason, "old");
