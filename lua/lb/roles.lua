@@ -29,6 +29,7 @@ local identity = require("lb.identity")
 local operate = require("lb.operate")
 local adopt = require("lb.adopt")
 local courier = require("lb.courier")
+local process = require("lb.process")
 local copies = require("chromux.copies")
 local route = require("chromux.route")
 
@@ -46,33 +47,6 @@ M.fault = copies.fault or function() end
 -- A path segment from text (RFC 3986: unreserved characters stay).
 local function encode(s)
   return (s:gsub("[^%w%-%._~]", function(c) return string.format("%%%02X", c:byte()) end))
-end
-
-local function read_line(path)
-  local f = io.open(path)
-  local line = f and f:read("*l")
-  if f then f:close() end
-  return line
-end
-
--- When the process began, in ticks since the boot: with the pid it names a process for good.
-local function started_at(pid)
-  local stat = read_line("/proc/" .. pid .. "/stat")
-  if not stat then return nil end
-  local fields = {}
-  for word in stat:match("%)%s+(.*)$"):gmatch("%S+") do fields[#fields + 1] = word end
-  return fields[20]
-end
-
-local function own_name()
-  local pid = read_line("/proc/self/stat"):match("^%d+")
-  return table.concat({ read_line("/proc/sys/kernel/random/boot_id") or "?", pid, started_at(pid) or "?" }, "/")
-end
-
--- Is this holder known to have ended? Only of processes of this machine's present boot can that be said.
-local function known_dead(holder)
-  local boot, pid, began = holder:match("^([^/]+)/(%d+)/(.+)$")
-  return boot ~= nil and boot == read_line("/proc/sys/kernel/random/boot_id") and started_at(pid) ~= began
 end
 
 -- ---- the first start ---------------------------------------------------------------------------------------
@@ -425,7 +399,7 @@ local function stand_by(life)
   while J.life == life and not J.stopping do
     local asked = courier.boottime()
     J.taking = true
-    local lease, other = store:lease_take(J.name, J.address, ttl, settings.WRITE_HORIZON, known_dead)
+    local lease, other = store:lease_take(J.name, J.address, ttl, settings.WRITE_HORIZON, process.dead)
     if lease and J.stopping then store:lease_release() end
     J.taking = false
     if lease and not J.stopping then
@@ -494,7 +468,7 @@ end
 function M.start(settings, given)
   J.settings, hooks = settings, given
   settings.DRAIN_CAP = settings.DRAIN_CAP or 30
-  J.name = own_name()
+  J.name = process.name()
   J.address = (settings.ADVERTISE_URL or ""):gsub("/+$", "")
   J.life = (J.life or 0) + 1
   say("starting", "")
