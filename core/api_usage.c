@@ -135,9 +135,10 @@ static int disk(lua_State *L)
     if (!usage_disk(luaL_checkstring(L, 1), &d))
         return refuse(L);
     lua_pushnumber(L, (double)d.total);
+    lua_pushnumber(L, (double)d.used);
     lua_pushnumber(L, (double)d.free);
     lua_pushnumber(L, d.percent);
-    return 3;
+    return 4;
 }
 
 static int tree(lua_State *L)
@@ -180,12 +181,13 @@ static int tree_gc(lua_State *L)
 
 static void push_node(lua_State *L, const struct node *n)
 {
-    lua_createtable(L, 0, 12);
+    lua_createtable(L, 0, 13);
     set_text(L, "name", n->name);
     set_text(L, "url", n->url);
     set_text(L, "health", fleet_health_name(n->health));
     set_text(L, "last_error", n->history.last_error);
-    set_number(L, "probe_seconds", n->probe_ms / 1000);
+    set_number(L, "probe_ms", n->probe_ms);
+    set_number(L, "last_check", n->last_check);
     set_number(L, "active", n->inflight);
     set_number(L, "queued", n->queued);
     set_number(L, "requests", (double)n->requests);

@@ -8,13 +8,15 @@
  *       unresolved, elsewhere (another host's address), silent (nobody listens there),
  *       denied (who does may not be looked into), unknown (no such instance)
  *   usage.folder(pid) -> path, path as the process calls it | nil       a Chroma server's data
- *   usage.disk(path) -> total, free, percent used | nil, why
+ *   usage.disk(path) -> total, used, free, percent used | nil, why
  *   usage.tree(path) -> tree | nil, why
  *       tree:step(entries) -> nil, or when all were seen: bytes, bytes of databases, entries
- *   usage.nodes() -> {{name=, url=, health=, probe_seconds=, last_error=, active=, queued=,
- * requests=, failures=, errors=, latency={count, …}}, …}      instances, as this process has them
+ *   usage.nodes() -> {{name=, url=, health=, probe_ms=, last_check=, last_error=, active=, queued=,
+ *       requests=, failures=, errors=, latency={count, …}}, …}
+ *       instances, as this process has them; last_check: unix time, 0 before the first
  *   usage.quantiles(latency, before or nil, q, …) -> seconds, …      of what came since; nil:
- * nothing */
+ * nothing
+ */
 #ifndef API_USAGE_H
 #define API_USAGE_H
 

@@ -121,6 +121,8 @@
       "how people reach this chromux, for links in messages: http(s)://host[:port]")               \
     X(monitor_interval, MONITOR_INTERVAL, SECONDS, "30", 0.1, 86400, true,                         \
       "time between samples of how much is used")                                                  \
+    X(monitor_window, MONITOR_WINDOW, SECONDS, "600", 1, 864000, true,                             \
+      "time over which samples are looked at for recommendations")                                 \
     X(monitor_keep_days, MONITOR_KEEP_DAYS, INT, "14", 1, 3650, true,                              \
       "days that samples are kept")                                                                \
     X(sync_interval, SYNC_INTERVAL, SECONDS, "300", 1, 864000, true, "time between verifications") \

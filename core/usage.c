@@ -507,6 +507,7 @@ bool usage_disk(const char *folder, struct usage_disk *out)
         return false;
     double used = (double)(v.f_blocks - v.f_bfree), open = (double)v.f_bavail;
     out->total = (int64_t)((double)v.f_blocks * (double)v.f_frsize);
+    out->used = (int64_t)(used * (double)v.f_frsize);
     out->free = (int64_t)(open * (double)v.f_frsize);
     out->percent = used + open > 0 ? 100 * used / (used + open) : 0;
     return true;

@@ -48,10 +48,10 @@ void usage_find(struct usage_place *places, unsigned n, bool *denied);
  * found too: *shown is the path as the process itself calls it, fresh memory as well. */
 char *usage_folder(pid_t pid, char **shown) MUST_CHECK;
 
-/* The file system under a folder, in bytes: all, what may still be written, and the share used of
- * what may be used at all, in percent, as df counts. */
+/* The file system under a folder, in bytes: all, what is used, what may still be written by anybody
+ * but root, and how much of used and free is used, in percent, as df counts. */
 struct usage_disk {
-    int64_t total, free;
+    int64_t total, used, free;
     double percent;
 };
 bool usage_disk(const char *folder, struct usage_disk *out) MUST_CHECK;

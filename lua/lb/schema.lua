@@ -175,6 +175,96 @@ local SYNC = {
 -- ---- monitoring: samples and recommendations ---------------------------------------------------------------
 
 local MONITOR = {
+  -- One row per process and sample: of a Chroma server, or of the monitor itself (instance "chromux:monitor"). What a
+  -- monitor does not know is NULL. memory_*: of the limit that is nearest (monitor.lua); disk_*: the file system of the
+  -- server's data, data_mb and index_mb what it takes up there; lag_* to errors_percent: as balancers had it.
+  [[CREATE TABLE performance_metrics (
+      id bigserial PRIMARY KEY,
+      metric_timestamp timestamptz NOT NULL DEFAULT now(),
+      host text NOT NULL,
+      instance text NOT NULL,
+      memory_usage_mb real,
+      memory_limit_mb real,
+      memory_percent real,
+      rss_mb real,
+      private_mb real,
+      cpu_percent real,
+      cpu_cores real,
+      open_files integer,
+      max_files bigint,
+      disk_used_mb real,
+      disk_free_mb real,
+      disk_percent real,
+      data_mb real,
+      index_mb real,
+      vectors bigint,
+      active_collections integer,
+      total_documents_synced bigint,
+      avg_sync_time_seconds real,
+      lag_entries bigint,
+      lag_seconds real,
+      p50_ms real,
+      p99_ms real,
+      errors_percent real,
+      requests_per_second real,
+      in_flight integer)]],
+  "CREATE UNIQUE INDEX performance_metrics_once ON performance_metrics (instance, metric_timestamp, host)",
+  "CREATE INDEX performance_metrics_time ON performance_metrics (metric_timestamp)",
+  [[CREATE TABLE health_metrics (
+      id bigserial PRIMARY KEY,
+      instance_name text NOT NULL,
+      instance_url text NOT NULL,
+      is_healthy boolean NOT NULL,
+      response_time_ms real,
+      error_message text,
+      checked_at timestamptz NOT NULL DEFAULT now(),
+      host text NOT NULL)]],
+  "CREATE UNIQUE INDEX health_metrics_once ON health_metrics (instance_name, checked_at, host)",
+  "CREATE INDEX health_metrics_time ON health_metrics (checked_at)",
+  [[CREATE TABLE upgrade_recommendations (
+      id bigserial PRIMARY KEY,
+      recommendation_type text NOT NULL,
+      current_usage double precision NOT NULL,
+      recommended_tier text NOT NULL,
+      estimated_monthly_cost double precision NOT NULL,
+      reason text NOT NULL,
+      urgency text NOT NULL CHECK (urgency IN ('low', 'medium', 'high')),
+      created_at timestamptz NOT NULL DEFAULT now(),
+      instance text NOT NULL,
+      host text NOT NULL,
+      value double precision NOT NULL,
+      updated_at timestamptz NOT NULL DEFAULT now(),
+      resolved_at timestamptz)]],
+  [[CREATE UNIQUE INDEX upgrade_recommendations_open ON upgrade_recommendations (instance, recommendation_type)
+      WHERE resolved_at IS NULL]],
+  "CREATE INDEX upgrade_recommendations_time ON upgrade_recommendations (created_at)",
+  -- Monitors that run. One that ends of its own accord takes its row away: a row that gets old is a monitor that died.
+  [[CREATE TABLE monitors (
+      monitor text PRIMARY KEY,
+      host text NOT NULL,
+      last_seen timestamptz NOT NULL,
+      every_seconds double precision NOT NULL,
+      started_at timestamptz NOT NULL)]],
+  -- Which monitor decides about an instance's recommendations, until when; and whether its disk was said to be full.
+  [[CREATE TABLE monitor_instances (
+      instance text PRIMARY KEY,
+      monitor text NOT NULL,
+      until timestamptz NOT NULL,
+      disk_above boolean NOT NULL DEFAULT false)]],
+  -- What each balancer has seen of an instance in the last interval; for monitors to add to their samples.
+  [[CREATE TABLE balancer_figures (
+      balancer text NOT NULL,
+      instance text NOT NULL,
+      at timestamptz NOT NULL,
+      seconds double precision NOT NULL,
+      requests bigint NOT NULL,
+      errors bigint NOT NULL,
+      in_flight integer NOT NULL,
+      p50_ms double precision,
+      p99_ms double precision,
+      lag_entries bigint,
+      lag_seconds double precision,
+      PRIMARY KEY (balancer, instance)) WITH (fillfactor = 50)]],
 }
 
 -- ---- notification: events, and what was sent ---------------------------------------------------------------
