@@ -1,5 +1,7 @@
 -- Verdicts on catalogue operations that every instance answers with an error (lua/lb/names.lua, operations.lua), with
 -- stand-ins for PostgreSQL and the servers. They need chromux's slice, so under plain busted they are pending.
+local json = require("cjson.safe")
+
 local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
 local CONFIG = '"dimension":null,"tenant":"t","database":"d","configuration_json":{"hnsw":{"ef_search":100}}'
 
@@ -15,20 +17,20 @@ local function set_up()
   rawset(_G, "spawn", function(fn, ...) tasks[#tasks + 1] = { fn, ... } end)
   rawset(_G, "log", { debug = silent, info = silent, warn = silent, error = silent })
   rawset(_G, "pg", { bytes = function(s) return { bytes = s } end })
-  rawset(_G, "json", require("cjson.safe"))
+  rawset(_G, "json", json)
 end
 
 local function tear_down()
   for _, name in ipairs(GLOBALS) do rawset(_G, name, saved[name]) end
 end
 
--- Two instances that have the collection "old", each under an id of its own, and answer every PUT with 500. at_put(server): what it
--- does before.
+-- Two instances that have the collection "old", each under an id of its own, and answer every PUT with 500.
+-- at_put(server): what it does before.
 local function world(at_put)
   local w = { told = {}, marked = {} }
   local function server(name)
-    local s = { name = name, health = "up", admitted = 1, retired = false, collection = "00000000-0000-4000-8000-00000000000" .. name, held = "old",
-      metadata = "null" }
+    local s = { name = name, health = "up", admitted = 1, retired = false, held = "old", metadata = "null",
+      collection = "00000000-0000-4000-8000-00000000000" .. name }
     function s.usable() return true end
     function s.run(_, fn) rawget(_G, "spawn")(fn) end
     function s.send(_, r)
