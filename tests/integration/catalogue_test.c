@@ -1,5 +1,5 @@
-/* What becomes of operations on tenants, databases and collections when servers answer with errors
- * after they have done them. */
+/* Tenants, databases and collections: operations that servers answer with errors after they have
+ * done them, and what stands on servers before the journal begins. */
 #include "stage.h"
 #include "tap.h"
 
@@ -75,10 +75,136 @@ static void an_error_after_the_deed_is_no_refusal(void **state)
     check_equal(s, id, 5);
 }
 
+/* ---- what stands there already --------------------------------------------------------------- */
+
+#define ACME "/api/v2/tenants/acme/databases"
+
+static void make(struct stage *s, unsigned i, const char *path, const char *name)
+{
+    check_status(ask_server(s->server[i], "POST", path, keepf("{\"name\":\"%s\"}", name)), 200);
+}
+
+/* Two records in a collection, past chromux; its id. */
+static char *stand(struct stage *s, unsigned i, const char *database, const char *name,
+                   const char *more)
+{
+    char *path = keepf("%s/collections", database);
+    struct answer *a = ask_server(s->server[i], "POST", path, keepf("{\"name\":\"%s\"}", name));
+    check_status(a, 200);
+    char *id = keep_text(json_field(a->body, "id") + 1, 36);
+    check_status(ask_server(s->server[i], "POST", keepf("%s/%s/add", path, id),
+                            records_body("r", 0, 2, more)),
+                 201);
+    return id;
+}
+
+static const char *state_of(struct stage *s, const char *name, const char *instance)
+{
+    return sql(s,
+               "SELECT state FROM journal_copies JOIN journal_collections USING (lane) WHERE name "
+               "= '%s' AND instance = '%s'",
+               name, instance);
+}
+
+/* A tenant with one collection that is equal on both, one that is not, and a database that only the
+ * primary has. */
+static char *stand_tenant(struct stage *s)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        make(s, i, "/api/v2/tenants", "acme");
+        make(s, i, ACME, "prod");
+    }
+    make(s, 0, ACME, "other");
+    char *equal = stand(s, 0, ACME "/prod", "equal", "");
+    stand(s, 0, ACME "/prod", "differs", "");
+    stand(s, 1, ACME "/prod", "equal", "");
+    stand(s, 1, ACME "/prod", "differs", ",\"documents\":[\"a\",\"b\"]");
+    stand(s, 1, ACME "/prod", "stranger", "");
+    return equal;
+}
+
+static void check_tenant(struct stage *s, const char *equal)
+{
+    check_str(state_of(s, "equal", "primary"), "ready");
+    check_str(state_of(s, "equal", "replica"), "ready");
+    check_str(state_of(s, "differs", "primary"), "ready");
+    check_lacks("ready", state_of(s, "differs", "replica"));
+    char *of_equal = keepf(ACME "/prod/collections/%s", equal);
+    struct answer *a = get(s, ACME "/prod/collections");
+    check_has(a->body, equal);
+    check_int(count_lines(canonical(s, a->body), "stranger"), 0);
+    check_status(post(s, keepf("%s/add", of_equal), records_body("n", 0, 1, "")), 201);
+    check_str(get(s, keepf("%s/count", of_equal))->body, "3");
+    check_status(post(s, ACME "/other/collections", "{\"name\":\"made\"}"), 200);
+    check_soon(strcmp(state_of(s, "made", "replica"), "ready") == 0, 5);
+    check_status(ask_server(s->server[1], "GET", ACME "/other/collections/made", NULL), 200);
+    /* What nobody named is shown and stays. */
+    check_soon(strstr(get(s, "/status")->body, "\"name\":\"stranger\""), 10);
+    check_status(ask_server(s->server[1], "GET", ACME "/prod/collections/stranger", NULL), 200);
+}
+
+static void tenants_that_are_named_are_taken_over(void **state)
+{
+    struct stage *s = stage_new();
+    char *equal = stand_tenant(s), *mine = stand(s, 0, CHROMA_DB, "mine", "");
+    stage_chromux(s, "ADOPT_TENANTS=nobody, acme", "SYNC_INTERVAL=1", NULL);
+    check_status(get(s, of(mine, "count")), 200);
+    check_tenant(s, equal);
+    check_has(chromux_log(s->x), "there is no tenant nobody");
+}
+
+/* Nobody knows of it until an operator says so. */
+static void a_tenant_is_taken_over_later(void **state)
+{
+    struct stage *s = stage_new();
+    char *equal = stand_tenant(s), *file = keepf("%s/chromux.lua", temp_folder());
+    write_file(file, "return {}\n");
+    stage_chromux(s, "--config", file, "SYNC_INTERVAL=1", NULL);
+    char *count = keepf(ACME "/prod/collections/%s/count", equal);
+    check_status(get(s, count), 404);
+    check_str(get(s, ACME "/prod/collections")->body, "[]");
+    create(s, "own");
+    write_file(file, "return { ADOPT_TENANTS = \"acme\" }\n");
+    chromux_reload(s->x);
+    check_soon(get(s, count)->status == 200, 10);
+    check_tenant(s, equal);
+    /* What was made there since by others, at the next start. */
+    char *late = stand(s, 0, ACME "/prod", "late", "");
+    check_int(chromux_stop(s->x), 0);
+    stage_again(s);
+    check_soon(get(s, keepf(ACME "/prod/collections/%s/count", late))->status == 200, 10);
+    check_soon(strcmp(state_of(s, "late", "replica"), "rebuild") == 0, 5);
+    check_int(sql_number(s, "SELECT count(*) FROM journal_collections WHERE name = 'equal'"), 1);
+}
+
+/* PostgreSQL could not hold it: said, and the rest is there. */
+static void a_name_that_cannot_be_kept_stops_no_start(void **state)
+{
+    struct stage *s = stage_new();
+    char *mine = stand(s, 0, CHROMA_DB, "mine", ""), *large = keep(3001);
+    memset(large, 'n', 3000);
+    make(s, 0, "/api/v2/tenants/default_tenant/databases", large);
+    make(s, 0, "/api/v2/tenants/default_tenant/databases", "nul\\u0000nul");
+    make(s, 0, "/api/v2/tenants/default_tenant/databases", "fine");
+    stage_chromux(s, NULL);
+    check_str(get(s, of(mine, "count"))->body, "2");
+    check_status(
+        post(s, "/api/v2/tenants/default_tenant/databases/fine/collections", "{\"name\":\"some\"}"),
+        200);
+    check_soon(sql_number(s, "SELECT count(*) FROM failover_events WHERE event_type = "
+                             "'not_adopted' AND from_instance = 'primary'") > 0,
+               5);
+    check_has(chromux_log(s->x), "the database \\\"nnnnn");
+    check_has(chromux_log(s->x), "nul\\\\u0000nul");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         STAGE_TEST(an_error_after_the_deed_is_no_refusal),
+        STAGE_TEST(tenants_that_are_named_are_taken_over),
+        STAGE_TEST(a_tenant_is_taken_over_later),
+        STAGE_TEST(a_name_that_cannot_be_kept_stops_no_start),
     };
     return STAGE_RUN(tests);
 }
