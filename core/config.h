@@ -87,6 +87,9 @@
       "time within which a server ends whatever a paused or lost balancer sent it")                \
     X(advertise_url, ADVERTISE_URL, TEXT, "", 0, 0, false,                                         \
       "how other balancers reach this one: http://host:port")                                      \
+    X(adopt_tenants, ADOPT_TENANTS, TEXT, "", 0, 0, true,                                          \
+      "tenants besides default_tenant, comma-separated, whose collections on the primary the "     \
+      "journal takes over")                                                                        \
     X(allow_reset, ALLOW_RESET, BOOL, "false", 0, 1, true,                                         \
       "whether POST /api/v2/reset may delete everything")                                          \
     X(max_tries, MAX_TRIES, INT, "3", 1, 100, true, "tries of a read, the first included")         \

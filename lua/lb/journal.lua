@@ -13,7 +13,6 @@ local courier = require("lb.courier")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
 local figures = require("lb.figures")
-local slice = require("chromux.slice")
 local json = json
 
 local M = {}
@@ -268,15 +267,8 @@ local function write_records(t, req)
     body = req.body, logical = lane.logical })
 end
 
--- PostgreSQL takes UTF-8 without NUL, and what stands together in an index is bounded.
-local NAME_MOST = 800 -- bytes
-
 -- Collections that are about to end (operations.lua), or to take the place of others (rebuild.lua, member.lua).
 local OWN = { ["chromux-tomb-"] = true, ["chromux-temp-"] = true, ["chromux-old-"] = true }
-
-local function can_be_kept(name)
-  return not name or (#name <= NAME_MOST and not name:find("%z") and slice.string(slice.quote(name)) == name)
-end
 
 local function write_catalogue(t, req)
   local p = { tenant = req.tenant, database = req.database, collection = req.collection, by_name = req.by_name }
@@ -295,9 +287,8 @@ local function write_catalogue(t, req)
       body = '{"error":"ChromaError","message":"The tenant chromux is chromux\'s own"}' })
   end
   for _, name in pairs { p.name or "", p.new_name or "", p.tenant or "", p.database or "", p.collection or "" } do
-    if not can_be_kept(name) then
-      return send(t, { status = 400, type = "application/json", body = '{"error":"InvalidArgumentError","message":'
-        .. '"The journal keeps names of at most ' .. NAME_MOST .. ' bytes of UTF-8, without NUL"}' })
+    if not words.can_be_kept(name) then
+      return send(t, words.says(400, "InvalidArgumentError", words.KEPT:gsub("^t", "T")))
     end
   end
   if req.action:find("collection", 1, true) and OWN[(p.new_name or p.name or ""):match("^chromux%-%l+%-")] then

@@ -353,6 +353,7 @@ local function hold(life, lease)
   log.info("lease_taken", "epoch " .. lease.epoch)
   context.events:note("lease_taken", nil, nil, "epoch " .. lease.epoch .. " by " .. J.name .. (J.address ~= ""
     and " at " .. J.address or ""))
+  spawn(adopt.watch, context, names)
   spawn(function() context.trim:run() end)
   spawn(function() context.aside:run() end)
   spawn(function() context.rebuilds:run() end)

@@ -1,4 +1,4 @@
--- words.lua: answers of our own to requests of the catalogue, in Chroma's words (1.0.20).
+-- words.lua: answers of our own to requests of the catalogue, in Chroma's words (1.0.20), and which names can be kept.
 local slice = require("chromux.slice")
 
 local M = {}
@@ -23,5 +23,14 @@ function M.no_collection_of_name(name)
 end
 
 function M.taken(what, name) return M.says(409, "ChromaError", what .. " [" .. name .. "] already exists") end
+
+-- PostgreSQL takes UTF-8 without NUL, and what stands together in an index is bounded.
+local NAME_MOST = 800 -- bytes
+
+M.KEPT = "the journal keeps names of at most " .. NAME_MOST .. " bytes of UTF-8, without NUL"
+
+function M.can_be_kept(name)
+  return #name <= NAME_MOST and not name:find("%z") and slice.string(slice.quote(name)) == name
+end
 
 return M

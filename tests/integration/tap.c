@@ -8,6 +8,8 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { TAPS_MAX = 4, PIECE = 65536, PART_MAX = 64 };
@@ -21,33 +23,43 @@ struct leg {
     size_t n, room;
     size_t sent;    /* of seen, to the server */
     size_t matched; /* of seen, searched for the part that holds answers */
-    bool hold_answers;
+    bool hold_answers, spoil;
 };
 
 struct tap {
-    unsigned port, to_port;
+    unsigned port, to_port; /* to_port 0: a Unix socket */
+    struct sockaddr_un path;
     int listener;
     pthread_t thread;
     pthread_mutex_t lock; /* of all below and of what the legs have seen */
     bool stop;
-    char hold_requests[PART_MAX], hold_answers[PART_MAX];
+    char hold_requests[PART_MAX], hold_answers[PART_MAX], spoil[PART_MAX];
+    double delay;
     unsigned held;
     struct leg *legs;
 };
 
 static struct tap *taps[TAPS_MAX];
 
-static int reach(unsigned port)
+static int reach(const struct tap *t)
 {
     struct sockaddr_in a = {.sin_family = AF_INET,
-                            .sin_port = htons((uint16_t)port),
+                            .sin_port = htons((uint16_t)t->to_port),
                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+    const void *to = t->to_port ? (const void *)&a : (const void *)&t->path;
+    int fd = socket(t->to_port ? AF_INET : AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
+    if (connect(fd, to, t->to_port ? sizeof a : sizeof t->path) == 0)
         return fd;
     close(fd);
     return -1;
+}
+
+static void nap(double seconds)
+{
+    struct timespec s = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    if (seconds > 0)
+        nanosleep(&s, NULL);
 }
 
 static bool pass(int fd, const char *p, size_t n)
@@ -82,6 +94,8 @@ static size_t admit(struct leg *l, const char *p, size_t n)
     l->n += n;
     if (has(l->seen + l->matched, l->n - l->matched, t->hold_answers))
         l->hold_answers = true;
+    if (has(l->seen + l->matched, l->n - l->matched, t->spoil))
+        l->spoil = true;
     l->matched = l->n;
     return has(l->seen + l->sent, l->n - l->sent, t->hold_requests) ? 0 : l->n - l->sent;
 }
@@ -100,6 +114,7 @@ static void *leg_main(void *arg)
         if (!*t->hold_answers)
             l->hold_answers = false;
         bool mute = l->hold_answers;
+        double delay = t->delay;
         if (held != (waits || mute)) {
             held = waits || mute;
             t->held += held ? 1 : -1U;
@@ -108,6 +123,7 @@ static void *leg_main(void *arg)
         live = !t->stop;
         pthread_mutex_unlock(&t->lock);
         if (go > 0) {
+            nap(delay);
             live = live && pass(l->out, from, go);
             l->sent += go;
         }
@@ -124,6 +140,11 @@ static void *leg_main(void *arg)
         }
         if (p[1].revents) {
             ssize_t n = recv(l->out, piece, PIECE, 0);
+            nap(n > 0 ? delay : 0);
+            if (l->spoil && n > 12 && memcmp(piece, "HTTP/1.1 ", 9) == 0) {
+                memcpy(piece + 9, "500", 3);
+                l->spoil = false;
+            }
             live = live && n > 0 && pass(l->in, piece, (size_t)n);
         }
         if (!live && held) {
@@ -145,7 +166,7 @@ static void *tap_main(void *arg)
         int in = accept4(t->listener, NULL, NULL, SOCK_CLOEXEC), on = 1;
         if (in < 0)
             return NULL;
-        int out = reach(t->to_port);
+        int out = reach(t);
         if (out < 0) {
             struct linger reset = {.l_onoff = 1};
             setsockopt(in, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
@@ -166,16 +187,14 @@ static void *tap_main(void *arg)
     }
 }
 
-struct tap *tap_start(unsigned to_port)
+static struct tap *start(struct tap *t)
 {
-    struct tap *t = keep(sizeof *t);
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof a;
     unsigned at = 0;
     while (at < TAPS_MAX && taps[at])
         at++;
     check(at < TAPS_MAX);
-    t->to_port = to_port;
     t->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     check(bind(t->listener, (struct sockaddr *)&a, sizeof a) == 0 && listen(t->listener, 64) == 0);
     check(getsockname(t->listener, (struct sockaddr *)&a, &len) == 0);
@@ -184,6 +203,22 @@ struct tap *tap_start(unsigned to_port)
     check(pthread_create(&t->thread, NULL, tap_main, t) == 0);
     taps[at] = t;
     return t;
+}
+
+struct tap *tap_start(unsigned to_port)
+{
+    struct tap *t = keep(sizeof *t);
+    t->to_port = to_port;
+    return start(t);
+}
+
+struct tap *tap_start_at(const char *path)
+{
+    struct tap *t = keep(sizeof *t);
+    t->path.sun_family = AF_UNIX;
+    check(strlen(path) < sizeof t->path.sun_path);
+    strcpy(t->path.sun_path, path);
+    return start(t);
 }
 
 unsigned tap_port(const struct tap *t)
@@ -221,6 +256,18 @@ void tap_hold_requests(struct tap *t, const char *part)
 void tap_hold_answers(struct tap *t, const char *part)
 {
     set(t, t->hold_answers, part);
+}
+
+void tap_spoil_answers(struct tap *t, const char *part)
+{
+    set(t, t->spoil, part);
+}
+
+void tap_delay(struct tap *t, double seconds)
+{
+    pthread_mutex_lock(&t->lock);
+    t->delay = seconds;
+    pthread_mutex_unlock(&t->lock);
 }
 
 unsigned tap_held(struct tap *t)

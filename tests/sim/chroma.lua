@@ -45,7 +45,8 @@ local function ok(body, status) return { status = status or 200, body = body or 
 
 local function describe(c)
   return string.format('{"id":"%s","name":%s,"configuration_json":{},"metadata":%s,"dimension":null,"tenant":%s,'
-    .. '"database":%s,"log_position":0,"version":0}', c.id, quote(c.name), c.metadata or "null", quote(c.tenant), quote(c.database))
+    .. '"database":%s,"log_position":0,"version":0}', c.id, quote(c.name), c.metadata or "null", quote(c.tenant),
+    quote(c.database))
 end
 
 local function list_of(texts) return "[" .. table.concat(texts, ",") .. "]" end

@@ -1,0 +1,166 @@
+-- Verdicts on catalogue operations that every instance answers with an error (lua/lb/names.lua, operations.lua), with
+-- stand-ins for PostgreSQL and the servers. They need chromux's slice, so under plain busted they are pending.
+local json = require("cjson.safe")
+
+local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
+local CONFIG = '"dimension":null,"tenant":"t","database":"d","configuration_json":{"hnsw":{"ef_search":100}}'
+
+local it_ = pcall(require, "chromux.slice") and require("chromux.slice").members and it or pending
+local saved, tasks
+
+local function silent() end
+
+local function set_up()
+  saved, tasks = {}, {}
+  for _, name in ipairs(GLOBALS) do saved[name] = rawget(_G, name) end
+  rawset(_G, "now", function() return 1000 end)
+  rawset(_G, "spawn", function(fn, ...) tasks[#tasks + 1] = { fn, ... } end)
+  rawset(_G, "log", { debug = silent, info = silent, warn = silent, error = silent })
+  rawset(_G, "pg", { bytes = function(s) return { bytes = s } end })
+  rawset(_G, "json", json)
+end
+
+local function tear_down()
+  for _, name in ipairs(GLOBALS) do rawset(_G, name, saved[name]) end
+end
+
+-- Two instances that have the collection "old", each under an id of its own, and answer every PUT with 500.
+-- at_put(server): what it does before.
+local function world(at_put)
+  local w = { told = {}, marked = {} }
+  local function server(name)
+    local s = { name = name, health = "up", admitted = 1, retired = false, held = "old", metadata = "null",
+      collection = "00000000-0000-4000-8000-00000000000" .. name }
+    function s.usable() return true end
+    function s.run(_, fn) rawget(_G, "spawn")(fn) end
+    function s.send(_, r)
+      return { wait = function()
+        if r.method == "PUT" then at_put(s, r.body) end
+        return { status = 500, type = "application/json", body = '{"error":"InternalError","message":"m"}' }
+      end }
+    end
+    function s.ask(_, _, target)
+      if not target:find("/collections$") then return { status = 404, body = "{}" } end
+      return { status = 200, body = string.format('[{"id":"%s","name":"%s","metadata":%s,%s}]', s.collection, s.held,
+        s.metadata, CONFIG) }
+    end
+    return s
+  end
+  local a, b = server("a"), server("b")
+  local store = { reader = { query = function() return {} end } }
+  function store.commit(_, statements)
+    local out = {}
+    for i in ipairs(statements) do out[i] = { affected = 1 } end
+    return out
+  end
+  function store.enqueue(_, statements, _, done) done(store:commit(statements)) end
+  local context = { settings = { TRY_TIMEOUT = 1, DRAIN_CAP = 1 }, servers = { list = { a, b } }, store = store,
+    drives = true, holder = true, fault = silent, encode = tostring, counts = require("lb.figures").counts(),
+    events = { decided = silent }, answer = function(e, who) w.told[#w.told + 1] = { e.verdict, e.status, who } end }
+  function context.lane_new(row)
+    local lane = { id = row.id, logical = row.logical, tenant = "t", database = "d", name = row.name, copies = {},
+      order = {} }
+    function lane.copy_add(_, c)
+      lane.copies[c.instance] = { instance = c.instance, physical = c.physical, state = c.state or "ready" }
+      lane.order[#lane.order + 1] = lane.copies[c.instance]
+      return lane.copies[c.instance]
+    end
+    function lane.mark(_, copy, state)
+      copy.state = state
+      w.marked[#w.marked + 1] = copy.instance
+    end
+    return lane
+  end
+  local names = require("lb.names").new(context)
+  for _, s in ipairs { a, b } do names:member_add { instance = s.name, server = s } end
+  w.lane = names:collection_add { id = 1, logical = "x", name = "old", tenant = "t", database = "d" }
+  for _, s in ipairs { a, b } do
+    names:copy_of(w.lane, { instance = s.name, server = s, physical = s.collection })
+  end
+  w.names, w.a, w.b = names, a, b
+  local rounds = 0
+  rawset(_G, "sleep", function()
+    rounds = rounds + 1
+    if rounds > 100 then context.drives = false end
+  end)
+  function w.put(body)
+    names:insert { n = names.head + 1, action = "update_collection", body = body, tickets = {},
+      rest = json.encode { tenant = "t", database = "d", collection = "x", new_name = json.decode(body).new_name } }
+    for _ = 1, 200 do
+      local mine = tasks
+      tasks = {}
+      for _, task in ipairs(mine) do task[1](unpack(task, 2)) end
+    end
+  end
+  return w
+end
+
+describe("an update of a collection that every instance answers with 500", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it_("is rejected when none has done it", function()
+    local w = world(silent)
+    w.put '{"new_name":"new","new_metadata":{"k":1}}'
+    assert.same({ { "rejected", 500, "b" } }, w.told)
+    assert.equals("old", w.lane.name)
+    assert.same({ 1, 1 }, { w.names.copies.a.p, w.names.copies.b.p })
+    assert.same({}, w.marked)
+  end)
+
+  it_("is applied when one has done it, whatever the others did", function()
+    local w = world(function(s) if s.name == "b" then s.held, s.metadata = "new", '{"k":1}' end end)
+    w.put '{"new_name":"new","new_metadata":{"k":1,"gone":null}}'
+    assert.same({ { "applied", 200, "b" } }, w.told)
+    assert.equals("new", w.lane.name)
+    assert.same({ "a" }, w.marked) -- it never does it
+    assert.same({ 1, 1 }, { w.names.copies.a.p, w.names.copies.b.p })
+  end)
+
+  it_("has failed when it does not show, and is as the instance has it that decided", function()
+    local w = world(silent)
+    w.put '{"new_configuration":{"hnsw":{"num_threads":2}}}'
+    assert.equals("failed", w.told[1][1])
+    local authority = w.told[1][3]
+    assert.same({ authority == "a" and "b" or "a" }, w.marked)
+    assert.same({ 1, 1 }, { w.names.copies.a.p, w.names.copies.b.p })
+  end)
+
+  it_("waits for an instance that is set aside, and for none that is retired or has no copy", function()
+    local w = world(silent)
+    w.names.copies.b.state = "unverified"
+    w.put '{"new_name":"new"}'
+    assert.same({}, w.told)
+    w = world(silent)
+    w.names.copies.b.state = "unverified"
+    w.b.retired = true
+    w.put '{"new_name":"new"}'
+    assert.same({ { "rejected", 500, "a" } }, w.told)
+    w = world(silent)
+    w.lane.copies.b.physical, w.lane.copies.b.state = "", "rebuild"
+    w.put '{"new_name":"new"}'
+    assert.equals("rejected", w.told[1][1])
+    assert.equals(500, w.told[1][2])
+  end)
+
+  it_("that was skipped gets its name back where it was done", function()
+    local w = world(silent)
+    local sent = {}
+    function w.a.send(_, r)
+      sent[#sent + 1] = r.body
+      w.a.held = json.decode(r.body).new_name
+      return { wait = function() return { status = 200, type = "application/json", body = "{}" } end }
+    end
+    w.names.copies.a.doubt, w.a.held = 1, "new"
+    w.names:insert { n = 1, action = "update_collection", body = '{"new_name":"new"}', tickets = {},
+      verdict = "skipped", rest = '{"tenant":"t","database":"d","collection":"x","new_name":"new","lane":1}' }
+    for _ = 1, 50 do
+      local mine = tasks
+      tasks = {}
+      for _, task in ipairs(mine) do task[1](unpack(task, 2)) end
+    end
+    assert.same({ '{"new_name":"old"}' }, sent)
+    assert.equals(1, w.names.copies.a.p)
+    assert.same({}, w.marked)
+  end)
+end)
