@@ -5,16 +5,6 @@ local World = require("world")
 local Balancer = {}
 Balancer.__index = Balancer
 
--- The engine's own modules: each balancer has them anew.
-local MODULES = {}
-for name in ([[
-  runtime courier store schema signal identity
-  journal roles forward follow view figures operate
-  lanes mend sound
-  names operations catalogue words adopt aside
-  servers trim events notices
-]]):gmatch("%a+") do MODULES[name] = true end
-
 local ENTRY_MOST = 16 * 1024 * 1024 -- bytes of an answer: so requests for an entry are told from looks and stamps
 
 -- name -> source; changed by mutants.lua.
@@ -408,7 +398,6 @@ function Balancer:load()
   function env.require(name)
     if loaded[name] then return loaded[name] end
     local short = assert(name:match("^lb%.(%w+)$"), "the engine asks for " .. name)
-    assert(MODULES[short], "the engine asks for " .. name)
     if not compiled[short] then
       compiled[short] = string.dump(assert(loadstring(Balancer.source(short), "=lua/lb/" .. short .. ".lua")))
     end
