@@ -397,7 +397,7 @@ function Balancer:load()
   env._G = env
   function env.require(name)
     if loaded[name] then return loaded[name] end
-    local short = assert(name:match("^lb%.(%w+)$"), "the engine asks for " .. name)
+    local short = assert(name:match("^lb%.([%w_]+)$"), "the engine asks for " .. name)
     if not compiled[short] then
       compiled[short] = string.dump(assert(loadstring(Balancer.source(short), "=lua/lb/" .. short .. ".lua")))
     end
