@@ -232,9 +232,11 @@ bool mapped_lose(const struct mapped *m, const struct node *n)
         return false;
     log_warn("copy_lost", "collection=%s instance=%s id=%s", m->id, n->name, m->physical);
     copies_copy_drop(m->id, str_from(n->name));
-    lua_createtable(L, 0, 2);
+    lua_createtable(L, 0, 3);
     lua_pushstring(L, m->id);
     lua_setfield(L, -2, "logical");
+    lua_pushstring(L, m->physical);
+    lua_setfield(L, -2, "physical");
     lua_pushstring(L, n->name);
     lua_setfield(L, -2, "instance");
     if (api_call("lb.journal", "lost", 1))

@@ -3,7 +3,8 @@
 -- Each request that C hands over gets exactly one answer, at its deadline at the latest, whatever role the balancer
 -- is in by then (roles.lua): the holder gives a write its entry, a standby takes it to the holder (forward.lua).
 --
---   start(settings)   submit(request)   gone(ticket)   lost{logical=, instance=}   status()   metrics()   stop()
+--   start(settings)   submit(request)   gone(ticket)   lost{logical=, instance=, physical=}
+--   status()   metrics()   stop()
 local Store = require("lb.store")
 local Catalogue = require("lb.catalogue")
 local words = require("lb.words")
@@ -271,7 +272,8 @@ end
 -- PostgreSQL takes UTF-8 without NUL, and what stands together in an index is bounded.
 local NAME_MOST = 800 -- bytes
 
-local TOMB = "chromux-tomb-" -- what names.lua calls collections that are about to end
+-- Collections that are about to end (operations.lua), or to take the place of others (rebuild.lua, member.lua).
+local OWN = { ["chromux-tomb-"] = true, ["chromux-temp-"] = true, ["chromux-old-"] = true }
 
 local function can_be_kept(name)
   return not name or (#name <= NAME_MOST and not name:find("%z") and slice.string(slice.quote(name)) == name)
@@ -299,9 +301,9 @@ local function write_catalogue(t, req)
         .. '"The journal keeps names of at most ' .. NAME_MOST .. ' bytes of UTF-8, without NUL"}' })
     end
   end
-  if req.action:find("collection", 1, true) and ((p.new_name or p.name or ""):sub(1, #TOMB) == TOMB) then
+  if req.action:find("collection", 1, true) and OWN[(p.new_name or p.name or ""):match("^chromux%-%l+%-")] then
     return send(t, { status = 400, type = "application/json", body = '{"error":"InvalidArgumentError","message":'
-      .. '"Names that begin with ' .. TOMB .. ' are chromux\'s own"}' })
+      .. '"Names that begin with chromux-tomb-, -temp- or -old- are chromux\'s own"}' })
   end
   -- What is there already needs no entry; but what was asked before may have one.
   local there = req.action == "create_collection" and p.get_or_create and p.name and not req.key and not req.token
@@ -434,10 +436,12 @@ end
 function M.lost(what)
   local lane = J.names and J.names.by_logical[what.logical]
   local copy = lane and lane.copies[what.instance]
-  if J.follow and copy then
+  -- A read that was sent to what a rebuild has replaced says nothing of the copy.
+  if not copy or copy.physical ~= what.physical then return end
+  if J.follow then
     copy.lost = copy.physical -- until PostgreSQL names another one
     J.follow:touch { lane.id }
-  elseif copy and copy.state == "ready" then
+  elseif copy.state == "ready" then
     spawn(function() lane:mark(copy, "rebuild", "a read was answered: no such collection") end)
   end
 end

@@ -6,8 +6,9 @@
 -- what it waits for calls lane:kick().
 --
 --   entry  {n=, token=, action=, rest=, type=, body=, resolved=, verdict=, status=, answer=, tickets={...}}
---   copy   {instance=, server=, physical=, incarnation=, p=, state=, doubt=}   doubt: the highest entry that was sent
---          and got no definite answer; 0 when none is above p
+--   copy   {instance=, server=, physical=, incarnation=, p=, state=, doubt=, held=, over=}   doubt: the highest entry
+--          that was sent and got no definite answer; 0 when none is above p. held: its driver stands still (hold.lua).
+--          over: another collection has taken its place, and what is still under way for it changes nothing
 local Store = require("lb.store")
 local mend = require("lb.mend")
 local sound = require("lb.sound")
@@ -36,6 +37,7 @@ function Lane.new(context, row)
     context = context, id = row.id, logical = row.logical, tenant = row.tenant, database = row.database,
     name = row.name, head = row.head, floor = row.floor or 0, trimmed = row.trimmed or 0,
     entries = {}, oldest = row.oldest or 1, copies = {}, order = {}, decider = nil, open = true, failures = {},
+    pins = {},                  -- who needs the entries behind a number: it is not trimmed
     under_way = 0, last_at = 0, -- appends that have no answer yet; when the last one came
     company = 1, free_at = 0,   -- entries that were decided or waited at the last verdict, and when that was
     decided = row.decided or row.head, waiting_since = row.waiting or now(),
@@ -72,7 +74,7 @@ end
 -- rebuild can help is not shown.
 function Lane:publish(copy)
   local context = self.context
-  if copy.physical == "" or context.dead then return end
+  if copy.physical == "" or copy.over or context.dead then return end
   if copy.state ~= "ready" or copy.lost == copy.physical then
     return context.copies.copy_drop(self.logical, copy.instance)
   end
@@ -372,7 +374,9 @@ end
 
 -- Durably out of use until it is made anew.
 function Lane:mark(copy, state, reason)
-  if (copy.state ~= "ready" and copy.state ~= "unverified") or self.leaving or not self.open then return true end
+  if (copy.state ~= "ready" and copy.state ~= "unverified") or copy.over or self.leaving or not self.open then
+    return true
+  end
   if not self.context.holder then return false end
   copy.state, copy.reason, copy.changed = state, reason, now()
   self:publish(copy)
@@ -442,8 +446,8 @@ local function choose_decider(lane, n)
   local well, doubtful = {}, {}
   for _, server in ipairs(lane.context.servers.list) do
     local copy = lane.copies[server.name]
-    if copy and copy.state == "ready" and copy.p == n - 1 and copy.settled and not copy.draining and server:usable()
-      and copy.tried ~= n and sound.known(copy) then
+    if copy and copy.state == "ready" and copy.p == n - 1 and copy.settled and not copy.draining and not copy.held
+      and server:usable() and copy.tried ~= n and sound.known(copy) then
       table.insert(server.health == "up" and well or doubtful, copy)
     end
   end
@@ -672,6 +676,7 @@ local function step(lane, copy)
   if n > lane.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
     return STOP
   end
+  if copy.held or copy.over then return STOP end
   if not lane:is_sound(copy) then return STOP end
   if n <= lane.trimmed then
     lane:mark(copy, "rebuild", "the entries behind " .. copy.p .. " that it needs are trimmed")
@@ -740,8 +745,8 @@ end
 
 function Lane:kick_copy(copy)
   copy.again = true
-  if copy.running or copy.pacing or copy.p >= self.head or not self.context.drives then return end
-  if copy.state ~= "ready" or not copy.server:usable() then return end
+  if copy.running or copy.pacing or copy.held or copy.p >= self.head or not self.context.drives then return end
+  if copy.state ~= "ready" or copy.over or not copy.server:usable() then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
 end
@@ -772,6 +777,16 @@ function Lane:copy_drop(copy)
     if c == copy then table.remove(self.order, i) break end
   end
   if not self.context.dead then self.context.copies.copy_drop(self.logical, copy.instance) end
+end
+
+-- Another collection takes the place of the copy.
+function Lane:copy_swap(copy, c)
+  copy.over = true
+  for i, o in ipairs(self.order) do
+    if o == copy then table.remove(self.order, i) break end
+  end
+  self:copy_add(c)
+  self:kick()
 end
 
 -- The collection is gone: what waits in its lane is answered, and nothing is sent any more.
@@ -823,7 +838,7 @@ function Lane:least()
       least = math.min(least or copy.p, copy.p)
     end
   end
-  for _, pin in pairs(self.pins or {}) do least = math.min(least or pin, pin) end
+  for _, pin in pairs(self.pins) do least = math.min(least or pin, pin) end
   return least
 end
 

@@ -56,6 +56,15 @@ function Names:copy_new(lane, copy, physical)
   self:copy_of(lane, { instance = copy.instance, server = copy.server, physical = physical, position = 0 })
 end
 
+-- One that was made anew: another collection on the same instance.
+function Names:copy_swap(lane, copy, c)
+  local of = self.physical[c.instance] or {}
+  self.physical[c.instance] = of
+  if of[copy.physical] == lane then of[copy.physical] = nil end
+  of[c.physical] = lane
+  lane:copy_swap(copy, c)
+end
+
 function Names:collection_gone(lane)
   self.by_logical[lane.logical] = nil
   if self.by_name[key(lane.tenant, lane.database, lane.name)] == lane then
@@ -213,8 +222,8 @@ local function first_decider(self, n)
   local doubtful
   for _, server in ipairs(self.context.servers.list) do
     local copy = self.copies[server.name]
-    if copy and copy.state == "ready" and copy.p == n - 1 and copy.settled and not copy.draining and server:usable()
-      and copy.tried ~= n then
+    if copy and copy.state == "ready" and copy.p == n - 1 and copy.settled and not copy.draining and not copy.held
+      and server:usable() and copy.tried ~= n then
       if server.health == "up" then return copy end
       doubtful = doubtful or copy
     end
@@ -316,6 +325,9 @@ local function decide(self, copy, e)
     op.prepare(self, p)
     e.prepared = true
   end
+  for _, id in ipairs(p.lanes or { p.lane }) do
+    self.context.rebuilds:disturbed(type(id) == "table" and id.id or id)
+  end
   local kind, answer, found = perform(self, copy, e, p, function()
     copy.draining = true
     doubt(self, copy, e.n)
@@ -389,7 +401,7 @@ end
 local function step(self, copy)
   local n = copy.p + 1
   if not self.context.drives then return STOP end
-  if n > self.head or copy.state ~= "ready" or not copy.settled or not copy.server:usable() then
+  if n > self.head or copy.state ~= "ready" or not copy.settled or copy.held or not copy.server:usable() then
     return STOP
   end
   local e = self:entry(n)
@@ -447,9 +459,30 @@ end
 
 function Names:kick_copy(copy)
   copy.again = true
-  if copy.running or copy.p >= self.head or copy.state ~= "ready" or not self.context.drives then return end
+  if copy.running or copy.held or copy.p >= self.head or copy.state ~= "ready" then return end
+  if not self.context.drives then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
+end
+
+-- May operations on this collection be under way, or yet to be done by one of these instances? true, what | false
+function Names:at_work_on(lane, instances)
+  local from = self.floor
+  for _, instance in ipairs(instances) do
+    local member = self.copies[instance]
+    if not member or member.state ~= "ready" then return true, "the catalogue of " .. instance .. " is lost" end
+    from = math.min(from, member.p)
+  end
+  for n = from + 1, self.head do
+    local e = self:entry(n)
+    local p, ends = e and parameters(e), e and (e.action == "reset" or e.action == "delete_database")
+    if not e then return true, "entry 0/" .. n .. " can't be read" end
+    if (ends or e.action == "delete_collection" or e.action == "update_collection")
+      and (e.action == "reset" or (p.tenant == lane.tenant and p.database == lane.database)) then
+      return true, "entry 0/" .. n .. " comes first"
+    end
+  end
+  return false
 end
 
 Names.lag = Lane.lag

@@ -11,38 +11,20 @@
 -- ends: collections may be gone on a server before all is done, so errors refuse it never: it is tried until it is
 -- done, or skipped by hand.
 local Store = require("lb.store")
-local Lane = require("lb.lanes")
+local deeds = require("lb.deeds")
 local slice = require("chromux.slice")
 local words = require("lb.words")
 local json = json
 
 -- ---- requests to a server --------------------------------------------------------------------------------
 
--- One request that changes something: kind, answer, as in lanes.lua.
+-- One request that changes something: kind, answer, as in deeds.lua.
 local function send(self, copy, method, target, body, physical, late)
-  local settings = self.context.settings
-  local call, why = copy.server:send({ method = method, target = target, body = body,
-    type = body and "application/json" or nil, max = 16 * 1024 * 1024 }, self.context)
-  if not call then return "not_sent", why end
-  local got, ending, text = call:wait(settings.TRY_TIMEOUT)
-  if not got and ending == "late" then
-    if late then late() end
-    got, ending, text = call:wait(settings.DRAIN_CAP)
-  end
-  if got then return Lane.meaning(got, physical), got end
-  if ending == "late" then call:close() end
-  if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
-  return ending == "peer_closed" and "over" or "unknown", ending
+  return deeds.send(self.context, copy.server, method, target, body, physical, late)
 end
 
--- The id that a name has on this server; false: none. nil, why: not known.
 local function id_by_name(self, copy, tenant, database, name)
-  local a, kind = copy.server:ask("GET", self:path(tenant, database, "/collections/" .. self.context.encode(name)))
-  if not a then return nil, kind end
-  if a.status == 404 then return false end
-  local c = a.status == 200 and slice.collection(a.body)
-  if not c then return nil, "answered " .. a.status end
-  return c.id, a
+  return deeds.id_by_name(self.context, copy.server, self:path(tenant, database, "/collections"), name)
 end
 
 -- Ends a collection by its id: under a name of its own first, so that nobody else's can be hit.

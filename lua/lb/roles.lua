@@ -22,6 +22,8 @@ local Events = require("lb.events")
 local Trim = require("lb.trim")
 local Aside = require("lb.aside")
 local notices = require("lb.notices")
+local Rebuilds = require("lb.rebuild")
+local Calls = require("lb.sync_calls")
 local figures = require("lb.figures")
 local identity = require("lb.identity")
 local operate = require("lb.operate")
@@ -186,6 +188,7 @@ local function enter(role, store, loaded, more)
   local names = Names.new(context)
   context.names, context.trim, context.aside = names, Trim.new(context, names), Aside.new(context, names)
   View.apply(context, names, loaded)
+  context.rebuilds = Rebuilds.new(context, names, context.holder and loaded.rebuilds, context.settle)
   if old then -- answered here, and newer than what was loaded
     for logical, lane in pairs(names.by_logical) do
       local was = old.by_logical[logical]
@@ -202,8 +205,8 @@ local function enter(role, store, loaded, more)
 end
 
 -- The holder's, besides what enter() makes.
-local function holder_context(store, lease)
-  local context = {}
+local function holder_context(store, lease, horizon)
+  local context = { settle = horizon }
   -- After a holder that wrote that nothing is under way only what it noted is in doubt.
   function context.doubt_of(row, head)
     if lease.clean then return row.doubt > row.position and row.doubt or 0 end
@@ -353,7 +356,7 @@ local function hold(life, lease)
   until loaded or J.life ~= life
   if J.life ~= life then return end
   local horizon = math.max(lease.dead and Servers.SETTLE_DEAD or J.settings.WRITE_HORIZON, lease.paused)
-  local context, names = enter("holder", store, loaded, holder_context(store, lease))
+  local context, names = enter("holder", store, loaded, holder_context(store, lease, horizon))
   J.servers:hold_stamps(horizon)
   context.drives = true
   lease_until(context, lease.asked + ttl)
@@ -378,6 +381,8 @@ local function hold(life, lease)
     and " at " .. J.address or ""))
   spawn(function() context.trim:run() end)
   spawn(function() context.aside:run() end)
+  spawn(function() context.rebuilds:run() end)
+  Calls.serve(J)
   operate.listen(J)
   names:kick()
   for _, lane in pairs(names.by_logical) do lane:kick() end
@@ -501,7 +506,7 @@ end
 
 -- Nothing is under way to any server, and what is known of it is written.
 local function drained(context)
-  if #context.store.queue > 0 or context.store.running then return false end
+  if #context.store.queue > 0 or context.store.running or not context.rebuilds:idle() then return false end
   local idle = true
   for _, copy in ipairs(context.names.order) do idle = idle and not copy.running end
   View.each_copy(context.names, function(_, copy) idle = idle and not copy.running end)

@@ -10,6 +10,8 @@
 -- journal_servers    what was last stamped into each instance's witness
 -- journal_lease      who may write all of the above
 -- journal_requests   what operators asked the holder of the lease to do, and what became of it (operator.lua)
+-- journal_rebuilds   copies that are being made anew, and what is left over from that (rebuild.lua, leftovers.lua)
+-- sync_calls         what sync asks the holder of the lease to do for it (sync_calls.lua)
 -- notify_*           what people are to be told, what they were told, and who tells them (notify_store.lua)
 local M = {}
 
@@ -134,6 +136,41 @@ local SYNC = {
       differences bigint NOT NULL DEFAULT 0,
       repaired bigint NOT NULL DEFAULT 0,
       PRIMARY KEY (collection_id, instance))]],
+  -- What is being made anew, and what of it is yet to be cleaned up (rebuild.lua, leftovers.lua). temp: the id of the
+  -- collection on the instance; old: of the one that it replaced.
+  [[CREATE TABLE journal_rebuilds (
+      id bigserial PRIMARY KEY,
+      token text NOT NULL UNIQUE,
+      lane bigint NOT NULL,
+      instance text NOT NULL,
+      source text NOT NULL,
+      adopt boolean NOT NULL,
+      tenant text NOT NULL,
+      database text NOT NULL,
+      temp text NOT NULL DEFAULT '',
+      temp_name text NOT NULL DEFAULT '',
+      old text NOT NULL DEFAULT '',
+      p0 bigint NOT NULL,
+      position bigint,
+      hold_ms double precision,
+      state text NOT NULL CHECK (state IN ('making', 'copying', 'swapped', 'named', 'done', 'dropping', 'dropped')),
+      why text NOT NULL DEFAULT '',
+      created_at timestamptz NOT NULL DEFAULT now(),
+      changed_at timestamptz NOT NULL DEFAULT now())]],
+  "CREATE INDEX journal_rebuilds_open ON journal_rebuilds (id) WHERE state NOT IN ('done', 'dropped')",
+  -- What sync asks of the holder of the journal's lease (sync_calls.lua).
+  [[CREATE TABLE sync_calls (
+      id bigserial PRIMARY KEY,
+      kind text NOT NULL,
+      lane bigint NOT NULL,
+      instance text NOT NULL,
+      arguments text NOT NULL,
+      created_at timestamptz NOT NULL DEFAULT now(),
+      until timestamptz NOT NULL,
+      answered_at timestamptz,
+      done boolean,
+      answer text)]],
+  "CREATE INDEX sync_calls_open ON sync_calls (id) WHERE answered_at IS NULL",
 }
 
 -- ---- monitoring: samples and recommendations ---------------------------------------------------------------

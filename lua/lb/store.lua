@@ -4,7 +4,7 @@
 -- row, so a takeover waits for it, and fails the whole transaction when the epoch is no longer ours.
 --
 --   local store = Store.new(append, reader)   two of lb.runtime's connections: one orders all writes
---   store:commit(statements) -> row lists | nil, why     why: "fenced", "away" or PostgreSQL's message
+--   store:commit(statements, until_, effect) -> row lists | nil, why   why: "fenced", "away" or PostgreSQL's message
 --   store:enqueue(statements, until_, done)              the same with a callback
 --
 -- A statement's field `lane` says which lane's state it changes; "*": any. Every commit tells the other balancers
@@ -214,11 +214,13 @@ function Store.cancel(item)
   return true
 end
 
--- The same for a task that waits: the rows, or nil and why not.
-function Store:commit(statements, until_)
+-- The same for a task that waits: the rows, or nil and why not. effect(rows): what is to be known in the order of the
+-- commits, before anything that is committed later is.
+function Store:commit(statements, until_, effect)
   local result
   local over = Signal.new()
   self:enqueue(statements, until_, function(rows, why)
+    if rows and effect then effect(rows) end
     result = { rows = rows, why = why }
     over:fire()
   end)
@@ -306,6 +308,8 @@ local COLLECTIONS = "SELECT lane, logical, tenant, database, name, adopted FROM 
 local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt,
     extract(epoch FROM changed_at)::bigint AS changed FROM journal_copies
     WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
+local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, state
+    FROM journal_rebuilds WHERE state NOT IN ('done', 'dropped') ORDER BY id]]
 local TENANTS, DATABASES = "SELECT name FROM journal_tenants", "SELECT tenant, name FROM journal_databases"
 
 -- The names and statements of one reading. Floors are read before positions: what changes in between makes copies
@@ -318,13 +322,14 @@ local function read(self, names, statements)
   return out
 end
 
--- Everything but the entries: {journal_id, lanes, collections, copies, tenants, databases, servers,
--- newest}; newest: the highest lane, closed ones included: numbers are not used again.
+-- Everything but the entries: {journal_id, lanes, collections, copies, tenants, databases, servers, newest, rebuilds};
+-- newest: the highest lane, closed ones included: numbers are not used again.
 function Store:load()
-  return read(self, { "meta", "lanes", "collections", "copies", "tenants", "databases", "servers", "newest" }, {
+  return read(self, { "meta", "lanes", "collections", "copies", "tenants", "databases", "servers", "newest",
+    "rebuilds" }, {
     { "SELECT journal_id FROM journal_meta" }, { LANES .. " ORDER BY lane" }, { COLLECTIONS }, { COPIES }, { TENANTS },
     { DATABASES }, { "SELECT instance, witness, retired FROM journal_servers" },
-    { "SELECT max(lane) AS lane FROM journal_lanes" } })
+    { "SELECT max(lane) AS lane FROM journal_lanes" }, { REBUILDS } })
 end
 
 -- The same of some lanes, a list; tenants and databases with lane 0.

@@ -13,7 +13,8 @@ for name in ([[
   lanes mend sound
   names operations catalogue words adopt aside
   servers trim events notices
-]]):gmatch("%a+") do MODULES[name] = true end
+  sync_calls rebuild leftovers member reconcile hold touched exact deeds
+]]):gmatch("[%a_]+") do MODULES[name] = true end
 
 local ENTRY_MOST = 16 * 1024 * 1024 -- bytes of an answer: so requests for an entry are told from looks and stamps
 
@@ -407,7 +408,7 @@ function Balancer:load()
   env._G = env
   function env.require(name)
     if loaded[name] then return loaded[name] end
-    local short = assert(name:match("^lb%.(%w+)$"), "the engine asks for " .. name)
+    local short = assert(name:match("^lb%.([%w_]+)$"), "the engine asks for " .. name)
     assert(MODULES[short], "the engine asks for " .. name)
     if not compiled[short] then
       compiled[short] = string.dump(assert(loadstring(Balancer.source(short), "=lua/lb/" .. short .. ".lua")))
@@ -566,7 +567,7 @@ function Balancer:read(logical, done)
         local now_held = self.table[logical] and self.table[logical].copies[server.name]
         if now_held and now_held.physical == physical then
           self.table[logical].copies[server.name] = nil
-          self.journal.lost { logical = logical, instance = server.name }
+          self.journal.lost { logical = logical, instance = server.name, physical = physical }
         end
       end
       done(answer.status, answer.body, server.name, request.snapshot)

@@ -1,0 +1,200 @@
+-- reconcile.lua: single records of one copy are compared with another's, and made equal (PROTOCOL.md R6).
+--
+-- Reading needs no hold: a record says nothing while an entry that touches it is not behind both copies, and everything
+-- otherwise. For a repair the copy's driver stands still, and until the records are there again the copy is durably
+-- `unverified`: a holder that dies in between leaves a copy that has to be compared, not one that lacks records.
+--
+--   confirm(context, names, {lane=, authority=, instance=, ids={...}, repair=, until_=}) -> answer | nil, why
+--       answer {position=, equal=, differing={{id=, how="missing"|"extra"|"changed"}, ...}, repaired=, busy={id, ...}}
+--       busy: written to all the time
+local Hold = require("lb.hold")
+local Touched = require("lb.touched")
+local Store = require("lb.store")
+local deeds = require("lb.deeds")
+local exact = require("lb.exact")
+local mend = require("lb.mend")
+local records = require("chromux.records")
+local slice = require("chromux.slice")
+local json = json
+
+local M = {}
+
+M.MOST = 100               -- ids in a call
+local PATIENCE = 2         -- seconds for a driver to come to a stop
+local HOLD_MOST = 0.2
+local TRIES, PAUSE = 8, 0.05
+local ANSWER_MOST = 64 * 1024 * 1024
+local EMPTY = '{"ids":[],"embeddings":[],"documents":[],"metadatas":[],"uris":[]}'
+
+-- These records as the copy has them: the answer of a get, and the set of those that have no vector, which are not in
+-- it. nil, why
+local function read(copy, base, ids)
+  local function ask(rest, body)
+    local a, kind, text = copy.server:ask("POST", base .. "/" .. copy.physical .. rest, body)
+    return a, copy.instance .. ": " .. tostring(text or kind)
+  end
+  local a, why = ask("/get", exact.get_body(ids))
+  local torn = {}
+  if a and a.status == 500 then
+    torn, why = mend.torn(ids, ask)
+    if not torn then return nil, why end
+    local whole = {}
+    for _, id in ipairs(ids) do
+      if not torn[id] then whole[#whole + 1] = id end
+    end
+    if #whole == 0 then return EMPTY, torn end
+    a, why = ask("/get", exact.get_body(whole))
+  end
+  if not a then return nil, why end
+  if a.status ~= 200 then return nil, copy.instance .. " answered " .. a.status end
+  return a.body, torn
+end
+
+-- {[id] = "missing" | "extra" | "changed"} of what `mine` has otherwise than `right`. nil, why
+local function differences(right, mine, torn, cosine)
+  local d, why = records.compare(right, mine, { cosine = cosine })
+  if not d then return nil, why end
+  local out = {}
+  for id in pairs(torn) do out[id] = "extra" end
+  for how, list in pairs { changed = d.changed, missing = d.only_a, extra = d.only_b } do
+    for _, id in ipairs(list) do out[id] = torn[id] and "changed" or how end
+  end
+  return out
+end
+
+-- ---- the repair ------------------------------------------------------------------------------------------
+
+local function state(lane, copy, is, reason)
+  copy.state, copy.reason, copy.changed = is, reason, now()
+  lane:publish(copy)
+  return lane.context.store:commit { Store.copy_state(lane.id, copy, is, reason) }
+end
+
+-- "applied", or how it ended otherwise; what is definitely not done is sent again.
+local function insist(lane, copy, target, body, until_)
+  while true do
+    local kind, answer = deeds.send(lane.context, copy.server, "POST", target, body, copy.physical, nil, ANSWER_MOST)
+    if (kind ~= "later" and kind ~= "not_sent") or now() > until_ or lane.context.dead then return kind, answer end
+    sleep(PAUSE)
+  end
+end
+
+-- These records become those of the body of an add, or go. The copy is held. true | nil, why
+local function replace(lane, copy, base, ids, body, until_)
+  if not state(lane, copy, "unverified", "records of it are being repaired") then return nil, "the lease is lost" end
+  local at = base .. "/" .. copy.physical
+  local kind = insist(lane, copy, at .. "/delete", slice.ids_body(ids), until_)
+  local begun = kind ~= "later" and kind ~= "not_sent"
+  lane.context.fault("reconcile.deleted_not_added")
+  if kind == "applied" and body then kind = insist(lane, copy, at .. "/add", body, until_) end
+  if kind == "applied" or not begun then
+    if not state(lane, copy, "ready", "") then return nil, "the lease is lost" end
+    return begun or nil, copy.instance .. " did not take the repair: " .. kind
+  end
+  lane:mark(copy, "rebuild", "a repair of records of it was not finished: " .. kind)
+  return nil, "the repair was not finished: " .. kind
+end
+
+-- ---- confirm ---------------------------------------------------------------------------------------------
+
+local function fit(lane, name)
+  local copy = lane.copies[name]
+  if not copy then return nil, tostring(name) .. " has no copy of it" end
+  if copy.state ~= "ready" then return nil, "the copy on " .. name .. " is " .. copy.state end
+  if not copy.server:usable() or not lane:is_sound(copy) then return nil, name .. " can't be used now" end
+  return copy
+end
+
+-- One look: {differing=, equal=, busy=, position=, answer= (the authority's)} | nil, why
+local function look(lane, right, mine, base, ids, cosine)
+  local low = math.min(right.p, mine.p)
+  local theirs, torn = read(right, base, ids)
+  if not theirs then return nil, torn end
+  if next(torn) then return nil, "record " .. next(torn) .. " on " .. right.instance .. " has no vector" end
+  local have, how
+  have, torn = read(mine, base, ids)
+  if not have then return nil, torn end
+  local touched = Touched.new(lane, low)
+  if not touched:extend(lane.head, math.huge, math.huge) then return nil, mine.instance .. " is too far behind" end
+  local why
+  how, why = differences(theirs, have, torn, cosine)
+  if not how then return nil, why end
+  local out = { differing = {}, equal = 0, busy = {}, position = low, answer = theirs }
+  for _, id in ipairs(ids) do
+    if touched.set[id] then
+      out.busy[#out.busy + 1] = id
+    elseif how[id] then
+      out.differing[#out.differing + 1] = { id = id, how = how[id] }
+    else
+      out.equal = out.equal + 1
+    end
+  end
+  return out
+end
+
+-- Looks, and makes equal what differs, while the copy is held. what look() says | nil, why
+local function look_and_repair(lane, right, mine, base, ids, cosine, until_)
+  local hold, why = Hold.take(lane, mine, PATIENCE, HOLD_MOST)
+  if not hold then return nil, why end
+  local seen
+  seen, why = look(lane, right, mine, base, ids, cosine)
+  if not seen or #seen.differing == 0 then
+    hold:release()
+    return seen, why
+  end
+  local list, wanted = {}, {}
+  for i, d in ipairs(seen.differing) do list[i], wanted[d.id] = d.id, true end
+  local body, count, nulls = records.add_body(seen.answer, { only = wanted })
+  if body and #nulls > 0 then body, count = nil, "record " .. nulls[1] .. " holds no number in its vector" end
+  -- Without a hold entries may have come to it by now.
+  local fine = body and hold:mine() and right.state == "ready"
+  if fine then fine, why = replace(lane, mine, base, list, count > 0 and body, until_) else why = not body and count end
+  hold:release()
+  lane:kick_copy(mine)
+  if not fine then return nil, why or "it could not be held" end
+  for _, d in ipairs(seen.differing) do
+    log.warn("record_repaired", lane.logical .. " on " .. mine.instance .. ": " .. slice.quote(d.id) .. " was "
+      .. d.how)
+  end
+  lane.context.events:note("repaired", mine.instance, nil, #list .. " records of " .. lane.logical)
+  seen.repaired = #list
+  return seen
+end
+
+function M.confirm(context, names, a)
+  local lane = names.by_lane[a.lane]
+  if not lane then return nil, "there is no such collection (any more)" end
+  if type(a.ids) ~= "table" or #a.ids > M.MOST then return nil, "at most " .. M.MOST .. " ids at a time" end
+  local base = names:path(lane.tenant, lane.database, "/collections")
+  local out, ids, why = { position = 0, equal = 0, differing = {}, repaired = 0 }, a.ids, nil
+  for try = 1, TRIES do
+    local right, mine
+    right, why = fit(lane, a.authority)
+    if right then mine, why = fit(lane, a.instance) end
+    local seen
+    if mine and right ~= mine and not out.cosine_known then
+      local d = exact.read(right.server, base, context.encode(lane.name))
+      local configuration = d and json.decode(d.members.configuration_json or "null")
+      local hnsw = type(configuration) == "table" and configuration.hnsw
+      out.cosine, out.cosine_known = type(hnsw) == "table" and hnsw.space == "cosine", d ~= nil and d ~= false
+    end
+    if mine and #ids > 0 then
+      if a.repair then
+        seen, why = look_and_repair(lane, right, mine, base, ids, out.cosine, a.until_)
+      else
+        seen, why = look(lane, right, mine, base, ids, out.cosine)
+      end
+    end
+    if seen then
+      out.position, out.equal, out.repaired = seen.position, out.equal + seen.equal, out.repaired + (seen.repaired or 0)
+      for _, d in ipairs(seen.differing) do out.differing[#out.differing + 1] = d end
+      ids, why = seen.busy, nil
+    end
+    if #ids == 0 or now() > a.until_ or context.dead or try == TRIES then break end
+    sleep(PAUSE)
+  end
+  if why then return nil, why end
+  return { position = out.position, equal = out.equal, differing = out.differing, repaired = out.repaired, busy = ids }
+end
+
+return M
