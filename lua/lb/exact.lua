@@ -5,12 +5,11 @@
 --   same(a, b) -> true | false, what differs    configuration, schema and metadata
 --   bodies(d, name) -> create body, body of the PUT that completes it or nil
 --   pin_bodies(d, token) -> add body, delete body    which give an empty collection its dimension
---   get_body(ids), add_body(answer, only)            records are read whole, and written
+--   get_body(ids)                                    of the get that answers these records whole
 --
 -- `schema` is taken with metadata but without a configuration, which it holds: servers refuse both together, and a
 -- schema beside the hnsw:* keys of old. So these are put there afterwards.
 local slice = require("chromux.slice")
-local json = json
 
 local M = {}
 
@@ -66,32 +65,6 @@ function M.pin_bodies(d, token)
     slice.ids_body { id }
 end
 
--- The body of an add of the records that a get has answered, or nil when there are none; then how many were left out
--- because their vectors hold what JSON has no number for. only: {[id]=true} of those that are wanted; nil: all.
-function M.add_body(answer, only)
-  local m = slice.members(answer)
-  local ids = m and slice.elements(m.ids or "[]") or {}
-  local vectors = m and there(m.embeddings) and slice.elements(m.embeddings) or {}
-  local kept, left_out = {}, 0
-  for i, id in ipairs(ids) do
-    if not only or only[slice.string(id)] then
-      if vectors[i] and not vectors[i]:find("null", 1, true) then kept[#kept + 1] = i else left_out = left_out + 1 end
-    end
-  end
-  if #kept == 0 then return nil, left_out end
-  local parts = {}
-  for _, name in ipairs { "ids", "embeddings", "documents", "metadatas", "uris" } do
-    local column = there(m[name]) and slice.elements(m[name])
-    if column then
-      local out = {}
-      for k, i in ipairs(kept) do out[k] = column[i] end
-      parts[#parts + 1] = slice.quote(name) .. ":[" .. table.concat(out, ",") .. "]"
-    end
-  end
-  return "{" .. table.concat(parts, ",") .. "}", left_out
-end
-
--- The body of the get that answers these records whole.
 function M.get_body(ids)
   return slice.ids_body(ids):sub(1, -2) .. ',"include":["documents","metadatas","embeddings","uris"]}'
 end

@@ -3,7 +3,8 @@
 -- Each request that C hands over gets exactly one answer, at its deadline at the latest, whatever role the balancer
 -- is in by then (roles.lua): the holder gives a write its entry, a standby takes it to the holder (forward.lua).
 --
---   start(settings)   submit(request)   gone(ticket)   lost{logical=, instance=, physical=}   status()   metrics()   stop()
+--   start(settings)   submit(request)   gone(ticket)   lost{logical=, instance=, physical=}
+--   status()   metrics()   stop()
 local Store = require("lb.store")
 local Catalogue = require("lb.catalogue")
 local words = require("lb.words")

@@ -6,9 +6,9 @@
 -- what it waits for calls lane:kick().
 --
 --   entry  {n=, token=, action=, rest=, type=, body=, resolved=, verdict=, status=, answer=, tickets={...}}
---   copy   {instance=, server=, physical=, incarnation=, p=, state=, doubt=, held=, over=}   doubt: the highest entry that
---          was sent and got no definite answer; 0 when none is above p. held: its driver stands still (hold.lua). over:
---          another collection has taken its place, and what is still under way for it changes nothing
+--   copy   {instance=, server=, physical=, incarnation=, p=, state=, doubt=, held=, over=}   doubt: the highest entry
+--          that was sent and got no definite answer; 0 when none is above p. held: its driver stands still (hold.lua).
+--          over: another collection has taken its place, and what is still under way for it changes nothing
 local Store = require("lb.store")
 local mend = require("lb.mend")
 local sound = require("lb.sound")

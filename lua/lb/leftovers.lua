@@ -26,9 +26,9 @@ end
 
 local function tomb_of(item) return "chromux-tomb-rebuild-" .. item.id end
 
--- row: {id=, lane=, instance=, tenant=, database=, temp=, temp_name=, old=, state=}. settle: seconds for which a request
--- that makes the temporary collection may still be executed. One that is swapped stops the instance's part in the
--- catalogue, or takes it from whoever holds it. -> the item
+-- row: {id=, lane=, instance=, tenant=, database=, temp=, temp_name=, old=, state=}. settle: seconds for which a
+-- request that makes the temporary collection may still be executed. One that is swapped stops the instance's part in
+-- the catalogue, or takes it from whoever holds it. -> the item
 function Leftovers:add(row, settle)
   local item = { id = row.id, lane = row.lane, instance = row.instance, tenant = row.tenant, database = row.database,
     temp = row.temp, temp_name = row.temp_name, old = row.old, state = row.state, settle = settle, pause = FIRST_PAUSE,

@@ -126,7 +126,8 @@ function M.renew(context, names, instance, until_)
   local dead, why = deleted_ones(names, instance)
   if not dead then return nil, why end
   while now() < until_ and not context.dead do
-    local floor, fine = names.floor, nil
+    local floor = names.floor
+    local fine
     fine, why = make_all(names, server)
     for key in pairs(names.databases) do
       local tenant, name = key:match("^(.-)%z(.*)$")

@@ -60,20 +60,29 @@ local function rows_of(body, ids, torn)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
--- Makes the records of this add whole. ask(rest, body) -> answer | nil, why: a POST to the copy. true | nil, why
+-- The set of those of these records that have no vector. ask(rest, body) -> answer | nil, why: a POST to the copy.
+-- nil, why
+function M.torn(ids, ask)
+  local torn = {}
+  for from = 1, #ids, AT_ONCE do
+    local ok, why = search(ask, ids, from, math.min(#ids, from + AT_ONCE - 1), torn)
+    if not ok then return nil, why end
+  end
+  return torn
+end
+
+-- Makes the records of this add whole. ask as above. true | nil, why
 function M.add(body, ask)
   local info = slice.records(body, #body)
   if not info then return true end -- not something that Chroma takes apart into records either
-  local torn = {}
-  for from = 1, #info.ids, AT_ONCE do
-    local ok, why = search(ask, info.ids, from, math.min(#info.ids, from + AT_ONCE - 1), torn)
-    if not ok then return nil, why end
-  end
+  local torn, why = M.torn(info.ids, ask)
+  if not torn then return nil, why end
   local list = {}
   for id in pairs(torn) do list[#list + 1] = id end
   if #list == 0 then return true end
   log.warn("records_mended", #list .. " records without a vector")
-  local a, why = ask("/delete", slice.ids_body(list))
+  local a
+  a, why = ask("/delete", slice.ids_body(list))
   if not a or a.status ~= 200 then return nil, why or "delete answered " .. a.status end
   a, why = ask("/add", rows_of(body, info.ids, torn))
   if not a or a.status ~= 201 then return nil, why or "add answered " .. a.status end

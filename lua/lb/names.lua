@@ -58,7 +58,8 @@ end
 
 -- One that was made anew: another collection on the same instance.
 function Names:copy_swap(lane, copy, c)
-  local of = self.physical[c.instance]
+  local of = self.physical[c.instance] or {}
+  self.physical[c.instance] = of
   if of[copy.physical] == lane then of[copy.physical] = nil end
   of[c.physical] = lane
   lane:copy_swap(copy, c)
@@ -324,7 +325,9 @@ local function decide(self, copy, e)
     op.prepare(self, p)
     e.prepared = true
   end
-  for _, id in ipairs(p.lanes or { p.lane }) do self.context.rebuilds:disturbed(type(id) == "table" and id.id or id) end
+  for _, id in ipairs(p.lanes or { p.lane }) do
+    self.context.rebuilds:disturbed(type(id) == "table" and id.id or id)
+  end
   local kind, answer, found = perform(self, copy, e, p, function()
     copy.draining = true
     doubt(self, copy, e.n)
@@ -456,7 +459,8 @@ end
 
 function Names:kick_copy(copy)
   copy.again = true
-  if copy.running or copy.held or copy.p >= self.head or copy.state ~= "ready" or not self.context.drives then return end
+  if copy.running or copy.held or copy.p >= self.head or copy.state ~= "ready" then return end
+  if not self.context.drives then return end
   copy.running = true
   copy.server:run(function() drive(self, copy) end)
 end

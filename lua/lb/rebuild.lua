@@ -1,14 +1,15 @@
 -- rebuild.lua: a copy of a collection is made anew while its clients go on (PROTOCOL.md R11): the holder's part.
 --
 -- begin() pins the lane where the source stands and makes an empty collection that nobody reads; workers fill it
--- (sync.lua). finish() holds the source for one request, brings over what was written last, and makes the new collection
--- the copy, in one transaction. Whatever comes in between (another holder, a new life of either server, a catalogue
--- operation on the collection) ends the rebuild: what was made is thrown away (leftovers.lua), and it starts over.
+-- (sync.lua). finish() holds the source for one request, brings over what was written last, and makes the new
+-- collection the copy, in one transaction. Whatever comes in between (another holder, a new life of either server, a
+-- catalogue operation on the collection) ends the rebuild: what was made is thrown away (leftovers.lua), and it starts
+-- over.
 --
 -- The collection `unverified` on the instance may take the place of the new one ("adopt"): nobody reads it either.
 --
---   Rebuilds.new(context, names, rows, settle)   rows of journal_rebuilds that have not ended; settle: for how long what
---                                                the holder before has sent may still be executed
+--   Rebuilds.new(context, names, rows, settle)   rows of journal_rebuilds that have not ended; settle: for how long
+--                                                what the holder before has sent may still be executed
 --   begin{lane=, instance=, source=, adopt=, until_=} -> answer | nil, why
 --   finish{lane=, instance=, rebuild=, upto=, settle=, until_=} -> answer | nil, why
 --   abandon{rebuild=} -> answer | nil, why            answers as in sync_calls.lua
@@ -19,6 +20,7 @@ local Leftovers = require("lb.leftovers")
 local deeds = require("lb.deeds")
 local exact = require("lb.exact")
 local sound = require("lb.sound")
+local records = require("chromux.records")
 local slice = require("chromux.slice")
 
 local Rebuilds = {}
@@ -45,8 +47,8 @@ function SQL.begin(r, copy)
 end
 
 function SQL.made(r)
-  return { "UPDATE journal_rebuilds SET state = 'copying', temp = $2, changed_at = now() WHERE id = $1 AND state = 'making'",
-    r.id, r.temp }
+  return { [[UPDATE journal_rebuilds SET state = 'copying', temp = $2, changed_at = now()
+      WHERE id = $1 AND state = 'making']], r.id, r.temp }
 end
 
 function SQL.thrown(r, why)
@@ -54,9 +56,10 @@ function SQL.thrown(r, why)
       changed_at = now() WHERE id = $1 AND state IN ('making', 'copying')]], r.id, why }
 end
 
-function SQL.interrupted()
+function SQL.interrupted(upto)
   return { [[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE 'dropping' END,
-      why = 'another balancer took the lease', changed_at = now() WHERE state IN ('making', 'copying')]] }
+      why = 'another balancer took the lease', changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
+    upto }
 end
 
 -- All or nothing; a second time it changes nothing.
@@ -80,17 +83,15 @@ function SQL.look(r) return { LOOK, r.id } end
 function Rebuilds.new(context, names, rows, settle)
   local self = setmetatable({ context = context, names = names, by_id = {}, by_copy = {}, serial = 0, active = 0,
     leftovers = Leftovers.new(context, names), finished = 0, thrown = 0, held_most = 0 }, Rebuilds)
-  local interrupted = false
   for _, row in ipairs(rows or {}) do
     if row.state == "making" or row.state == "copying" then
       local making = row.state == "making"
-      interrupted, row.state = true, row.adopt and "dropped" or "dropping"
+      self.interrupted, row.state = row.id, "dropping"
       if not row.adopt then self.leftovers:add(row, making and settle or nil) end
     else
       self.leftovers:add(row)
     end
   end
-  self.interrupted = interrupted
   return self
 end
 
@@ -98,7 +99,8 @@ local function copy_key(lane_id, instance) return lane_id .. "/" .. instance end
 
 local function base_of(self, lane) return self.names:path(lane.tenant, lane.database, "/collections") end
 
--- Nothing of it counts any more. Its row says so first; what it has made is deleted after that. One that is busy sees it.
+-- Nothing of it counts any more. Its row says so first; what it has made is deleted after that. One that is busy sees
+-- it.
 local function throw(self, r, why)
   r.gone = r.gone or why
   if r.over or r.busy then return end
@@ -113,7 +115,8 @@ local function throw(self, r, why)
     local rows = self.context.store:commit { SQL.thrown(r, r.gone) }
     if not rows or r.adopt then return end
     self.leftovers:add({ id = r.id, lane = r.lane.id, instance = r.instance, tenant = r.lane.tenant,
-      database = r.lane.database, temp = r.temp or "", temp_name = r.temp_name, old = "", state = "dropping" }, r.settle)
+      database = r.lane.database, temp = r.temp or "", temp_name = r.temp_name, old = "", state = "dropping" },
+      r.settle)
   end)
 end
 
@@ -169,7 +172,7 @@ local function source_copy(self, lane, instance, source)
     return nil, "no_source: there is no other good copy of " .. lane.name .. " (" .. lane.logical .. ")"
   end
   local copy = source and lane.copies[source]
-  if not copy or copy.instance == instance then return nil, tostring(source) .. " has no copy of it to make this from" end
+  if not copy or copy.instance == instance then return nil, tostring(source) .. " has no copy to make this from" end
   if copy.state ~= "ready" then return nil, "the copy on " .. source .. " is " .. copy.state end
   if copy.server.health ~= "up" or not copy.server:usable() then return nil, source .. " can't be used now" end
   if not sound.known(copy) then return nil, "the copy on " .. source .. " is not looked at yet" end
@@ -211,12 +214,12 @@ local function make(self, r, description)
   local kind, answer = deeds.send(self.context, r.server, "POST", base, body)
   if kind == "unknown" then r.settle = r.server:horizon_after(answer) end
   local made = kind == "applied" and slice.collection(answer.body)
-  if not made then return nil, "a temporary collection can't be made on " .. r.instance .. ": " .. said(kind, answer) end
+  if not made then return nil, "no temporary collection can be made on " .. r.instance .. ": " .. said(kind, answer) end
   r.temp = made.id
   self.context.fault("rebuild.temp_created")
   if later then
     kind, answer = deeds.send(self.context, r.server, "PUT", base .. "/" .. r.temp, later, r.temp)
-    if kind ~= "applied" then return nil, "its metadata can't be set on " .. r.instance .. ": " .. said(kind, answer) end
+    if kind ~= "applied" then return nil, "it takes no metadata on " .. r.instance .. ": " .. said(kind, answer) end
   end
   kind, answer = pin_dimension(self, r, description)
   if kind ~= "applied" then return nil, "its dimension can't be set on " .. r.instance .. ": " .. said(kind, answer) end
@@ -240,7 +243,7 @@ end
 local function prepare(self, r)
   local base = base_of(self, r.lane)
   local description, why = exact.read(r.from.server, base, self.context.encode(r.lane.name))
-  if not description then return nil, "the collection can't be read on " .. r.source .. ": " .. tostring(why or "404") end
+  if not description then return nil, "it can't be read on " .. r.source .. ": " .. tostring(why or "404") end
   if description.id ~= r.from.physical then return nil, r.source .. " has another collection of that name" end
   r.dimension = description.dimension
   if r.adopt then
@@ -370,8 +373,8 @@ local function insist(self, r, rest, body, until_)
   while true do
     local why = ended(self, r)
     if why then return nil, why end
-    local kind, answer = deeds.send(self.context, r.server, "POST", base_of(self, r.lane) .. "/" .. r.temp .. rest, body,
-      r.temp, nil, ANSWER_MOST)
+    local kind, answer = deeds.send(self.context, r.server, "POST", base_of(self, r.lane) .. "/" .. r.temp .. rest,
+      body, r.temp, nil, ANSWER_MOST)
     if kind == "applied" then return true end
     if (kind ~= "later" and kind ~= "not_sent") or now() > until_ then
       return nil, r.instance .. " did not take the last records: " .. said(kind, answer)
@@ -387,36 +390,30 @@ local function bring(self, r, last, until_)
   local fine, why = insist(self, r, "/delete", slice.ids_body(last.ids), until_)
   if not fine then return nil, why end
   self.context.fault("reconcile.deleted_not_added")
-  local body, left_out = exact.add_body(last.answer)
-  if left_out > 0 then
-    log.warn("records_left_out", left_out .. " of " .. r.lane.logical .. " hold no number in their vectors")
+  local body, count, nulls = records.add_body(last.answer, {})
+  if not body then return nil, "the last records can't be read: " .. tostring(count) end
+  if #nulls > 0 then
+    log.warn("records_left_out", #nulls .. " of " .. r.lane.logical .. " hold no number in their vectors")
   end
-  if not body then return true end
+  if count == 0 then return true end
   return insist(self, r, "/add", body, until_)
 end
 
--- The dimension may have been set since the beginning, by records that are gone again. true | nil, why
+-- The dimension may have been set since the beginning, by records that are gone again. false: not now
 local function same_dimension(self, r)
   if r.dimension or r.adopt then return true end
-  local d, why = exact.read(r.from.server, base_of(self, r.lane), self.context.encode(r.lane.name))
-  if not d then return nil, tostring(why or "404") end
-  local kind, answer = pin_dimension(self, r, d)
-  if kind ~= "applied" then return nil, said(kind, answer) end
-  return true
+  local d = exact.read(r.from.server, base_of(self, r.lane), self.context.encode(r.lane.name))
+  return d and pin_dimension(self, r, d) == "applied"
 end
 
--- A stamp that says: what was written before it is on the server (R9). true | nil, why
+-- A stamp that says: what was written before it is on the server (R9). false: not in time
 local function stamp(self, r, until_)
-  local why = "no stamp in time"
-  while now() < until_ do
-    local gone = ended(self, r)
-    if gone then return nil, gone end
+  while now() < until_ and not ended(self, r) do
     local done, fresh = r.server:stamp()
     if done and fresh then return true end
-    if not done then why = tostring(fresh) end
     sleep(0.05)
   end
-  return nil, why
+  return false
 end
 
 -- In the turn in which the commit is known: the copy is the new collection.
@@ -455,23 +452,23 @@ local function commit(self, r, last)
 end
 
 local function finish(self, r, a)
-  if not settled(r, a.settle, a.until_) then return { more = 0, position = r.from.p } end
-  local last, more, at_or_why = last_records(self, r, a.upto, a.until_)
+  -- What a lost worker has sent may have brought back any record that was changed since the beginning.
+  local from = (a.settle or 0) > 0 and r.p0 or a.upto
+  if not settled(r, a.settle, a.until_) then return { more = 0, position = r.from.p, from = a.upto } end
+  local last, more, at_or_why = last_records(self, r, from, a.until_)
   if not last and not more then return nil, at_or_why end
-  if not last then return { more = more, position = at_or_why } end
+  if not last then return { more = more, position = at_or_why, from = from } end
   local fine, why = bring(self, r, last, a.until_)
   if not fine then return nil, why end
   self.context.fault("rebuild.copied_not_swapped")
-  fine, why = same_dimension(self, r)
-  if fine then fine, why = stamp(self, r, a.until_) end
-  if not fine then
+  if not same_dimension(self, r) or not stamp(self, r, a.until_) then
     why = ended(self, r)
     if why then return nil, why end
-    return { more = 0, position = last.position }
+    return { more = 0, position = last.position, from = from }
   end
   local member = self.names.copies[r.instance]
   local hold = Hold.take(self.names, member, PATIENCE)
-  if not hold then return { more = 0, position = last.position } end
+  if not hold then return { more = 0, position = last.position, from = from } end
   why = ended(self, r)
   local done, item
   if not why then done, item = commit(self, r, last) end
@@ -534,12 +531,12 @@ local function tidy(self)
     local r = self.by_id[row.id]
     if r then throw(self, r, "no job of sync knows of it") end
   end
-  self.context.store:commit { { "DELETE FROM journal_rebuilds WHERE state IN ('done', 'dropped') AND changed_at < now() - "
-    .. "interval '" .. KEPT .. "'" } }
+  self.context.store:commit { { "DELETE FROM journal_rebuilds WHERE state IN ('done', 'dropped') "
+    .. "AND changed_at < now() - interval '" .. KEPT .. "'" } }
 end
 
 function Rebuilds:run()
-  if self.interrupted then self.context.store:enqueue({ SQL.interrupted() }, nil, function() end) end
+  if self.interrupted then self.context.store:enqueue({ SQL.interrupted(self.interrupted) }, nil, function() end) end
   spawn(function() self.leftovers:run() end)
   local tidied = now()
   while not self.context.dead do

@@ -12,6 +12,8 @@ local Touched = require("lb.touched")
 local Store = require("lb.store")
 local deeds = require("lb.deeds")
 local exact = require("lb.exact")
+local mend = require("lb.mend")
+local records = require("chromux.records")
 local slice = require("chromux.slice")
 local json = json
 
@@ -21,87 +23,41 @@ M.MOST = 100               -- ids in a call
 local PATIENCE = 2         -- seconds for a driver to come to a stop
 local HOLD_MOST = 0.2
 local TRIES, PAUSE = 8, 0.05
-local ULPS = 8 * 2 ^ -23   -- what copying a vector of a cosine collection may change of a component, in parts of it
 local ANSWER_MOST = 64 * 1024 * 1024
-local TORN = "Error finding id" -- what Chroma says when it has a record's document but not its vector
+local EMPTY = '{"ids":[],"embeddings":[],"documents":[],"metadatas":[],"uris":[]}'
 
-local function there(raw) return raw ~= nil and raw ~= "null" end
-
--- Adds the records that an answer holds to `out`: [id] = {rest=, vector=}.
-local function take(answer, out)
-  local m = slice.members(answer)
-  local ids = m and slice.elements(m.ids or "[]") or {}
-  local columns = {}
-  for _, name in ipairs { "documents", "metadatas", "uris", "embeddings" } do
-    columns[name] = there(m[name]) and slice.elements(m[name]) or {}
+-- These records as the copy has them: the answer of a get, and the set of those that have no vector, which are not in
+-- it. nil, why
+local function read(copy, base, ids)
+  local function ask(rest, body)
+    local a, kind, text = copy.server:ask("POST", base .. "/" .. copy.physical .. rest, body)
+    return a, copy.instance .. ": " .. tostring(text or kind)
   end
-  for i, id in ipairs(ids) do
-    local parts = {}
-    for k, name in ipairs { "documents", "metadatas", "uris" } do
-      local raw = columns[name][i]
-      parts[k] = there(raw) and slice.canonical(raw) or "null"
+  local a, why = ask("/get", exact.get_body(ids))
+  local torn = {}
+  if a and a.status == 500 then
+    torn, why = mend.torn(ids, ask)
+    if not torn then return nil, why end
+    local whole = {}
+    for _, id in ipairs(ids) do
+      if not torn[id] then whole[#whole + 1] = id end
     end
-    out[slice.string(id)] = { rest = table.concat(parts, "\0"), vector = columns.embeddings[i] or "null" }
+    if #whole == 0 then return EMPTY, torn end
+    a, why = ask("/get", exact.get_body(whole))
   end
+  if not a then return nil, why end
+  if a.status ~= 200 then return nil, copy.instance .. " answered " .. a.status end
+  return a.body, torn
 end
 
--- These records as the copy has them: {[id] = record}, answers | nil, why. One without a vector is {torn=true}.
-local function read(copy, base, ids, out, answers)
-  local a, kind = copy.server:ask("POST", base .. "/" .. copy.physical .. "/get", exact.get_body(ids))
-  if not a then return nil, copy.instance .. ": " .. tostring(kind) end
-  if a.status == 200 then
-    take(a.body, out)
-    answers[#answers + 1] = a.body
-    return out, answers
-  end
-  if not (a.status == 500 and a.body:find(TORN, 1, true)) then return nil, copy.instance .. " answered " .. a.status end
-  if #ids == 1 then
-    out[ids[1]] = { torn = true }
-    return out, answers
-  end
-  local middle = math.floor(#ids / 2)
-  local first, second = {}, {}
-  for i, id in ipairs(ids) do table.insert(i <= middle and first or second, id) end
-  local fine, why = read(copy, base, first, out, answers)
-  if fine then fine, why = read(copy, base, second, out, answers) end
-  return fine, fine and answers or why
-end
-
-local function close(x, y)
-  local a, b = json.decode(x), json.decode(y)
-  if type(a) ~= "table" or type(b) ~= "table" or #a ~= #b then return false end
-  for i = 1, #a do
-    local p, q = a[i], b[i]
-    if type(p) ~= "number" or type(q) ~= "number" then
-      if p ~= q then return false end
-    elseif math.abs(p - q) > ULPS * math.max(math.abs(p), math.abs(q)) then
-      return false
-    end
-  end
-  return true
-end
-
-local function equal(a, b, cosine)
-  if a.torn or b.torn or a.rest ~= b.rest then return false end
-  return a.vector == b.vector or slice.canonical(a.vector) == slice.canonical(b.vector)
-    or (cosine and close(a.vector, b.vector))
-end
-
--- How a record differs; nil: it does not.
-local function difference(mine, right, cosine)
-  if not mine and not right then return nil end
-  if not mine then return "missing" end
-  if not right then return "extra" end
-  return not equal(mine, right, cosine) and "changed" or nil
-end
-
--- A body of add of those records of the answers that are asked for; nil: there are none.
-local function add_bodies(answers, wanted)
+-- {[id] = "missing" | "extra" | "changed"} of what `mine` has otherwise than `right`. nil, why
+local function differences(right, mine, torn, cosine)
+  local d, why = records.compare(right, mine, { cosine = cosine })
+  if not d then return nil, why end
   local out = {}
-  for _, answer in ipairs(answers) do
-    local body, left_out = exact.add_body(answer, wanted)
-    if left_out > 0 then return nil, "a vector holds no number" end
-    out[#out + 1] = body
+  for id in pairs(torn) do out[id] = "extra" end
+  for how, list in pairs { changed = d.changed, missing = d.only_a, extra = d.only_b } do
+    for _, id in ipairs(list) do out[id] = torn[id] and "changed" or how end
   end
   return out
 end
@@ -123,16 +79,14 @@ local function insist(lane, copy, target, body, until_)
   end
 end
 
--- ids become what the bodies say. The copy is held. true | nil, why
-local function replace(lane, copy, base, ids, bodies, until_)
+-- These records become those of the body of an add, or go. The copy is held. true | nil, why
+local function replace(lane, copy, base, ids, body, until_)
   if not state(lane, copy, "unverified", "records of it are being repaired") then return nil, "the lease is lost" end
   local at = base .. "/" .. copy.physical
   local kind = insist(lane, copy, at .. "/delete", slice.ids_body(ids), until_)
   local begun = kind ~= "later" and kind ~= "not_sent"
   lane.context.fault("reconcile.deleted_not_added")
-  for _, body in ipairs(bodies) do
-    if kind == "applied" then kind = insist(lane, copy, at .. "/add", body, until_) end
-  end
+  if kind == "applied" and body then kind = insist(lane, copy, at .. "/add", body, until_) end
   if kind == "applied" or not begun then
     if not state(lane, copy, "ready", "") then return nil, "the lease is lost" end
     return begun or nil, copy.instance .. " did not take the repair: " .. kind
@@ -151,26 +105,28 @@ local function fit(lane, name)
   return copy
 end
 
--- One look: {differing=, equal=, busy=, position=, answers= (the authority's)} | nil, why
+-- One look: {differing=, equal=, busy=, position=, answer= (the authority's)} | nil, why
 local function look(lane, right, mine, base, ids, cosine)
   local low = math.min(right.p, mine.p)
-  local theirs, answers = read(right, base, ids, {}, {})
-  if not theirs then return nil, answers end
-  local have, why = read(mine, base, ids, {}, {})
-  if not have then return nil, why end
+  local theirs, torn = read(right, base, ids)
+  if not theirs then return nil, torn end
+  if next(torn) then return nil, "record " .. next(torn) .. " on " .. right.instance .. " has no vector" end
+  local have, how
+  have, torn = read(mine, base, ids)
+  if not have then return nil, torn end
   local touched = Touched.new(lane, low)
   if not touched:extend(lane.head, math.huge, math.huge) then return nil, mine.instance .. " is too far behind" end
-  local out = { differing = {}, equal = 0, busy = {}, position = low, answers = answers }
+  local why
+  how, why = differences(theirs, have, torn, cosine)
+  if not how then return nil, why end
+  local out = { differing = {}, equal = 0, busy = {}, position = low, answer = theirs }
   for _, id in ipairs(ids) do
-    local how = difference(have[id], theirs[id], cosine)
     if touched.set[id] then
       out.busy[#out.busy + 1] = id
-    elseif not how then
-      out.equal = out.equal + 1
-    elseif theirs[id] and theirs[id].torn then
-      return nil, "record " .. id .. " on " .. right.instance .. " has no vector"
+    elseif how[id] then
+      out.differing[#out.differing + 1] = { id = id, how = how[id] }
     else
-      out.differing[#out.differing + 1] = { id = id, how = how }
+      out.equal = out.equal + 1
     end
   end
   return out
@@ -186,19 +142,21 @@ local function look_and_repair(lane, right, mine, base, ids, cosine, until_)
     hold:release()
     return seen, why
   end
-  local list, wanted, bodies = {}, {}, nil
+  local list, wanted = {}, {}
   for i, d in ipairs(seen.differing) do list[i], wanted[d.id] = d.id, true end
-  bodies, why = add_bodies(seen.answers, wanted)
+  local body, count, nulls = records.add_body(seen.answer, { only = wanted })
+  if body and #nulls > 0 then body, count = nil, "record " .. nulls[1] .. " holds no number in its vector" end
   -- Without a hold entries may have come to it by now.
-  local fine = bodies and hold:mine() and right.state == "ready"
-  if fine then fine, why = replace(lane, mine, base, list, bodies, until_) end
+  local fine = body and hold:mine() and right.state == "ready"
+  if fine then fine, why = replace(lane, mine, base, list, count > 0 and body, until_) else why = not body and count end
   hold:release()
   lane:kick_copy(mine)
   if not fine then return nil, why or "it could not be held" end
   for _, d in ipairs(seen.differing) do
-    log.warn("record_repaired", lane.logical .. " on " .. mine.instance .. ": " .. slice.quote(d.id) .. " was " .. d.how)
+    log.warn("record_repaired", lane.logical .. " on " .. mine.instance .. ": " .. slice.quote(d.id) .. " was "
+      .. d.how)
   end
-  lane.context.events:note("record_repaired", mine.instance, nil, #list .. " records of " .. lane.logical)
+  lane.context.events:note("repaired", mine.instance, nil, #list .. " records of " .. lane.logical)
   seen.repaired = #list
   return seen
 end

@@ -10,6 +10,8 @@
 -- journal_servers    what was last stamped into each instance's witness
 -- journal_lease      who may write all of the above
 -- journal_requests   what operators asked the holder of the lease to do, and what became of it (operator.lua)
+-- journal_rebuilds   copies that are being made anew, and what is left over from that (rebuild.lua, leftovers.lua)
+-- sync_calls         what sync asks the holder of the lease to do for it (sync_calls.lua)
 -- notify_*           what people are to be told, what they were told, and who tells them (notify_store.lua)
 -- journal_rebuilds   copies that are being made anew, and what is left over from that; sync_calls: what is asked for
 local M = {}

@@ -1,11 +1,15 @@
--- sync_calls.lua: what those who rebuild and compare copies (sync.lua, the CLI) ask of the holder of the lease, wherever
--- it is: rows of sync_calls, and a notification each way.
+-- sync_calls.lua: what those who rebuild and compare copies (sync.lua, the CLI) ask of the holder of the lease,
+-- wherever it is: rows of sync_calls, and a notification each way.
 --
 --   ask(kind, lane, instance, arguments, timeout) -> answer (a table) | nil, why
 --
 --   member   {}                             the instance is in the catalogue again -> {ok}
---   begin    {source=, adopt=}              -> {rebuild=, temp=, temp_name=, source_physical=, p0=, tenant=, database=, name=}
---   finish   {rebuild=, upto=, settle=}     -> {done, position=, hold_ms=} | {more=, position=} | {gone= why}
+--   begin    {source=, adopt=}              -> {rebuild=, temp=, temp_name=, source_physical=, p0=, tenant=, database=,
+--                                               name=}
+--   finish   {rebuild=, upto=, settle=}     -> {done, position=, hold_ms=} | {gone= why} | {more=, position=, from=}
+--       upto: the records that entries up to there touched are copied as they were since. settle: for how long (s) a
+--       lost worker's requests may still be executed: they are waited for, and what was copied of entries behind p0
+--       counts no more. more: so many records were touched by the entries behind `from` up to `position`; 0: ask again
 --   abandon  {rebuild=}                     -> {ok}
 --   confirm  {authority=, ids=, repair=}    -> {position=, equal=, differing={{id=, how=}}, repaired=, busy={id}}
 --   mark     {reason=}                      the copy is to be made anew -> {ok}
@@ -77,8 +81,8 @@ function M.ask(kind, lane, instance, arguments, timeout)
   listen(connection)
   local rows, why = connection:query([[WITH asked AS (INSERT INTO sync_calls (kind, lane, instance, arguments, until)
       VALUES ($1, $2, $3, $4, now() + $5 * interval '1 second') RETURNING id)
-      SELECT id, pg_notify($6, '')::text AS told FROM asked]], kind, lane, instance, json.encode(arguments or {}), timeout,
-    M.CHANNEL)
+      SELECT id, pg_notify($6, '')::text AS told FROM asked]], kind, lane, instance, json.encode(arguments or {}),
+    timeout, M.CHANNEL)
   if not rows then return nil, why end
   local id, till = rows[1].id, now() + timeout
   local news = News.new()
@@ -137,7 +141,8 @@ local function arguments_of(row)
 end
 
 local function answer(context, row)
-  local kind, got, why = Kind[row.kind], nil, nil
+  local kind = Kind[row.kind]
+  local got, why
   if row.left <= 0 then
     why = "nobody waits for it any more"
   elseif not kind then
@@ -161,7 +166,8 @@ end
 -- What waits, each lane in a task of its own. calls: {taken={[id]=true}, lanes={[lane]={row, ...}}} of one holder.
 local function look(context, calls)
   local rows = context.store.reader:query([[SELECT id, kind, lane, instance, arguments,
-      extract(epoch FROM until - now())::float8 AS left FROM sync_calls WHERE answered_at IS NULL ORDER BY id LIMIT 500]])
+      extract(epoch FROM until - now())::float8 AS left FROM sync_calls
+      WHERE answered_at IS NULL ORDER BY id LIMIT 500]])
   for _, row in ipairs(rows or {}) do
     if not calls.taken[row.id] then
       calls.taken[row.id] = true

@@ -555,7 +555,7 @@ function Balancer:read(logical, done)
         local now_held = self.table[logical] and self.table[logical].copies[server.name]
         if now_held and now_held.physical == physical then
           self.table[logical].copies[server.name] = nil
-          self.journal.lost { logical = logical, instance = server.name }
+          self.journal.lost { logical = logical, instance = server.name, physical = physical }
         end
       end
       done(answer.status, answer.body, server.name, request.snapshot)

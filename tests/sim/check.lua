@@ -22,6 +22,9 @@ function M.new(sim)
   local asked = {}     -- request id -> how often it was asked for
   local born = {}      -- entry -> epoch in which it was appended
   local touched = {}   -- servers that lost what they had
+  local base = {}      -- server name .. physical -> the entry up to which it was copied
+  local used = {}      -- the same -> true: it was a copy that may be read
+  local fold
 
   local function entry_name(e) return e.lane .. "/" .. e.n end
 
@@ -53,8 +56,28 @@ function M.new(sim)
     if c.lane == 0 or c.state ~= "ready" or touched[c.instance] then return end
     local there = executed[c.instance .. c.physical] or {}
     for n, e in pairs(db.entries[c.lane]) do
-      if n <= c.position and e.verdict == "applied" and e.resolved ~= "[]" and not there[n] then
+      if n <= c.position and n > (base[c.instance .. c.physical] or 0) and e.verdict == "applied"
+        and e.resolved ~= "[]" and not there[n] then
         world:violation("POSITION-BEFORE-ANSWER", entry_name(e), "on", c.instance, "at", c.position)
+      end
+    end
+  end
+  -- The new collection is what the entries make, and nothing is on its way to it.
+  function watch.swap(process, r, c)
+    holder(process, "swaps", c.lane .. " on " .. c.instance)
+    sim.swaps = sim.swaps + 1
+    world:say("swap", c.lane, "on", c.instance, "at", c.position, c.physical)
+    base[c.instance .. c.physical] = c.position
+    local server = sim.server_named(c.instance)
+    local held, want = server.collections[r.temp], fold(c.lane)[c.position]
+    if not held then return world:violation("SWAP-OF-NOTHING", c.lane, "on", c.instance) end
+    if want and Records.text(held) ~= want then
+      world:violation("SWAP-NOT-EQUAL", "lane", c.lane, "on", c.instance, "at", c.position, "has", Records.text(held),
+        "not", want)
+    end
+    for _, q in pairs(server.requests) do
+      if q.collection == r.temp and WRITES[q.action] and not q.executed then
+        world:violation("SWAP-NOT-SETTLED", c.lane, "on", c.instance, q.body)
       end
     end
   end
@@ -140,6 +163,14 @@ function M.new(sim)
 
   function check.server.executed(server, r)
     local c = server.collections[r.collection or ""]
+    local ended = r.method == "DELETE" and (r.path:match("/collections/(chromux%-tomb%-rebuild[%w-]+)$")
+      or r.path:match("/collections/(chromux%-temp[%w-]+)$"))
+    for id, x in pairs(server.collections) do
+      local copy = ended and x.name == ended and copy_for(server, { collection = id })
+      if copy and copy.state == "ready" and db.lanes[copy.lane].open then
+        world:violation("DELETED-IN-USE", copy.lane, "on", server.name)
+      end
+    end
     if r.read and c then r.snapshot = Records.text(c) end
     if not r.entries then return end
     local key = server.name .. r.collection
@@ -163,6 +194,11 @@ function M.new(sim)
   end
 
   function check.balancer.read(b, key)
+    if not used[key] then
+      for _, c in pairs(db.copies) do used[c.instance .. c.physical] = c.state == "ready" or nil end
+      for _, r in pairs(db.rebuilds) do used[r.instance .. r.old] = true end
+    end
+    if not used[key] then world:violation("READ-OF-NO-COPY", key) end
     local d = b.doubts and b.doubts[key]
     local copy = d and db.copies[Postgres.copy_key(d.lane, d.instance)]
     if copy and copy.state == "ready" and copy.position < d.n then
@@ -247,6 +283,21 @@ function M.new(sim)
       why = "no balancer is on"
       return false
     end
+    if sim.sync and not sim.sync:idle() then
+      local parts = { "something is to be made anew" }
+      for _, c in ipairs(sim.sync:wanted()) do
+        parts[#parts + 1] = c.lane .. " on " .. c.instance .. ": " .. c.reason
+      end
+      for _, name in ipairs(sim.sync:members()) do parts[#parts + 1] = "the catalogue on " .. name end
+      why = table.concat(parts, "; ")
+      return false
+    end
+    for _, r in pairs(db.rebuilds) do
+      if r.state ~= "done" and r.state ~= "dropped" then
+        why = string.format("rebuild %d on %s is %s", r.id, r.instance, r.state)
+        return false
+      end
+    end
     for _, s in ipairs(sim.servers) do
       for _, r in pairs(s.requests) do
         if not r.plain and not r.target:find("/tenants/chromux", 1, true) then
@@ -289,7 +340,7 @@ function M.new(sim)
   end
 
   -- states[n]: the text after entry n; false from the first entry on whose effect is not known.
-  local function fold(lane)
+  function fold(lane)
     local c = db.collections[lane]
     local now_is = c and sim.before[c.logical] and Records.clone(sim.before[c.logical])
       or Records.collection("", "", "", "")
@@ -442,12 +493,13 @@ function M.new(sim)
   local function check_servers()
     for _, s in ipairs(sim.servers) do
       local member = db.copies[Postgres.copy_key(0, s.name)]
-      if member and member.state == "ready" and s ~= sim.wiped then
+      if member and member.state == "ready" and (s ~= sim.wiped or sim.sync) then
         for id, c in pairs(s.collections) do
           if c.tenant ~= "chromux" and c.name ~= "old" then
             local copy = copy_for(s, { collection = id })
-            if c.name:find("^chromux%-tomb") then
+            if c.name:find("^chromux%-") then
               world:violation("TOMB-LEFT", c.name, "on", s.name)
+            elseif c.name:find("%-aside%-") and s == sim.wiped then -- luacheck: ignore 542
             elseif not copy then
               world:violation("GHOST", c.name, id, "on", s.name)
             elseif db.collections[copy.lane].deleted and copy.state == "ready" then
@@ -459,7 +511,7 @@ function M.new(sim)
           if not s.databases[key] then world:violation("DATABASE-MISSING", key, "on", s.name) end
         end
         for key in pairs(s.databases) do
-          if not db.databases[key] and not key:find("^chromux") then
+          if not db.databases[key] and not key:find("^chromux") and s ~= sim.wiped then
             world:violation("DATABASE-NOT-DELETED", key, "on", s.name)
           end
         end

@@ -77,6 +77,7 @@ function Chroma:create_collection(tenant, database, body)
     return says(409, "ChromaError", "Collection [" .. b.name .. "] already exists")
   end
   local c = Records.collection(uuid(self.rng), b.name, tenant, database)
+  c.metadata = type(b.metadata) == "table" and json.encode(b.metadata) or nil
   self.collections[c.id] = c
   return ok(describe(c))
 end
@@ -189,9 +190,9 @@ local function get(c, body)
     .. column("documents", docs) .. ',"uris":null,"metadatas":' .. column("metadatas", metas) .. ',"include":[]}')
 end
 
-function Chroma:record_operation(c, action, body)
+function Chroma:record_operation(c, action, body, copied)
   if action == "get" then return get(c, body) end
-  local flag = Records.flag(body)
+  local flag = not copied and Records.flag(body) or nil -- a copy of what is there is taken
   if flag == Records.BAD or (flag == Records.SKEW and self.skewed) then
     return says(400, "InvalidArgumentError", "Validation error")
   end
@@ -233,7 +234,7 @@ local function execute(self, r)
   local answer
   if r.collection then
     local c = self.collections[r.collection]
-    answer = c and self:record_operation(c, r.action, r.body or "") or unknown_id(r.collection)
+    answer = c and self:record_operation(c, r.action, r.body or "", r.sync or not r.written) or unknown_id(r.collection)
   else
     answer = self:catalogue(r.method, r.path, r.body or "")
   end

@@ -13,7 +13,7 @@ function Postgres.new(world, faults)
     world = world, faults = faults, rng = world.rng, up = true, waiting = {},
     connections = {},
     db = { meta = {}, lease = {}, lanes = {}, entries = {}, tokens = {}, copies = {}, collections = {}, tenants = {},
-      databases = {}, servers = {}, events = {}, steps = {} },
+      databases = {}, servers = {}, events = {}, steps = {}, rebuilds = {}, calls = {} },
     watch = {}, -- functions that are told of what was committed: watch.append(process, entry), ...
   }, Postgres)
 end
@@ -480,6 +480,129 @@ define([[INSERT INTO failover_events (event_type, from_instance, to_instance, re
   return done(1)
 end)
 
+-- Rebuilds, and what sync asks for.
+define([[INSERT INTO journal_rebuilds (token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0,
+    state) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    ON CONFLICT (token) DO UPDATE SET token = EXCLUDED.token RETURNING id]],
+  function(db, tx, token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0, state)
+    for id, r in pairs(db.rebuilds) do
+      if r.token == token then return { { id = id } } end
+    end
+    local id = #db.rebuilds + 1
+    set(tx, db.rebuilds, id, { id = id, token = token, lane = lane, instance = instance, source = source, adopt = adopt,
+      tenant = tenant, database = database, temp = temp, temp_name = temp_name, p0 = p0, state = state, old = "",
+      why = "", created = tx.now })
+    return { { id = id } }
+  end)
+local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, state
+    FROM journal_rebuilds WHERE state NOT IN ('done', 'dropped') ORDER BY id]]
+define(REBUILDS, function(db)
+  return rows_where(db.rebuilds, function(r) return r.state ~= "done" and r.state ~= "dropped" end)
+end)
+define([[UPDATE journal_rebuilds SET state = 'copying', temp = $2, changed_at = now()
+    WHERE id = $1 AND state = 'making']],
+  function(db, tx, id, temp)
+    local r = db.rebuilds[id]
+    if r.state ~= "making" then return done(0) end
+    set(tx, r, "state", "copying")
+    set(tx, r, "temp", temp)
+    return done(1)
+  end)
+local function give_up(tx, r, why)
+  if r.state ~= "making" and r.state ~= "copying" then return 0 end
+  set(tx, r, "state", r.adopt and "dropped" or "dropping")
+  set(tx, r, "why", why)
+  return 1
+end
+define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE 'dropping' END, why = $2,
+    changed_at = now() WHERE id = $1 AND state IN ('making', 'copying')]], function(db, tx, id, why)
+  return done(give_up(tx, db.rebuilds[id], why))
+end)
+define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE 'dropping' END,
+    why = 'another balancer took the lease', changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
+  function(db, tx, upto)
+    for id, r in ipairs(db.rebuilds) do
+      if id <= upto then give_up(tx, r, "another balancer took the lease") end
+    end
+    return done(1)
+  end)
+define([[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN 'done' ELSE 'swapped' END,
+      position = $3, hold_ms = $4, old = $5, changed_at = now()
+      WHERE id = $1 AND state = 'copying' AND EXISTS (SELECT 1 FROM journal_lanes l WHERE l.lane = b.lane AND open)
+      AND EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = b.lane AND c.instance = b.instance
+        AND c.incarnation = $2) RETURNING lane, instance, temp)
+    UPDATE journal_copies c SET physical = r.temp, incarnation = c.incarnation + 1, position = $3, state = 'ready',
+      reason = $6, doubt = 0, changed_at = now() FROM r WHERE c.lane = r.lane AND c.instance = r.instance]],
+  function(db, tx, id, incarnation, position, hold_ms, old, reason)
+    local r = db.rebuilds[id]
+    local c = db.copies[copy_key(r.lane, r.instance)]
+    if r.state ~= "copying" or not db.lanes[r.lane].open or c.incarnation ~= incarnation then return done(0) end
+    for name, v in pairs { state = r.adopt and "done" or "swapped", position = position, hold_ms = hold_ms,
+      old = old } do
+      set(tx, r, name, v)
+    end
+    for name, v in pairs { physical = r.temp, incarnation = incarnation + 1, position = position, state = "ready",
+      reason = reason, doubt = 0 } do
+      set(tx, c, name, v)
+    end
+    tell(tx, "swap", tx.process, r, c)
+    return done(1)
+  end)
+define("SELECT state, position, hold_ms, why FROM journal_rebuilds WHERE id = $1", function(db, _, id)
+  return { db.rebuilds[id] and copy_of(db.rebuilds[id]) }
+end)
+define("UPDATE journal_rebuilds SET state = $2, changed_at = now() WHERE id = $1 AND state = $3",
+  function(db, tx, id, state, was)
+    if db.rebuilds[id].state ~= was then return done(0) end
+    set(tx, db.rebuilds[id], "state", state)
+    return done(1)
+  end)
+define([[SELECT id FROM journal_rebuilds WHERE state = 'copying' AND created_at < now() - interval '5 minutes'
+    AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.rebuild = journal_rebuilds.id
+    AND j.state NOT IN ('done', 'failed', 'cancelled'))]], function(db, tx)
+  return rows_where(db.rebuilds, function(r)
+    return r.state == "copying" and r.created < tx.now - 15 and not (db.wanted and db.wanted(r.id))
+  end)
+end)
+define("DELETE FROM journal_rebuilds WHERE state IN ('done', 'dropped') AND changed_at < now() - interval '1 hour'",
+  function() return done(0) end)
+define([[SELECT c.lane, c.physical FROM journal_copies c
+    JOIN journal_lanes l ON l.lane = c.lane WHERE c.instance = $1 AND c.physical <> '' AND NOT l.open]],
+  function(db, _, instance)
+    return rows_where(db.copies, function(c)
+      return c.instance == instance and c.physical ~= "" and not db.lanes[c.lane].open
+    end)
+  end)
+define([[UPDATE journal_copies SET state = 'ready', reason = '', position = $3, doubt = 0,
+    incarnation = incarnation + 1, changed_at = now() WHERE lane = 0 AND instance = $1 AND incarnation = $2
+    AND state = 'rebuild']], function(db, tx, instance, incarnation, position)
+  local c = db.copies[copy_key(0, instance)]
+  if c.incarnation ~= incarnation or c.state ~= "rebuild" then return done(0) end
+  for name, v in pairs { state = "ready", reason = "", position = position, doubt = 0,
+    incarnation = incarnation + 1 } do
+    set(tx, c, name, v)
+  end
+  tell(tx, "position", tx.process, c)
+  return done(1)
+end)
+define([[SELECT id, kind, lane, instance, arguments,
+    extract(epoch FROM until - now())::float8 AS left FROM sync_calls WHERE answered_at IS NULL ORDER BY id LIMIT 500]],
+  function(db, tx)
+    local rows = rows_where(db.calls, function(c) return not c.answered end)
+    for _, row in ipairs(rows) do row.left = row.until_ - tx.now end
+    return rows
+  end)
+define("UPDATE sync_calls SET answered_at = now(), done = $2, answer = $3 WHERE id = $1 AND answered_at IS NULL",
+  function(db, tx, id, is, answer)
+    local c = db.calls[id]
+    if c.answered then return done(0) end
+    set(tx, c, "answered", true)
+    set(tx, c, "done", is)
+    set(tx, c, "answer", answer)
+    return done(1)
+  end)
+define("DELETE FROM sync_calls WHERE created_at < now() - interval '1 hour'", function() return done(0) end)
+
 -- What people are told of: nobody tells it here.
 define("INSERT INTO notify_lease DEFAULT VALUES", function() return done(1) end)
 define("INSERT INTO sync_lease DEFAULT VALUES", function() return done(1) end)
@@ -522,9 +645,10 @@ function Postgres:execute(process, statements)
   self.on_commit(process, tx)
   for _, news in ipairs(tx.news) do
     for _, c in ipairs(self.connections) do
-      if c.heard and not c.away and c.channel == news[1] then
+      local heard = c.heard[news[1]]
+      if heard and not c.away then
         self.world:in_order(c, function()
-          if not c.away then c.heard(news[2]) end
+          if not c.away then heard(news[2]) end
         end, c.process)
       end
     end
@@ -597,7 +721,7 @@ local function next_piece(self, c)
 end
 
 function Postgres:connection(process, name)
-  local c = { process = process, name = name, queue = {}, busy = false, observers = {} }
+  local c = { process = process, name = name, queue = {}, busy = false, observers = {}, heard = {} }
   table.insert(self.connections, c)
   return c
 end
@@ -613,11 +737,13 @@ function Postgres:back(c)
   if not self.up or not c.away then return end
   c.away = false
   for _, fn in ipairs(c.observers) do self.world:in_order(c, function() fn("ready") end, c.process) end
-  if c.heard then self.world:in_order(c, function() c.heard(nil) end, c.process) end
+  for _, channel in ipairs(sorted(c.heard)) do
+    self.world:in_order(c, function() c.heard[channel](nil) end, c.process)
+  end
 end
 
 function Postgres:listen(c, channel, fn)
-  c.channel, c.heard = channel, fn
+  c.heard[channel] = fn
   if self.up and not c.away then
     self.world:in_order(c, function() fn(nil) end, c.process)
   else

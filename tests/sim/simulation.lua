@@ -5,6 +5,7 @@ local Chroma = require("chroma")
 local Clients = require("clients")
 local Postgres = require("postgres")
 local Records = require("records")
+local Sync = require("sync")
 local World = require("world")
 
 local M = {}
@@ -20,6 +21,7 @@ local function faults_of(rng)
     poison = rng:pick { 0, 0, 0, 0.03 }, skew = rng:pick { 0, 0, 0, 0.04 },
     nemesis = rng:pick { 0.3, 1, 2.5 }, wipe = rng:chance(0.2), adopt = rng:chance(0.15),
     errors = rng:pick { 0, 0, 0, 0, 0.8 }, -- of the catalogue
+    sync = rng:chance(0.6), anew = rng:pick { 0, 0.1, 0.4 }, -- copies made anew: because they must be, or for nothing
   }
 end
 
@@ -83,7 +85,7 @@ function Nemesis.kill(sim, server)
   if not server.up then return end
   server:kill()
   local wiped = false
-  if sim.faults.wipe and not sim.wiped and sim.rng:chance(0.3) and ready_elsewhere(sim, server) then
+  if sim.faults.wipe and (not sim.wiped or sim.sync) and sim.rng:chance(0.3) and ready_elsewhere(sim, server) then
     sim.wiped, wiped = server, true
     sim.check.lost(server)
     if sim.backup and sim.backup.server == server and stamped(sim, server) > sim.backup.stamped
@@ -131,6 +133,10 @@ function Nemesis.second(sim)
   if #living(sim) < 2 then balancer(sim, sim.rng:pick { "host-1", second_host(sim) }) end
 end
 
+function Nemesis.sync(sim)
+  if sim.sync then Sync.crash(sim) end
+end
+
 function Nemesis.postgres(sim)
   if not sim.postgres.up then return end
   sim.postgres:stop()
@@ -138,7 +144,7 @@ function Nemesis.postgres(sim)
 end
 
 local FAULTS = { { 5, "kill" }, { 3, "stop" }, { 1, "backup" }, { 3, "crash" }, { 3, "pause" }, { 1, "second" },
-  { 1, "postgres" } }
+  { 1, "postgres" }, { 1, "sync" } }
 
 local function nemesis(sim)
   local rng = sim.rng
@@ -183,6 +189,7 @@ local function calm(sim)
     if not s.up then sim.world:after(1, function() if not s.up then s:start() end end) end
   end
   if not sim.postgres.up then sim.postgres:start() end
+  if sim.sync then sim.faults.anew = 0 end
   for _, b in ipairs(living(sim)) do
     if b.process.paused then sim.world:continue(b.process) end
   end
@@ -196,13 +203,18 @@ function M.run(seed, verbose, fault_points)
   Balancer.reset_pids()
   local faults = faults_of(rng)
   local sim = { world = world, rng = rng, faults = faults, servers = {}, balancers = {}, operations = {}, reads = {},
-    boots = 0, by_id = {}, read = Clients.read,
+    boots = 0, by_id = {}, read = Clients.read, swaps = 0,
     number = 0, sorted = Postgres.sorted, before = {}, pace = rng:pick { 0.01, 0.05, 0.3 },
     catalogue = rng:pick { 0.03, 0.1, 0.4 }, start_faults = {} }
   for k, v in pairs(faults) do sim.start_faults[k] = v end
   local count = rng:pick { 2, 2, 3 }
   for i = 1, count do
     sim.servers[i] = Chroma.new(world, ("abc"):sub(i, i), faults, i == 2)
+  end
+  function sim.server_named(name)
+    for _, s in ipairs(sim.servers) do
+      if s.name == name then return s end
+    end
   end
   sim.postgres = Postgres.new(world, faults)
   sim.db = sim.postgres.db
@@ -227,6 +239,7 @@ function M.run(seed, verbose, fault_points)
   end
   balancer(sim, "host-1")
   if rng:chance(0.4) then world:after(0.1, function() balancer(sim, rng:pick { "host-1", second_host(sim) }) end) end
+  if faults.sync then Sync.start(sim) end
   world:after(0.3, function()
     Clients.start(sim, rng:int(2, 5), rng:int(6, 20))
     nemesis(sim)
