@@ -16,7 +16,8 @@ function M.authority(nodes, list)
   for i, c in ipairs(list) do
     local node = by_name[c.instance] or {}
     copies[i] = { instance = c.instance, role = node.role or "replica", priority = node.priority or 0, state = c.state,
-      position = c.position, behind = c.behind or head - c.position, health = node.health or "down" }
+      position = c.position, behind = c.behind or head - c.position, health = node.health or "down",
+      proven_at = c.proven_at or 0, records = c.records or 0 }
     of[c.instance] = c
   end
   local there, policy = pcall(require, "chromux.policy")

@@ -28,6 +28,7 @@ local MOST_IDS = 256 * 1024 * 1024
 local LIST_SECONDS = 120
 local TASK_BYTES = 8 * 1024 * 1024 -- of ids in one transaction
 local CONFIRM = 100            -- ids at a time
+local BUSY_LOOKS, BUSY_PAUSE = 8, 0.25 -- at records that are just being written
 local REMADE_FROM, REMADE_SHARE = 100, 0.2 -- records that differ, from which a copy is made anew
 
 -- A job stops with error({how=, why=}): "later" (again from its state, soon), "over" (from its beginning), "failed",
@@ -296,8 +297,8 @@ local function rebuilt(context, job, a)
     memory_peak_mb = p.memory_mb or pg.null },
     { status = "synced", fine = true, primary_count = primary, replica_count = replica, memory_mb = p.memory_mb,
       batch = p.requests and p.requests > 0 and p.carried / p.requests or nil }))
-  log.info("sync_rebuilt", string.format("%s on %s from %s: %d records, held %.0f ms", job.collection_name, job.instance,
-    job.source, target_count, a.hold_ms or 0))
+  log.info("sync_rebuilt", string.format("%s on %s from %s: %d records, held %.0f ms", job.collection_name,
+    job.instance, job.source, target_count, a.hold_ms or 0))
 end
 
 function Job.rebuild(context, job)
@@ -357,15 +358,27 @@ local function too_much(job, ids)
   return #confirm(job, ids, 1, false).differing > CONFIRM / 2
 end
 
--- The differing ids one by one, and what is done about them.
-local function confirm_all(context, job, ids)
-  local differences, repaired = 0, 0
+-- Looks at these ids, and repairs what differs. The ids that were being written to
+local function confirm_once(context, job, ids)
+  local busy = {}
   for from = 1, #ids, CONFIRM do
     local a = confirm(job, ids, from, not job.dry_run)
-    differences, repaired = differences + #a.differing, repaired + (a.repaired or 0)
-    set(context, job, { differences = differences, repaired = repaired })
+    for _, id in ipairs(a.busy or {}) do busy[#busy + 1] = id end
+    if #a.differing > 0 then
+      set(context, job, { differences = job.differences + #a.differing, repaired = job.repaired + (a.repaired or 0) })
+    end
   end
-  return differences, repaired
+  return busy
+end
+
+-- How many could not be looked at because clients wrote to them all the time.
+local function confirm_all(context, job, ids)
+  for _ = 1, BUSY_LOOKS do
+    ids = confirm_once(context, job, ids)
+    if #ids == 0 then return 0 end
+    sleep(BUSY_PAUSE)
+  end
+  return #ids
 end
 
 local function verified(context, job, differences, repaired, error_text)
@@ -404,8 +417,9 @@ function Job.verify(context, job)
     ask("mark", job, { reason = text })
     return verified(context, job, #ids, 0, text)
   end
-  local differences, repaired = confirm_all(context, job, ids)
-  verified(context, job, differences, repaired, "")
+  local busy = confirm_all(context, job, ids)
+  verified(context, job, job.differences, job.repaired,
+    busy > 0 and busy .. " records were written to all the time and could not be compared" or "")
 end
 
 -- ---- endings -------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ local READ_SECONDS, WRITE_SECONDS = 60, 120
 -- Bytes of an answer: of several records, of one.
 local ANSWER_MOST, ONE_MOST = 24 * 1024 * 1024, 128 * 1024 * 1024
 local TRIES, FIRST_PAUSE, LAST_PAUSE = 6, 0.1, 2
+local REST_MOST = 5                   -- seconds between requests
 local IDLE = 1                        -- seconds between looks for tasks when nobody tells of new ones
 local LOOKS = 2                       -- more looks at what differs
 local CATCH_UP = 10                   -- seconds that a copy gets to come to where the other was
@@ -74,7 +75,7 @@ local function pace(self, instance, role)
   local there, policy = pcall(require, "chromux.policy")
   local wait = there and policy.call("sync.pace", load)
   if type(wait) ~= "number" or wait ~= wait or wait < 0 then wait = default_pace(load) end
-  if wait > 0 then sleep(math.min(wait, LAST_PAUSE)) end
+  if wait > 0 then sleep(math.min(wait, REST_MOST)) end
 end
 
 local function send(self, task, side, verb, body, most)
