@@ -93,8 +93,8 @@ local function look_at_progress(self)
   self.begun = self.begun + 1
   local turn = self.begun
   if #ids > 0 then
-    local rows = self.store:progress(ids)
-    if not rows then return end
+    local rows, why = self.store:progress(ids)
+    if not rows then return log.warn("sync_progress", tostring(why)) end
     self.progress = rows
     if now() - (self.at.shown or 0) >= SHOWN_EVERY then
       self.at.shown = now()

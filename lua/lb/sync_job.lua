@@ -453,8 +453,8 @@ local function start_over(context, job, why)
 end
 
 local function ended(context, job, e)
-  if e.how ~= "left" then
-    log[e.how == "moot" and "info" or "warn"]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s",
+  do
+    log[(e.how == "moot" or e.how == "left") and "info" or "warn"]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s",
       job.kind, job.collection_name, job.instance, job.id, job.state, e.how, tostring(e.why)))
   end
   if e.how == "over" then return start_over(context, job, tostring(e.why)) end
