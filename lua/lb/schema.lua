@@ -71,7 +71,7 @@ local SYNC = {
       repaired bigint NOT NULL DEFAULT 0,
       attempts integer NOT NULL DEFAULT 0,
       not_before timestamptz NOT NULL DEFAULT now(),
-      settle_until timestamptz NOT NULL DEFAULT '-infinity',
+      settle_until timestamptz NOT NULL DEFAULT now(),
       error text NOT NULL DEFAULT '',
       hold_ms double precision,
       memory_peak_mb double precision,

@@ -275,20 +275,21 @@ function Store:make_verifies(list)
     statements[#statements + 1] = { [[DELETE FROM sync_jobs WHERE lane = $1 AND instance = $2 AND kind = 'verify'
       AND state = 'done' AND asked_by = '' AND differences = 0]], v.lane, v.instance }
     statements[#statements + 1] = { [[INSERT INTO sync_jobs (kind, lane, collection_id, collection_name, tenant,
-        database, instance, source, reason) VALUES ('verify', $1, $2, $3, $4, $5, $6, $7, 'scheduled') ON CONFLICT DO NOTHING]],
+        database, instance, source, reason) VALUES ('verify', $1, $2, $3, $4, $5, $6, $7, 'scheduled')
+      ON CONFLICT DO NOTHING]],
       v.lane, v.logical, v.name, v.tenant, v.database, v.instance, v.source }
   end
   local rows, why = self:commit(statements)
   return rows and true, why
 end
 
--- All that are neither over nor paused, and those that were cancelled and have left something behind; first those of
--- the highest priority.
-function Store:jobs_open()
-  return self.conn:query([[SELECT *, not_before > now() AS later,
-      extract(epoch FROM settle_until - now())::float8 AS settle FROM sync_jobs
-    WHERE state NOT IN ('done', 'failed', 'cancelled', 'paused') OR (state = 'cancelled' AND finished_at IS NULL)
-    ORDER BY priority DESC, id LIMIT 2000]])
+-- Some that may be run now, on instances that can be used, but for these: neither over nor paused; and those that were
+-- cancelled and may have left something behind. First those of the highest priority.
+function Store:jobs_due(able, but)
+  return self.conn:query([[SELECT * FROM sync_jobs WHERE not_before <= now() AND NOT id = ANY($2::bigint[])
+      AND ((state NOT IN ('done', 'failed', 'cancelled', 'paused') AND instance = ANY($1::text[]))
+        OR (state = 'cancelled' AND finished_at IS NULL))
+    ORDER BY priority DESC, id LIMIT 40]], texts(able), numbers(but))
 end
 
 -- One job as it is now | false | nil, why
@@ -322,6 +323,7 @@ function Store:job_set(id, was, fields, more)
       sets[#sets + 1] = column .. " = $" .. #params
     end
   end
+  if not sets[1] then sets[1] = "id = id" end
   local statements = { { "UPDATE sync_jobs SET " .. table.concat(sets, ", ") .. " WHERE id = $1 AND "
     .. "CASE WHEN $2::text IS NULL THEN state NOT IN ('done', 'failed') ELSE state = $2 END", unpack(params) } }
   for _, s in ipairs(more or {}) do statements[#statements + 1] = s end
@@ -372,6 +374,14 @@ function Store:progress(jobs)
   return out
 end
 
+-- Makes what the progress is part of their rows.
+function Store:show_progress(jobs)
+  return self:commit { { [[UPDATE sync_jobs j SET done_records = s.n FROM (
+        SELECT job, sum(records) AS n FROM sync_tasks WHERE job = ANY($1::bigint[]) AND task_status = 'completed'
+          AND kind <> 'touched' GROUP BY job) s
+      WHERE j.id = s.job AND j.done_records <> s.n]], numbers(jobs) } }
+end
+
 -- What tasks of the job found to differ: json texts.
 function Store:found(job)
   local rows, why = self.conn:query([[SELECT found FROM sync_chunks JOIN sync_tasks t ON t.id = task
@@ -410,10 +420,18 @@ function Store.collection_ends(job, how)
     how.memory_mb, how.proven or false, how.differences, how.repaired, job.id, n = 13 }
 end
 
--- A job ends as `state`, whatever it was; its tasks stay, what they were for does not.
+-- It is not: a job on it had begun.
+local function collection_left(job)
+  return { [[UPDATE sync_collections SET sync_status = 'pending', updated_at = now()
+      WHERE collection_id = $1 AND instance = $2 AND sync_status = 'syncing']], job.collection_id, job.instance }
+end
+
+-- A job ends as `state`, whatever it was; its tasks stay, what they were for does not. how: as for collection_ends;
+-- nil: nothing was found out.
 function Store:job_ends(job, state, fields, how)
   fields.state, fields.finished_at = state, "now"
-  return self:job_set(job.id, nil, fields, { chunks_gone(job.id), Store.collection_ends(job, how),
+  return self:job_set(job.id, nil, fields, {
+    chunks_gone(job.id), how and Store.collection_ends(job, how) or collection_left(job),
     { [[UPDATE sync_tasks SET task_status = 'failed', error_message = COALESCE(error_message, 'its job ended'),
         completed_at = now() WHERE job = $1 AND task_status IN ('pending', 'processing')]], job.id } })
 end

@@ -1,0 +1,288 @@
+-- sync_coordinate.lua: the coordinator, while this process has its lease: takes tasks from workers that are lost, makes
+-- jobs for what is to be healed or compared, and runs some of them at once (sync_job.lua).
+local Job = require("lb.sync_job")
+local Signal = require("lb.signal")
+local calls = require("lb.sync_calls")
+local choose = require("lb.sync_choose")
+local courier = require("lb.courier")
+local json = json
+local process = require("lb.process")
+
+local Coordinator = {}
+Coordinator.__index = Coordinator
+
+local TICK = 0.5                -- seconds between looks when nobody tells of anything
+local JOBS, VERIFIES = 8, 4     -- at once, of them comparisons
+local SETTLE_DEAD = 1           -- R5, as in servers.lua
+local AGAIN_LEAST = 60          -- seconds before a failed job is made again, at least
+local SHOWN_EVERY, REAP_EVERY, MAKE_EVERY, FORGET_EVERY = 1, 0.5, 1, 3600
+local MEMBER_SECONDS = 60
+
+-- c: {store=, settings=, id= of this process's worker, steady() -> seconds since its lease was last in question}
+function Coordinator.new(c)
+  local self = setmetatable({ store = c.store, settings = c.settings, id = c.id, steady = c.steady, alive = true,
+    running = {}, lanes = {}, count = 0, verifies = 0, progress = {}, members = {}, sourceless = {}, at = {},
+    begun = 0, over = 0, kicks = 0, round = Signal.new(), kicked = Signal.new(), cut = Signal.new(),
+    nodes = courier.nodes, able = Coordinator.able, life = Coordinator.life }, Coordinator)
+  function self.await(job) return self:await_tasks(job) end
+  function self.alone(fn) return self:one_at_a_time(fn) end
+  return self
+end
+
+-- ---- instances ---------------------------------------------------------------------------------------------
+
+local function node_of(instance)
+  for _, node in ipairs(courier.nodes()) do
+    if node.name == instance then return node end
+  end
+end
+
+local function usable(node) return node.health ~= "down" and node.admin ~= "maint" and node.incarnation ~= 0 end
+
+function Coordinator.able(instance)
+  local node = node_of(instance)
+  return node ~= nil and usable(node)
+end
+
+-- Which life of its server this is; 0: it cannot be said.
+function Coordinator.life(instance)
+  local node = node_of(instance)
+  return node and node.incarnation or 0
+end
+
+-- Names of the instances that can be used.
+function Coordinator.usable_names()
+  local out = {}
+  for _, node in ipairs(courier.nodes()) do
+    if usable(node) then out[#out + 1] = node.name end
+  end
+  return out
+end
+
+-- ---- waiting -----------------------------------------------------------------------------------------------
+
+-- What a job of a rebuild stands on has changed: why | nil
+local function unsettled(self, job)
+  for instance, life in pairs(job.lives or {}) do
+    local present = self.life(instance)
+    if life == 0 then job.lives[instance] = present
+    elseif present ~= life then return instance .. " is not the server that it was" end
+  end
+end
+
+-- Until no task of the job is open, or one has failed, or the job is not what it was: its progress. nil: lease lost.
+function Coordinator:await_tasks(job)
+  local round = self.begun
+  self:look()
+  while true do
+    while self.alive and self.over <= round do self.round:wait() end
+    if not self.alive then return nil end
+    local p = self.progress[job.id]
+    if p then
+      p.again = unsettled(self, job)
+      if p.again or p.failed > 0 or p.open == 0 or p.state ~= job.state then return p end
+    end
+    round = self.over
+  end
+end
+
+-- One query for all jobs that run; those that wait look at what it brought.
+local function look_at_progress(self)
+  local ids = {}
+  for id in pairs(self.running) do ids[#ids + 1] = id end
+  self.begun = self.begun + 1
+  local turn = self.begun
+  if #ids > 0 then
+    local rows, why = self.store:progress(ids)
+    if not rows then return log.warn("sync_progress", tostring(why)) end
+    self.progress = rows
+    if now() - (self.at.shown or 0) >= SHOWN_EVERY then
+      self.at.shown = now()
+      self.store:show_progress(ids)
+    end
+  end
+  self.over = turn
+  self.round:fire()
+end
+
+function Coordinator:one_at_a_time(fn)
+  while self.cutting do self.cut:wait() end
+  self.cutting = true
+  local fine, err = pcall(fn)
+  self.cutting = false
+  self.cut:fire()
+  if not fine then error(err, 0) end
+end
+
+-- ---- workers that are lost ---------------------------------------------------------------------------------
+
+local function reap(self)
+  local workers = self.store:workers()
+  for _, w in ipairs(workers or {}) do
+    local dead = w.process ~= "" and process.dead(w.process)
+    -- After a pause of our own, or of PostgreSQL, all look late: they get the time to say that they are not.
+    local late = w.late and w.worker_id ~= self.id and self.steady() > self.settings.LEASE_TIMEOUT
+    if dead or late then
+      local settle = dead and SETTLE_DEAD or math.max(SETTLE_DEAD, w.left + self.settings.WRITE_HORIZON)
+      local text = dead and "its worker ended" or "its worker was silent beyond its lease"
+      local n = self.store:worker_lost(w, dead, settle, text)
+      if n then
+        log.warn("sync_worker_lost", string.format("%s: %s; %d tasks go to others", w.worker_id, text, n))
+        choose.notice { kind = "worker_dead", key = w.worker_id, title = "Sync worker " .. w.worker_id .. " is gone",
+          text = string.format("%s; %d tasks go to others", text, n) }
+      end
+    end
+  end
+end
+
+-- ---- making jobs -------------------------------------------------------------------------------------------
+
+-- Instances whose catalogue is lost become members again, each in a task of its own.
+local function make_members(self, able)
+  for _, row in ipairs(self.store:members_lost(able) or {}) do
+    local instance = row.instance
+    if not self.members[instance] then
+      self.members[instance] = true
+      spawn(function()
+        local answer, why = calls.ask("member", 0, instance, {}, MEMBER_SECONDS)
+        if answer then log.info("sync_member", instance .. " has tenants and databases again")
+        else
+          log.warn("sync_member", instance .. ": " .. tostring(why))
+          sleep(1)
+        end
+        self.members[instance] = nil
+        self:look()
+      end)
+    end
+  end
+end
+
+-- Collections of which no copy is whole: people are told once, and that it is over.
+local function tell_sourceless(self)
+  local rows = self.store:without_source()
+  if not rows then return end
+  local seen = {}
+  for _, row in ipairs(rows) do
+    seen[row.logical] = row.name
+    if not self.sourceless[row.logical] then
+      log.error("no_source", row.name .. ": no copy of it is whole; nothing is overwritten")
+      choose.notice { kind = "no_source", key = row.logical, title = "No whole copy of " .. row.name,
+        text = "Every copy of it is to be made anew and there is none to take it from. Nothing is overwritten." }
+    end
+  end
+  for logical, name in pairs(self.sourceless) do
+    if not seen[logical] then
+      choose.notice { kind = "copy_rebuilt", key = logical, title = name .. " has a whole copy again", text = "" }
+    end
+  end
+  self.sourceless = seen
+end
+
+local function make_verifies(self, able)
+  local due = self.store:verifies_due(able, self.settings.SYNC_INTERVAL)
+  local list = {}
+  for _, row in ipairs(due or {}) do
+    local copies = json.decode(row.copies)
+    local source = choose.authority(courier.nodes(), copies)
+    for _, copy in ipairs(copies) do
+      if copy.instance ~= source.instance then
+        list[#list + 1] = { lane = row.lane, logical = row.logical, name = row.name, tenant = row.tenant,
+          database = row.database, instance = copy.instance, source = source.instance }
+      end
+    end
+  end
+  if #list > 0 then self.store:make_verifies(list) end
+end
+
+-- Is it time again? Notes that it was done.
+local function due(self, what, every)
+  if now() - (self.at[what] or -math.huge) < every then return false end
+  self.at[what] = now()
+  return true
+end
+
+local function make_jobs(self)
+  local able = Coordinator.usable_names()
+  if due(self, "reaped", REAP_EVERY) then reap(self) end
+  if due(self, "made", MAKE_EVERY) then
+    make_members(self, able)
+    local again = math.max(AGAIN_LEAST, self.settings.SYNC_INTERVAL)
+    local made, why = self.store:make_rebuilds(able, again)
+    if not made and why ~= "not ours" then log.warn("sync_jobs", tostring(why)) end
+  end
+  if due(self, "sourceless", 5 * MAKE_EVERY) then tell_sourceless(self) end
+  local looks = math.max(0.2, math.min(5, self.settings.SYNC_INTERVAL / 5))
+  if due(self, "compared", looks) then make_verifies(self, able) end
+  if due(self, "forgot", FORGET_EVERY) then self.store:forget() end
+end
+
+-- ---- running them ------------------------------------------------------------------------------------------
+
+local function run(self, job)
+  self.running[job.id], self.lanes[job.lane], self.count = job, job.id, self.count + 1
+  if job.kind == "verify" then self.verifies = self.verifies + 1 end
+  spawn(function()
+    local fine, why = xpcall(Job.run, debug.traceback, self, job)
+    if not fine then log.error("sync_job_failed", why) end
+    self.running[job.id], self.lanes[job.lane], self.count = nil, nil, self.count - 1
+    self.progress[job.id] = nil
+    if job.kind == "verify" then self.verifies = self.verifies - 1 end
+    self:look()
+  end)
+end
+
+local function run_jobs(self)
+  if self.count >= JOBS then return end
+  local ids = {}
+  for id in pairs(self.running) do ids[#ids + 1] = id end
+  for _, job in ipairs(self.store:jobs_due(Coordinator.usable_names(), ids) or {}) do
+    local room = self.count < JOBS and (job.kind ~= "verify" or self.verifies < VERIFIES)
+    if room and not self.running[job.id] and not self.lanes[job.lane] then run(self, job) end
+  end
+end
+
+-- ---- life --------------------------------------------------------------------------------------------------
+
+-- A step after each kick; what comes during one is not missed.
+local function loop(self, step)
+  while self.alive do
+    local seen = self.kicks
+    local fine, why = xpcall(step, debug.traceback, self)
+    if not fine then
+      log.error("sync_coordinator_failed", why)
+      sleep(1)
+    end
+    while self.alive and self.kicks == seen do self.kicked:wait() end
+  end
+end
+
+-- Begins to coordinate.
+function Coordinator:start()
+  log.info("sync_coordinates", self.id)
+  spawn(loop, self, look_at_progress)
+  spawn(loop, self, function()
+    make_jobs(self)
+    run_jobs(self)
+  end)
+  spawn(function()
+    while self.alive do
+      sleep(TICK)
+      self:look()
+    end
+  end)
+end
+
+-- There is something for the coordinator.
+function Coordinator:look()
+  self.kicks = self.kicks + 1
+  self.kicked:fire()
+end
+
+-- The lease is lost or given back: what runs ends at its next step and changes nothing any more.
+function Coordinator:stop()
+  self.alive = false
+  self.kicked:fire()
+  self.round:fire()
+end
+
+return Coordinator
