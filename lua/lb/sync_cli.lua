@@ -67,8 +67,7 @@ end
 local function collections(lane)
   local list = {}
   for _, row in ipairs(query([[SELECT k.lane, k.tenant, k.database, k.name, c.instance, c.state, c.reason,
-      s.replica_document_count AS known,
-      (SELECT source FROM sync_jobs j WHERE j.lane = k.lane AND source IS NOT NULL ORDER BY id DESC LIMIT 1) AS source
+      s.replica_document_count AS known
     FROM journal_collections k JOIN journal_copies c USING (lane)
       LEFT JOIN journal_servers r ON r.instance = c.instance
       LEFT JOIN sync_collections s ON s.collection_id = k.logical AND s.instance = c.instance
@@ -76,7 +75,7 @@ local function collections(lane)
     ORDER BY k.tenant, k.database, k.name, k.lane, c.instance]], lane)) do
     local c = list[#list]
     if not c or c.lane ~= row.lane then
-      c = { lane = row.lane, label = full_name(row), copies = {}, ready = 0, source = row.source }
+      c = { lane = row.lane, label = full_name(row), copies = {}, ready = 0 }
       list[#list + 1] = c
     end
     row.label = c.label .. " on " .. row.instance
@@ -105,16 +104,14 @@ end
 
 local WHICH = { instance = true, collection = true, who = true, ["dry-run"] = false }
 
--- The copy that others are compared with, as it was the last time; the coordinator asks its policy anew.
-local function compared_with(c)
-  for _, copy in ipairs(c.copies) do
-    if copy.state == "ready" and copy.instance == c.source then return copy end
-  end
-  for _, copy in ipairs(c.copies) do
-    if copy.state == "ready" then return copy end
-  end
+-- A copy that cannot be compared: is that bad? And why. nil: it can be.
+local function incomparable(c, copy)
+  if copy.state ~= "ready" then return true, copy.state .. ": " .. copy.reason end
+  if #c.copies == 1 then return false, "it is the only copy" end
+  if c.ready == 1 then return true, "no other server has a whole copy" end
 end
 
+-- All copies are asked for: which one the others are compared with is the coordinator's to say.
 local function verify(args)
   local words, options = parse(args, 2, WHICH)
   command.none(words)
@@ -122,27 +119,30 @@ local function verify(args)
   refuse_while_paused()
   local targets, bad = {}, 0
   for _, c in ipairs(collections(lane_of(options.collection))) do
-    local authority = compared_with(c)
     for _, copy in ipairs(c.copies) do
-      local wanted = options.instance == copy.instance or not options.instance
-      if wanted and copy.state ~= "ready" then
-        bad = bad + 1
-        out("%-10s %s: %s: %s", "not ready", copy.label, copy.state, copy.reason)
-      elseif wanted and c.ready > 1 and (options.instance or copy ~= authority) then
-        targets[#targets + 1] = copy
-      elseif wanted and c.ready < 2 and #c.copies < 2 then
-        out("%-10s %s: it is the only copy", "alone", copy.label)
+      if not options.instance or options.instance == copy.instance then
+        local is_bad, why = incomparable(c, copy)
+        if why then
+          bad = bad + (is_bad and 1 or 0)
+          out("%-12s %s: %s", "not compared", copy.label, why)
+        else
+          targets[#targets + 1] = copy
+        end
       end
     end
   end
-  local count = #targets
-  bad = bad + watch("verify", options):follow(targets)
+  local w = watch("verify", options)
+  w:follow(targets)
+  bad = bad + w.bad
   if bad > 0 then
-    out("%d of %d copies are not equal", bad, math.max(count, bad))
-    return REFUSED
+    out("%d copies are not proven equal, %d are", bad, w.proven)
+  elseif targets[1] and w.proven == 0 then
+    bad = 1
+    out("nothing was compared: others are compared with %s, so leave --instance away", options.instance)
+  else
+    out("%d copies are proven equal to what they were compared with", w.proven)
   end
-  out("%d copies are equal", count)
-  return FINE
+  return bad > 0 and REFUSED or FINE
 end
 
 -- MB free on the instance's disk, as the monitor last saw; nil: not known.
@@ -167,12 +167,12 @@ local function rebuild(args)
         if others > 0 then
           targets[#targets + 1] = copy
           if options["dry-run"] then
-            out("%-10s %s (now %s), %s", "would be", copy.label, copy.state,
+            out("%-12s %s (now %s), %s", "would be", copy.label, copy.state,
               copy.known and number(copy.known) .. " records when last counted" or "never counted")
           end
         else
           bad = bad + 1
-          out("%-10s %s: no other server has a whole copy, so nothing is overwritten", "refused", copy.label)
+          out("%-12s %s: no other server has a whole copy, so nothing is overwritten", "refused", copy.label)
         end
       end
     end
@@ -180,7 +180,11 @@ local function rebuild(args)
   local free = disk_free(options.instance)
   out("%d copies to make anew on %s, whose disk has %s", #targets, options.instance,
     free and number(free) .. " MB free" or "an unknown amount free")
-  if not options["dry-run"] then bad = bad + watch("rebuild", options):follow(targets) end
+  if not options["dry-run"] then
+    local w = watch("rebuild", options)
+    w:follow(targets)
+    bad = bad + w.bad
+  end
   if bad > 0 then out("%d of %d copies could not be made anew", bad, math.max(#targets, bad)) end
   return bad > 0 and REFUSED or FINE
 end
@@ -227,8 +231,8 @@ end
 local function show_lease()
   local l = query([[SELECT holder, until > now() AS held, paused_by, paused_why, paused_at::text AS paused
     FROM sync_lease]])[1]
-  out("sync       %s", l.held and "coordinated by " .. l.holder or "coordinated by nobody")
-  if l.paused then out("PAUSED     by %s since %s: %s", l.paused_by, l.paused, l.paused_why) end
+  out("sync         %s", l.held and "coordinated by " .. l.holder or "coordinated by nobody")
+  if l.paused then out("PAUSED       by %s since %s: %s", l.paused_by, l.paused, l.paused_why) end
 end
 
 local function show_workers()
@@ -236,10 +240,10 @@ local function show_workers()
       cpu_percent AS cpu, lease_until > now() AS alive, extract(epoch FROM now() - last_heartbeat)::float8 AS age
     FROM sync_workers ORDER BY worker_id]])
   for _, w in ipairs(rows) do
-    out("worker     %s (%s): %s%s, %.0f MB, %.0f %% of a CPU, last heard %.1f s ago", w.worker_id, w.role,
+    out("worker       %s (%s): %s%s, %.0f MB, %.0f %% of a CPU, last heard %.1f s ago", w.worker_id, w.role,
       w.alive and w.worker_status or "LATE", w.task and " with task " .. w.task or "", w.mb or 0, w.cpu or 0, w.age)
   end
-  if #rows == 0 then out("worker     none: nothing is compared or made anew") end
+  if #rows == 0 then out("worker       none: nothing is compared or made anew") end
 end
 
 local JOB = [[SELECT id, kind, tenant, database, collection_name AS name, instance, source, state, records,
@@ -250,7 +254,7 @@ local function show_jobs()
   local OPEN = "state NOT IN ('done', 'failed', 'cancelled')"
   for _, j in ipairs(query(JOB .. OPEN .. " ORDER BY priority DESC, id LIMIT 50")) do
     local rate = j.age and j.age > 1 and j.done_records > 0 and j.done_records / j.age
-    out("job %-6s %s of %s on %s%s: %s%s%s%s%s", j.id, j.kind, full_name(j), j.instance,
+    out("job %-8s %s of %s on %s%s: %s%s%s%s%s", j.id, j.kind, full_name(j), j.instance,
       j.source and " from " .. j.source or "", (j.state:gsub("_", " ")),
       j.records > 0 and string.format(", %s of %s records", number(j.done_records), number(j.records)) or "",
       rate and string.format(", %s/s, about %s left", number(rate),
@@ -259,10 +263,10 @@ local function show_jobs()
       j.error ~= "" and string.format("; try %d: %s", j.attempts + 1, j.error) or "")
   end
   local count = query("SELECT count(*) AS n FROM sync_jobs WHERE " .. OPEN)[1].n
-  if count > 50 then out("           and %d more", count - 50) end
+  if count > 50 then out("             and %d more", count - 50) end
   for _, j in ipairs(query(JOB .. [[state = 'failed' AND finished_at > now() - interval '1 day'
       ORDER BY finished_at DESC LIMIT 10]])) do
-    out("failed     job %s, %s of %s on %s, %s ago: %s", j.id, j.kind, full_name(j), j.instance, duration(j.ago),
+    out("failed       job %s, %s of %s on %s, %s ago: %s", j.id, j.kind, full_name(j), j.instance, duration(j.ago),
       j.error)
   end
 end
@@ -284,21 +288,21 @@ local function show_collections()
     local left = (r.differences or 0) - (r.repaired or 0)
     if r.state ~= "ready" then
       bad = bad + 1
-      out("%-10s %s: %s", r.state, label, r.reason)
+      out("%-12s %s: %s", r.state, label, r.reason)
     elseif left > 0 then
       bad = bad + 1
-      out("%-10s %s: %s records%s", "DIFFERS", label, number(left),
+      out("%-12s %s: %s records%s", "DIFFERS", label, number(left),
         r.proven and ", last proven equal at " .. r.proven or "")
     elseif r.proven then
       equal = equal + 1
-      out("%-10s %s: last proven equal at %s, %s ago; %s records", "equal", label, r.proven, duration(r.age),
+      out("%-12s %s: last proven equal at %s, %s ago; %s records", "equal", label, r.proven, duration(r.age),
         number(r.there))
     elseif r.seen or r.others == 0 then
       unproven = unproven + 1
-      out("%-10s %s%s", "unproven", label, (r.errors or 0) > 0 and ": " .. (r.error or "") or "")
+      out("%-12s %s%s", "unproven", label, (r.errors or 0) > 0 and ": " .. (r.error or "") or "")
     end
   end
-  out("copies     %d proven equal, %d not proven yet, %d not equal or not ready", equal, unproven, bad)
+  out("copies       %d proven equal, %d not proven yet, %d not equal or not ready", equal, unproven, bad)
   return bad
 end
 

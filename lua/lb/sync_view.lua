@@ -106,7 +106,7 @@ function M.start()
   return true
 end
 
--- {age_seconds= how old it is, error= of the last look, coordinator=, paused=, workers=, jobs=, collections=, last=, instances=}
+-- {age_seconds=, error= of the last look, coordinator=, paused=, workers=, jobs=, collections=, last=, instances=}
 function M.status()
   asked_at = now()
   local out = { error = failed }

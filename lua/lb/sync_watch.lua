@@ -15,13 +15,15 @@ local NOBODY_AFTER = 10   -- without a worker
 local AWAY_AFTER = 60     -- without PostgreSQL
 local AT_ONCE = 500       -- targets a statement
 
+local ASKED = "asked for" -- the reason of a job that nobody has found to be moot
+
 -- Whoever waits here hears of it at once.
 local CHANNEL = "chromux_sync_work"
 
 -- command: of lb.command. kind: rebuild | verify. o: {asked_by=, dry_run=, terminal=bool}
 function Watch.new(command, kind, o)
   return setmetatable({ command = command, kind = kind, o = o, priority = kind == "rebuild" and 90 or 10,
-    samples = {}, open = {}, over = 0, bad = 0, records = 0 }, Watch)
+    samples = {}, over = 0, bad = 0, proven = 0, records = 0 }, Watch)
 end
 
 -- ---- words -----------------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ end
 local ASK = [[WITH asked AS (SELECT * FROM unnest($1::bigint[], $2::text[]) AS t (lane, instance)),
   made AS (INSERT INTO sync_jobs (kind, lane, collection_id, collection_name, tenant, database, instance, reason,
       asked_by, dry_run, priority)
-    SELECT $3, lane, logical, name, tenant, database, instance, 'asked for', $4, $5, $6
+    SELECT $3, lane, logical, name, tenant, database, instance, $7, $4, $5, $6
       FROM asked JOIN journal_collections k USING (lane) WHERE NOT k.deleted
     ON CONFLICT DO NOTHING RETURNING id, lane, instance)
   SELECT id, lane, instance, true AS ours FROM made
@@ -87,7 +89,7 @@ function Watch:ask(targets)
   local by = {}
   for _, t in ipairs(targets) do by[t.lane .. "/" .. t.instance] = t end
   local rows = self:query(ASK, array(targets, "lane"), array(targets, "instance"), self.kind, self.o.asked_by,
-    self.o.dry_run, self.priority)
+    self.o.dry_run, self.priority, ASKED)
   for _, row in ipairs(rows) do
     local t = by[row.lane .. "/" .. row.instance]
     t.job, t.ours = row.id, row.ours
@@ -113,32 +115,43 @@ end
 
 -- ---- how it ended ----------------------------------------------------------------------------------------
 
--- Is it well? And what is said of it.
-local function verdict(kind, row)
-  if not row then return false, "gone", "the collection is deleted, or somebody took the job away" end
-  if row.state == "cancelled" then return false, "cancelled", row.error ~= "" and row.error or row.reason end
-  if row.state == "failed" then return false, "failed", row.error end
+-- Is it well? And what is said of it. A comparison is believed only when it left a proof.
+local function compared(row)
   local left = row.differences - row.repaired
-  if kind == "rebuild" then
-    return true, "rebuilt", string.format("%s records from %s%s%s", number(row.done), row.source or "?",
-      row.took and string.format(" in %.1f s", row.took) or "",
-      row.hold_ms and string.format(", writes were held for %.0f ms", row.hold_ms) or "")
+  if row.proven then
+    return true, "equal", number(row.records) .. " records"
+      .. (row.repaired > 0 and ", of which " .. number(row.repaired) .. " differed and were repaired" or "")
+      .. "; proven at " .. row.proven
   end
   if left > 0 then
     return false, "differs", string.format("%s of %s records differ%s%s", number(left), number(row.records),
       row.repaired > 0 and ", " .. number(row.repaired) .. " more were repaired" or "",
       row.error ~= "" and ": " .. row.error or row.dry_run and ", and nothing was done" or "")
   end
-  return true, "equal", number(row.records) .. " records"
-    .. (row.repaired > 0 and ", of which " .. number(row.repaired) .. " differed and were repaired" or "")
-    .. (row.proven and "; proven at " .. row.proven or "")
+  if row.error ~= "" then return false, "unproven", row.error end
+  return row.reason:find("^it is the authority") ~= nil, "not compared", row.reason
+end
+
+local function rebuilt(row)
+  return true, "rebuilt", string.format("%s records from %s%s%s", number(row.done), row.source or "?",
+    row.took and string.format(" in %.1f s", row.took) or "",
+    row.hold_ms and string.format(", writes were held for %.0f ms", row.hold_ms) or "")
+end
+
+local function verdict(kind, row)
+  if not row then return false, "gone", "the collection is deleted, or somebody took the job away" end
+  if row.state == "failed" then return false, "failed", row.error end
+  if row.state == "cancelled" then return false, "cancelled", row.reason ~= ASKED and row.reason or row.error end
+  if kind == "rebuild" then return rebuilt(row) end
+  return compared(row)
 end
 
 function Watch:ended(t, row)
   local well, word, text = verdict(self.kind, row)
   self.over, self.bad = self.over + 1, self.bad + (well and 0 or 1)
+  self.proven = self.proven + (word == "equal" and 1 or 0)
   self.records = self.records + (row and row.done or 0)
-  self:say("%-10s %s: %s", word, t.label, text)
+  self:say("%-12s %s: %s", word, t.label, text)
 end
 
 -- ---- how it gets on --------------------------------------------------------------------------------------
@@ -200,7 +213,7 @@ function Watch:withdraw(open)
     .. "What nobody has begun is withdrawn")
 end
 
--- Asks for all of them and waits until they are over. How many are not well.
+-- Asks for all of them and waits until they are over: then `bad` are not well and `proven` are equal.
 function Watch:follow(targets)
   local open, alone = targets, now()
   while #open > 0 do
@@ -232,7 +245,6 @@ function Watch:follow(targets)
       sleep(POLL)
     end
   end
-  return self.bad
 end
 
 return Watch

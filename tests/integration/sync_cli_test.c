@@ -98,16 +98,19 @@ static void obey_names(struct stage *s)
            "NEW.state := CASE NEW.collection_name WHEN 'fails' THEN 'failed' "
            "WHEN 'stopped' THEN 'cancelled' ELSE 'done' END; "
            "NEW.error := CASE NEW.collection_name WHEN 'fails' THEN 'disk full' ELSE '' END; "
-           "NEW.differences := CASE NEW.collection_name WHEN 'differs' THEN 3 ELSE 0 END; "
+           "NEW.differences := CASE NEW.collection_name WHEN 'differs' THEN (NEW.instance = "
+           "'replica')::int * 3 ELSE 0 END; "
            "NEW.repaired := CASE WHEN NEW.dry_run THEN 0 ELSE NEW.differences END; "
-           "IF NEW.state = 'done' THEN INSERT INTO sync_collections (collection_id, "
+           "IF NEW.state = 'done' AND NEW.instance <> 'primary' THEN INSERT INTO sync_collections "
+           "(collection_id, "
            "collection_name, instance, proven_equal_at, differences, repaired, "
            "replica_document_count) VALUES (NEW.collection_id, NEW.collection_name, NEW.instance, "
            "CASE WHEN NEW.repaired = NEW.differences THEN now() END, NEW.differences, "
            "NEW.repaired, 2500) ON CONFLICT (collection_id, instance) DO UPDATE SET "
            "proven_equal_at = EXCLUDED.proven_equal_at, differences = EXCLUDED.differences, "
            "repaired = EXCLUDED.repaired; END IF; "
-           "RETURN NEW; END $$");
+           "IF NEW.kind = 'verify' AND NEW.instance = 'primary' THEN NEW.reason := "
+           "'it is the authority: the others are compared with it'; END IF; RETURN NEW; END $$");
     sql(s, "CREATE TRIGGER obey BEFORE INSERT ON sync_jobs FOR EACH ROW EXECUTE FUNCTION obey()");
 }
 
@@ -119,33 +122,33 @@ static void the_exit_code_says_whether_all_are_equal(void **state)
     obey_names(s);
     struct run r = cli(s, "verify", "--dry-run", NULL);
     check_run(r, 1,
-              "differs    default_tenant/default_database/differs on replica: 3 of 2,500 "
+              "differs      default_tenant/default_database/differs on replica: 3 of 2,500 "
               "records differ, and nothing was done");
     check_has(r.output,
-              "equal      default_tenant/default_database/fine on replica: 2,500 records; "
+              "equal        default_tenant/default_database/fine on replica: 2,500 records; "
               "proven at 2");
-    check_has(r.output, "1 of 2 copies are not equal");
+    check_has(r.output, "1 copies are not proven equal, 1 are");
     check_run(cli(s, "status", NULL), 1,
-              "DIFFERS    default_tenant/default_database/differs on "
+              "DIFFERS      default_tenant/default_database/differs on "
               "replica: 3 records");
     r = cli(s, "verify", "--instance", "replica", NULL);
     check_run(r, 0, "of which 3 differed and were repaired");
-    check_has(r.output, "2 copies are equal");
+    check_has(r.output, "2 copies are proven equal to what");
     check_run(
         cli(s, "status", NULL), 0,
-        "equal      default_tenant/default_database/differs on replica: last proven equal at");
+        "equal        default_tenant/default_database/differs on replica: last proven equal at");
     check_str(sql(s, "SELECT DISTINCT asked_by FROM sync_jobs"), "anna");
     r = cli(s, "rebuild", "--instance", "replica", "--collection", "fine", "--who", "bob", NULL);
     check_run(r, 0,
-              "rebuilt    default_tenant/default_database/fine on replica: 2,500 records from "
+              "rebuilt      default_tenant/default_database/fine on replica: 2,500 records from "
               "primary in 2.0 s");
     check_int(sql_number(s, "SELECT count(*) FROM sync_jobs WHERE asked_by = 'bob'"), 1);
     create(s, "fails");
     create(s, "stopped");
     r = cli(s, "verify", NULL);
-    check_run(r, 1, "failed     default_tenant/default_database/fails on replica: disk full");
-    check_has(r.output, "cancelled  default_tenant/default_database/stopped on replica");
-    check_run(cli(s, "status", NULL), 0, "failed     job ");
+    check_run(r, 1, "failed       default_tenant/default_database/fails on replica: disk full");
+    check_has(r.output, "cancelled    default_tenant/default_database/stopped on replica");
+    check_run(cli(s, "status", NULL), 0, "failed       job ");
 }
 
 static void a_copy_that_is_not_whole_is_neither_compared_nor_a_source(void **state)
@@ -157,13 +160,13 @@ static void a_copy_that_is_not_whole_is_neither_compared_nor_a_source(void **sta
     sql(s, "UPDATE journal_copies SET state = 'rebuild', reason = 'lost' "
            "WHERE instance = 'replica' AND lane <> 0");
     check_run(cli(s, "verify", NULL), 1,
-              "not ready  default_tenant/default_database/ccc on replica: rebuild: lost");
+              "not compared default_tenant/default_database/ccc on replica: rebuild: lost");
     check_run(cli(s, "rebuild", "--instance", "primary", NULL), 1,
               "no other server has a whole copy, so nothing is overwritten");
     check_int(sql_number(s, "SELECT count(*) FROM sync_jobs"), 0);
-    check_run(cli(s, "rebuild", "--instance", "replica", NULL), 0, "rebuilt    ");
+    check_run(cli(s, "rebuild", "--instance", "replica", NULL), 0, "rebuilt      ");
     check_run(cli(s, "status", NULL), 1,
-              "rebuild    default_tenant/default_database/ccc on replica: lost");
+              "rebuild      default_tenant/default_database/ccc on replica: lost");
 }
 
 static void sync_is_paused_and_goes_on(void **state)
@@ -174,11 +177,11 @@ static void sync_is_paused_and_goes_on(void **state)
     check_run(cli(s, "pause", "--who", "anna", "--why", "a long night", NULL), 0, "paused: ");
     check_run(cli(s, "verify", NULL), 1, "sync is paused by anna since ");
     check_run(cli(s, "rebuild", "--instance", "replica", NULL), 1, "(a long night)");
-    check_run(cli(s, "status", NULL), 0, "PAUSED     by anna since ");
+    check_run(cli(s, "status", NULL), 0, "PAUSED       by anna since ");
     check_int(sql_number(s, "SELECT count(*) FROM sync_jobs"), 0);
     check_run(cli(s, "resume", NULL), 0, "resumed");
     check_run(cli(s, "resume", NULL), 0, "sync was not paused");
-    check_run(cli(s, "verify", NULL), 0, "1 copies are equal");
+    check_run(cli(s, "verify", NULL), 0, "1 copies are proven equal to what");
 }
 
 static void a_job_is_cancelled_once(void **state)
