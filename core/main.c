@@ -27,6 +27,7 @@ static const char help[] =
     "  chromux test [FILE]...                                run specs of policies\n"
     "  chromux script FILE [ARG]...                          run a Lua program\n"
     "  chromux journal COMMAND [ARG]...                      look into the journal\n"
+    "  chromux sync COMMAND [ARG]...                         prove servers equal, make them so\n"
     "  chromux version\n"
     "\n"
     "Settings: the file (Lua, returns a table), then the environment, then --set.\n"
@@ -162,18 +163,21 @@ static int check(int argc, char **argv)
     return code;
 }
 
-enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_JOURNAL };
+enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_JOURNAL, PROGRAM_SYNC };
 
-/* script, test and journal: our own runtime around a Lua program. */
+/* script, test, journal and sync: our own runtime around a Lua program. */
 static int with_runtime(int argc, char **argv, enum program which)
 {
+    static const char *const modules[] = {
+        [PROGRAM_JOURNAL] = "lb.journal_cli", [PROGRAM_SYNC] = "lb.sync_cli"};
+    const char *module = which < PROGRAM_JOURNAL ? NULL : modules[which];
     struct buf errors;
     int code = 1;
     buf_init(&errors, 1u << 20);
     const char *url = getenv("DATABASE_URL");
     struct ev_loop *loop = ev_default_loop(EVFLAG_AUTO);
     stream_start(loop);
-    if (which == PROGRAM_JOURNAL)
+    if (module)
         log_set_level(LOG_ERROR); /* it says itself what failed */
     if (!api_start(loop, url ? url : "", &errors)) {
         print_mistakes(&errors);
@@ -183,8 +187,8 @@ static int with_runtime(int argc, char **argv, enum program which)
         api_policy_open(api_vm());
         if (which == PROGRAM_SPECS)
             code = kit_main(api_vm(), argc, argv);
-        else if (which == PROGRAM_JOURNAL ? !api_run_module("lb.journal_cli", argc, argv, &code)
-                                          : !api_run_file(argv[0], argc, argv, &code))
+        else if (module ? !api_run_module(module, argc, argv, &code)
+                        : !api_run_file(argv[0], argc, argv, &code))
             code = code ? code : 1;
     }
     api_stop();
@@ -207,6 +211,8 @@ int main(int argc, char **argv)
                         : usage("script: a FILE must follow", NULL);
     } else if (strcmp(command, "journal") == 0) {
         code = with_runtime(argc - 1, argv + 1, PROGRAM_JOURNAL);
+    } else if (strcmp(command, "sync") == 0) {
+        code = with_runtime(argc - 1, argv + 1, PROGRAM_SYNC);
     } else if (strcmp(command, "version") == 0 || strcmp(command, "--version") == 0) {
         puts("chromux " CHROMUX_VERSION);
         code = 0;

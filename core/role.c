@@ -383,8 +383,11 @@ static bool start_serving(struct buf *errors)
     session_shared.proxy = &proxy_handler;
     session_shared.journal = *cfg->database_url ? &journal_handler : NULL;
     session_shared.local = &admin_handler;
-    return (!session_shared.journal || journal_start(cfg, errors)) &&
-           engine_start(role, cfg, errors) && open_listeners(errors);
+    if (session_shared.journal && !journal_start(cfg, errors))
+        return false;
+    if (session_shared.journal && api_call("lb.sync_view", "start", 0))
+        lua_pop(api_vm(), 1);
+    return engine_start(role, cfg, errors) && open_listeners(errors);
 }
 
 /* false: *errors says why. What was started is taken down by stop_all() either way. */

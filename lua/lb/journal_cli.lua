@@ -2,14 +2,14 @@
 --
 -- Needs nothing but DATABASE_URL. What changes entries or instances is asked of the balancer that holds the lease
 -- (operate.lua); accept-restore is done here, since no balancer writes before it.
+local Command = require("lb.command")
 local operate = require("lb.operate")
 local identity = require("lb.identity")
 local Store = require("lb.store")
 
 local M = {}
 
--- Exit codes.
-local FINE, REFUSED, USAGE, AWAY, NOBODY = 0, 1, 2, 3, 4
+local FINE, REFUSED, USAGE, AWAY, NOBODY = Command.FINE, Command.REFUSED, Command.USAGE, Command.AWAY, Command.NOBODY
 
 local PATIENCE = 10 -- seconds for the holder's answer
 local RENUMBER = 1000000 -- numbers that are passed over, since clients may know them from the time that is lost
@@ -33,56 +33,9 @@ Who and why are recorded. Exit codes: 0 done, 1 refused or not found, 2 wrong us
 4 no balancer answered.
 ]]
 
-local function out(...) io.stdout:write(string.format(...), "\n") end
-
-local function fail(code, ...)
-  io.stdout:flush()
-  io.stderr:write("chromux journal: ", string.format(...), "\n")
-  error({ code = code }, 0)
-end
-
-local function query(sql, ...)
-  local rows, why, state = pg.query({ sql, timeout = 15 }, ...)
-  if rows then return rows end
-  if state == "42P01" or state == "42703" then
-    fail(AWAY, "this database has no journal of this version: has chromux run with this DATABASE_URL? (%s)", why)
-  end
-  fail(AWAY, "%s", why == "no DATABASE_URL" and "DATABASE_URL is not set" or "PostgreSQL: " .. tostring(why))
-end
-
--- ---- arguments -------------------------------------------------------------------------------------------
-
--- {words}, {option=value}. Options that take a value: a table of names.
-local function parse(args, from, allowed)
-  local words, options = {}, {}
-  local i = from
-  while args[i] do
-    local name, value = args[i]:match("^%-%-([a-z%-]+)=(.*)$")
-    name = name or args[i]:match("^%-%-([a-z%-]+)$")
-    if not name then
-      words[#words + 1] = args[i]
-    elseif allowed[name] == nil then
-      fail(USAGE, "unknown option --%s; see chromux journal help", name)
-    elseif allowed[name] == false then
-      if value then fail(USAGE, "--%s takes no value", name) end
-      options[name] = true
-    else
-      if not value then
-        i = i + 1
-        value = args[i]
-      end
-      if not value or value == "" then fail(USAGE, "a value must follow --%s", name) end
-      options[name] = value
-    end
-    i = i + 1
-  end
-  return words, options
-end
-
-local function one(words, what)
-  if #words ~= 1 then fail(USAGE, "expected %s; see chromux journal help", what) end
-  return words[1]
-end
+local command = Command.new("journal", HELP)
+local out, fail, query, parse, one, signed =
+  command.out, command.fail, command.query, command.parse, command.one, command.signed
 
 local function entry_number(text)
   local lane, n = text:match("^(%d+)/(%d+)$")
@@ -91,13 +44,6 @@ local function entry_number(text)
     fail(USAGE, "%s is no entry: expected LANE/N, as X-Chromux-Entry says", text)
   end
   return lane, n
-end
-
-local function signed(options)
-  for _, name in ipairs { "who", "why" } do
-    if not options[name] then fail(USAGE, "--%s is missing: it is recorded", name) end
-    if #options[name] > 500 then fail(USAGE, "--%s is longer than 500 bytes", name) end
-  end
 end
 
 -- ---- looking ---------------------------------------------------------------------------------------------
@@ -274,7 +220,7 @@ end
 
 local function accept_restore(args)
   local words, options = parse(args, 2, { who = true, why = true, from = true, ["as-recorded"] = false })
-  if #words > 0 then fail(USAGE, "what is %s? see chromux journal help", words[1]) end
+  command.none(words)
   if (options.from ~= nil) == (options["as-recorded"] ~= nil) then
     fail(USAGE, "say which side is right: --from INSTANCE, or --as-recorded")
   end
@@ -315,22 +261,6 @@ end
 local COMMANDS = { status = status, entry = entry, key = key, skip = skip, retire = retire,
   ["accept-restore"] = accept_restore }
 
-function M.main(...)
-  local args = { ... }
-  if args[1] == "help" or args[1] == "--help" or args[1] == "-h" then
-    io.stdout:write(HELP)
-    return FINE
-  end
-  local command = COMMANDS[args[1] or ""]
-  if not command then
-    io.stderr:write("chromux journal: ", args[1] and "unknown command " .. args[1] or "a command must follow",
-      "; see chromux journal help\n")
-    return USAGE
-  end
-  local ok, code = pcall(command, args)
-  if ok then return code end
-  if type(code) == "table" then return code.code end
-  error(code, 0)
-end
+function M.main(...) return command.main({ ... }, COMMANDS) end
 
 return M

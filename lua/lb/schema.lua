@@ -20,11 +20,15 @@ local M = {}
 
 local SYNC = {
   -- Who coordinates: one row. epoch: raised by each who takes it; what an earlier one still does changes nothing.
+  -- paused: an operator wants nothing new to begin; what is under way ends.
   [[CREATE TABLE sync_lease (
       one boolean PRIMARY KEY DEFAULT true CHECK (one),
       holder text NOT NULL DEFAULT '',
       epoch bigint NOT NULL DEFAULT 0,
-      until timestamptz NOT NULL DEFAULT '-infinity')]],
+      until timestamptz NOT NULL DEFAULT '-infinity',
+      paused_by text NOT NULL DEFAULT '',
+      paused_why text NOT NULL DEFAULT '',
+      paused_at timestamptz)]],
   "INSERT INTO sync_lease DEFAULT VALUES",
   [[CREATE TABLE sync_workers (
       worker_id text PRIMARY KEY,

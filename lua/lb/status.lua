@@ -79,6 +79,17 @@ local function journal_document(j)
   return j
 end
 
+-- What sync says of itself, with its empty lists marked.
+local function sync_document(s)
+  local out = {}
+  for key, value in pairs(s) do out[key] = value end
+  for _, name in ipairs { "workers", "jobs" } do
+    if s[name] then out[name] = list(s[name]) end
+  end
+  out.instances = nil -- shown with the instances
+  return out
+end
+
 local function full(node, all_requests)
   local out = brief(node)
   out.request_percentage = all_requests > 0 and round(100 * node.requests / all_requests, 1) or 0
@@ -156,6 +167,9 @@ function M.status(snap)
     for key, value in pairs(journal.instances and journal.instances[node.name] or {}) do
       instances[i][key] = value
     end
+    if snap.sync and snap.sync.instances then
+      instances[i].copies_rebuilding = snap.sync.instances[node.name] or 0
+    end
   end
   return encode {
     version = snap.version,
@@ -165,6 +179,7 @@ function M.status(snap)
     replication = journal.replication,
     replication_reason = text(journal.reason or ""),
     journal = journal.journal and journal_document(journal.journal),
+    sync = snap.sync and sync_document(snap.sync),
     processes = list(processes),
     load_balancer = {
       strategy = snap.strategy, check_interval = snap.check_interval, failure_threshold = snap.failure_threshold,
