@@ -227,10 +227,15 @@ samples["slack.format"] = function()
   return out
 end
 
--- sample("sync.batch", 1) -> label, value, ...; nothing after the last.
+-- sample("sync.batch", 1) -> label, value, ...; nothing after the last. They are asked for in turn: the list of a name
+-- is made once, and is not kept.
+local kept = {}
+
 function M.sample(name, number)
-  local one = samples[name]()[number]
+  if kept.name ~= name then kept = { name = name, list = samples[name]() } end
+  local one = kept.list[number]
   if one then return unpack(one) end
+  kept = {}
 end
 
 -- ---- answers ------------------------------------------------------------------------------------------------------
