@@ -47,6 +47,8 @@ local WORDS = {
     "Say which side is right: `chromux journal --help`." },
   restore_accepted = { "The restored PostgreSQL is accepted: writes are taken again" },
   entry_skipped = { "An operator skipped a write of the journal" },
+  not_adopted = { "{instance} holds what the others do not have",
+    "It is not taken over. Look at it, then empty the server or carry its data over by hand." },
   instance_retired = { "{instance} is retired" },
   disk_above = { "The disk of {instance} is filling up",
     "Free some room or get a larger disk: Chroma stops when it is full." },

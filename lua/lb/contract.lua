@@ -67,6 +67,7 @@ M.kinds = {
   { "postgres_restored", "high", { cause = "its timeline is another" } },
   { "restore_accepted", "low", {}, ends = true },
   { "entry_skipped", "low", { cause = "lane 4, entry 17, by jo: poison" } },
+  { "not_adopted", "medium", { instance = "a", cause = "documents is there and holds other records" } },
   { "instance_retired", "low", { instance = "a" } },
   { "disk_above", "medium", { instance = "a", percent = 91.4, free_mb = 860 } },
   { "disk_below", "low", { instance = "a", percent = 70 }, ends = true },
