@@ -443,10 +443,7 @@ int cage_open(lua_State *L)
         lua_pushstring(L, libraries[i].name);
         lua_call(L, 1, 0);
     }
-    /* Pinned, since a VM that has used up its memory cannot make it when it is needed. */
-    lua_pushlightuserdata(L, (void *)compile);
-    lua_pushcfunction(L, compile);
-    lua_rawset(L, LUA_REGISTRYINDEX);
+    sandbox_pin(L, compile);
     lua_newtable(L);
     lua_setfield(L, LUA_REGISTRYINDEX, "shared");
     lua_settop(L, 0);
@@ -498,8 +495,7 @@ enum sandbox_stop cage_load_text(struct sandbox *s, const char *name, const char
 {
     struct source src = {.p = text, .path = name, .n = n};
     lua_State *L = sandbox_lua(s);
-    lua_pushlightuserdata(L, (void *)compile);
-    lua_rawget(L, LUA_REGISTRYINDEX);
+    sandbox_push_pinned(L, compile);
     lua_pushlightuserdata(L, &src);
     return sandbox_call(s, 1, 1, error);
 }

@@ -122,6 +122,19 @@ void sandbox_look(lua_State *L)
     }
 }
 
+void sandbox_pin(lua_State *L, lua_CFunction fn)
+{
+    lua_pushlightuserdata(L, (void *)fn);
+    lua_pushcfunction(L, fn);
+    lua_rawset(L, LUA_REGISTRYINDEX);
+}
+
+void sandbox_push_pinned(lua_State *L, lua_CFunction fn)
+{
+    lua_pushlightuserdata(L, (void *)fn);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+}
+
 static int collect(lua_State *L)
 {
     lua_gc(L, LUA_GCCOLLECT, 0);
@@ -136,8 +149,7 @@ void sandbox_relieve(struct sandbox *s)
     if (!s->refused)
         return;
     s->refused = false;
-    lua_pushlightuserdata(L, (void *)collect);
-    lua_rawget(L, LUA_REGISTRYINDEX);
+    sandbox_push_pinned(L, collect);
     if (lua_pcall(L, 0, 0, 0) != 0)
         lua_settop(L, base);
 }
@@ -185,9 +197,7 @@ enum sandbox_stop sandbox_call(struct sandbox *s, int nargs, int nresults,
 static int prepare(lua_State *L)
 {
     lua_CFunction open = *(lua_CFunction *)lua_touserdata(L, 1);
-    lua_pushlightuserdata(L, (void *)collect);
-    lua_pushcfunction(L, collect);
-    lua_rawset(L, LUA_REGISTRYINDEX);
+    sandbox_pin(L, collect);
     lua_pushcfunction(L, open);
     lua_call(L, 0, 0);
     return 0;

@@ -40,6 +40,11 @@ void sandbox_scale(struct sandbox *s, unsigned times);
 /* Collects garbage if the VM was refused memory; for who fills it outside of a call. */
 void sandbox_relieve(struct sandbox *s);
 
+/* A C function that is needed where nothing is protected is made once, in sandbox_new()'s open or
+ * another protected call, since a VM that has used up its memory cannot make it. */
+void sandbox_pin(lua_State *L, lua_CFunction fn);
+void sandbox_push_pinned(lua_State *L, lua_CFunction fn);
+
 /* For C functions that run inside a call and may have taken long: ends the call if time is up. */
 void sandbox_look(lua_State *L);
 

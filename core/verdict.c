@@ -2,7 +2,7 @@
  * answer. An answer is untrusted: nonsense is a fault with file and line, never a choice. */
 #include "verdict.h"
 
-#include "cage.h"
+#include "loader.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -54,20 +54,6 @@ struct verdict_vm {
     bool wrong;
 };
 
-/* Functions that are needed outside of protected calls are made before memory can have run out. */
-static void pin(lua_State *L, lua_CFunction fn)
-{
-    lua_pushlightuserdata(L, (void *)fn);
-    lua_pushcfunction(L, fn);
-    lua_rawset(L, LUA_REGISTRYINDEX);
-}
-
-static void push_pinned(lua_State *L, lua_CFunction fn)
-{
-    lua_pushlightuserdata(L, (void *)fn);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-}
-
 static struct verdict_vm *vm_of(lua_State *L)
 {
     return lua_touserdata(L, lua_upvalueindex(UP_VM));
@@ -79,7 +65,8 @@ static int route_entry(lua_State *L);
 static int judge_entry(lua_State *L);
 static int plain_entry(lua_State *L);
 
-/* Called with the VM and the policy's function; returns the entry function for it. */
+/* The make functions are called with the VM and the policy's function, and return the entry
+ * function for it. */
 static void push_own_upvalues(lua_State *L)
 {
     lua_pushvalue(L, 1);
@@ -108,12 +95,13 @@ static int make_judge(lua_State *L)
     return 1;
 }
 
-/* Called with the contract and the question's name besides. */
+/* Called with the contract and the question besides. */
 static int make_plain(lua_State *L)
 {
+    const struct question *q = lua_touserdata(L, 4);
     push_own_upvalues(L);
     lua_getfield(L, 3, "check");
-    lua_pushvalue(L, 4);
+    lua_pushstring(L, q->name);
     lua_pushcclosure(L, plain_entry, PLAIN_UPVALUES);
     return 1;
 }
@@ -453,7 +441,7 @@ bool verdict_try(struct verdict_vm *vm, enum policy_id id, unsigned number, doub
     lua_State *L = vm->L;
     int base = lua_gettop(L);
     struct sample s = {questions[id].name, number + 1};
-    push_pinned(L, push_sample);
+    sandbox_push_pinned(L, push_sample);
     lua_pushvalue(L, vm->contract);
     lua_pushlightuserdata(L, &s);
     if (sandbox_call(vm->box, 2, LUA_MULTRET, fault->error) != SANDBOX_OK) {
@@ -476,145 +464,51 @@ bool verdict_has(const struct verdict_vm *vm, enum policy_id id)
 
 /* ---- life ---- */
 
-static void mistake(struct buf *errors, const char *fmt, ...) PRINTF(2, 3);
-static void mistake(struct buf *errors, const char *fmt, ...)
-{
-    char line[POLICY_ERROR_MAX + 256];
-    va_list args;
-    va_start(args, fmt);
-    int n = vsnprintf(line, sizeof line - 1, fmt, args);
-    va_end(args);
-    size_t len = n < 0 ? 0 : (size_t)n < sizeof line - 1 ? (size_t)n : sizeof line - 2;
-    line[len++] = '\n';
-    if (buf_room(errors) >= len)
-        buf_put(errors, line, len);
-}
-
-struct finding {
-    struct verdict_vm *vm;
-    enum policy_id first, end; /* the questions of this file */
-    const char *path;
-    struct buf *errors;
-};
-
-/* The strategy setting must name one of M.strategies, where the file has that table. Pushed onto
- * the error: the ones it does know, sorted. */
-static bool strategy_known(lua_State *L, const struct finding *f)
-{
-    const char *wanted = f->vm->config->strategy;
-    lua_getfield(L, 2, "strategies");
-    if (!lua_istable(L, -1))
-        return true;
-    lua_getfield(L, -1, wanted);
-    if (lua_isfunction(L, -1))
-        return true;
-    lua_pop(L, 1);
-    const char *name[64];
-    unsigned n = 0;
-    for (lua_pushnil(L); lua_next(L, -2) && n < COUNT_OF(name); lua_pop(L, 1))
-        if (lua_type(L, -2) == LUA_TSTRING)
-            name[n++] = lua_tostring(L, -2);
-    char known[400] = "";
-    for (unsigned i = 0; i < n; i++) {
-        unsigned least = i;
-        for (unsigned j = i + 1; j < n; j++)
-            least = strcmp(name[j], name[least]) < 0 ? j : least;
-        const char *t = name[i];
-        name[i] = name[least];
-        name[least] = t;
-        size_t at = strlen(known);
-        snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", name[i]);
-    }
-    char text[POLICY_ERROR_MAX + 200];
-    snprintf(text, sizeof text, "expected a strategy of %.200s: %s", f->path, known);
-    config_complain(f->vm->config, "LOAD_BALANCE_STRATEGY", text, f->errors);
-    return false;
-}
-
-/* Pushes the entry function for a question; nil: a mistake was told. */
-static void push_entry(lua_State *L, const struct finding *f, enum policy_id id)
+/* Turns the function on top of the stack into the entry function of a question. */
+static bool make_entry(struct verdict_vm *vm, enum policy_id id, struct buf *errors)
 {
     static const lua_CFunction make[] = {
         [POLICY_ROUTE] = make_route, [POLICY_FAILOVER] = make_judge};
-    lua_pushcfunction(L, id < POLICY_PLAIN ? make[id] : make_plain);
-    lua_pushlightuserdata(L, f->vm);
-    lua_getfield(L, 2, questions[id].function);
-    if (lua_isfunction(L, -1)) {
-        lua_pushvalue(L, 3);
-        lua_pushstring(L, questions[id].name);
-        lua_call(L, 4, 1);
-    } else {
-        mistake(f->errors, "%s: has no function %s()", f->path, questions[id].function);
-        lua_settop(L, -4);
-        lua_pushnil(L);
-    }
-}
-
-/* Arguments: the finding, what the file returned, the contract. Results: an entry function for each
- * question of the file, nil where there was a mistake. */
-static int find_functions(lua_State *L)
-{
-    const struct finding *f = lua_touserdata(L, 1);
-    int count = (int)(f->end - f->first);
-    lua_settop(L, 3);
-    bool good = lua_istable(L, 2);
-    if (!good)
-        mistake(f->errors, "%s: returns a %s, not a table of functions", f->path,
-                luaL_typename(L, 2));
-    else if (f->first == POLICY_ROUTE)
-        good = strategy_known(L, f);
-    lua_settop(L, 3);
-    if (!good) {
-        lua_settop(L, 3 + count);
-        return count;
-    }
-    for (enum policy_id id = f->first; id < f->end; id++)
-        push_entry(L, f, id);
-    return count;
-}
-
-static bool open_file(struct verdict_vm *vm, const struct finding *f)
-{
     char error[SANDBOX_ERROR_MAX];
     lua_State *L = vm->L;
-    int base = lua_gettop(L), count = (int)(f->end - f->first);
-    push_pinned(L, find_functions);
-    lua_pushlightuserdata(L, (void *)f);
-    if (cage_load(vm->box, f->path, error) != SANDBOX_OK ||
-        sandbox_call(vm->box, 0, 1, error) != SANDBOX_OK) {
-        bool placed = strncmp(error, f->path, strlen(f->path)) == 0 || strstr(error, ".lua:");
-        mistake(f->errors, "%s%s%s", placed ? "" : f->path, placed ? "" : ": ", error);
-        lua_settop(L, base);
+    sandbox_push_pinned(L, id < POLICY_PLAIN ? make[id] : make_plain);
+    lua_insert(L, -2);
+    lua_pushlightuserdata(L, vm);
+    lua_insert(L, -2);
+    lua_pushvalue(L, vm->contract ? vm->contract : -1);
+    lua_pushlightuserdata(L, (void *)&questions[id]);
+    if (sandbox_call(vm->box, 4, 1, error) == SANDBOX_OK)
+        return true;
+    loader_mistake(errors, "%s", error);
+    return false;
+}
+
+/* The questions from first up to end are those of this file. */
+static bool open_file(struct verdict_vm *vm, enum policy_id first, enum policy_id end,
+                      const char *path, struct buf *errors)
+{
+    const char *functions[POLICY_COUNT];
+    const struct config *strategies = first == POLICY_ROUTE ? vm->config : NULL;
+    int base = lua_gettop(vm->L);
+    for (enum policy_id id = first; id < end; id++)
+        functions[id - first] = questions[id].function;
+    if (!loader_open(vm->box, path, functions, end - first, strategies, errors))
         return false;
+    for (enum policy_id id = first; id < end; id++) {
+        vm->entry[id] = base + 1 + (int)(id - first);
+        lua_pushvalue(vm->L, vm->entry[id]);
+        if (!make_entry(vm, id, errors))
+            return false;
+        lua_replace(vm->L, vm->entry[id]);
     }
-    if (vm->contract)
-        lua_pushvalue(L, vm->contract);
-    else
-        lua_pushnil(L);
-    if (sandbox_call(vm->box, 3, count, error) != SANDBOX_OK) {
-        mistake(f->errors, "%s: %s", f->path, error);
-        return false;
-    }
-    bool good = true;
-    for (int i = 0; i < count; i++) {
-        vm->entry[(int)f->first + i] = base + 1 + i;
-        good = good && !lua_isnil(L, base + 1 + i);
-    }
-    return good;
+    return true;
 }
 
 /* Our own code, in the policies' VM: it looks at their answers where they lie. */
 static bool open_contract(struct verdict_vm *vm, struct buf *errors)
 {
-    char error[SANDBOX_ERROR_MAX];
-    const struct script_file *f = script_file_find(CONTRACT);
-    must(f);
-    if (cage_load_text(vm->box, "lua/" CONTRACT, f->p, (size_t)(f->end - f->p), error) !=
-            SANDBOX_OK ||
-        sandbox_call(vm->box, 0, 1, error) != SANDBOX_OK) {
-        mistake(errors, "%s", error);
+    if (!loader_open_own(vm->box, CONTRACT, errors))
         return false;
-    }
     vm->contract = lua_gettop(vm->L);
     return true;
 }
@@ -628,12 +522,11 @@ static bool open_files(struct verdict_vm *vm, const char *const path[POLICY_COUN
         for (end = id + 1; end < POLICY_COUNT; end++)
             if (strcmp(questions[end].file, questions[id].file) != 0)
                 break;
-        struct finding f = {vm, id, end, path[id], errors};
         if (!path[id])
             continue;
         if (id >= POLICY_PLAIN && !vm->contract && !open_contract(vm, errors))
             return false;
-        good = open_file(vm, &f) && good;
+        good = open_file(vm, id, end, path[id], errors) && good;
     }
     return good;
 }
@@ -641,8 +534,10 @@ static bool open_files(struct verdict_vm *vm, const char *const path[POLICY_COUN
 static int prepare(lua_State *L)
 {
     struct verdict_vm *vm = lua_touserdata(L, 1);
-    pin(L, find_functions);
-    pin(L, push_sample);
+    const lua_CFunction pinned[] = {make_route, make_judge, make_plain, push_sample};
+    for (unsigned i = 0; i < COUNT_OF(pinned); i++)
+        sandbox_pin(L, pinned[i]);
+    loader_prepare(L);
     lb_open(L, &vm->lb, vm->config);
     return 0;
 }
@@ -668,8 +563,8 @@ struct verdict_vm *verdict_vm_new(const struct config *c, const char *const path
     if (good)
         good = open_files(vm, path, errors);
     else
-        mistake(errors, "POLICY_MEMORY_BYTES = %ld: not enough for the libraries",
-                c->policy_memory);
+        loader_mistake(errors, "POLICY_MEMORY_BYTES = %ld: not enough for the libraries",
+                       c->policy_memory);
     vm->config = NULL;
     if (good)
         return vm;

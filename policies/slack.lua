@@ -22,10 +22,13 @@ local WORDS = {
   server_down = { "Server {instance} is down",
     "The other servers carry on. Look at its log and its host; once it answers, it catches up by itself." },
   server_up = { "Server {instance} is up again" },
-  failover = { "{instance} takes over from {from}" },
-  copy_lost = { "Collection {collection} is broken on {instance}",
+  failover = { "Writes go to {instance} instead of {from}" },
+  failback = { "Writes go to {instance} again" },
+  copy_lost = { "A copy on {instance} is broken",
     "Reads go to the other copies; it is made anew from one of them." },
-  copy_rebuilt = { "Collection {collection} is whole again on {instance}" },
+  server_lost_data = { "{instance} came back without what it had",
+    "It is not read from until its collections are made anew. Where is its data folder?" },
+  copy_rebuilt = { "The copies on {instance} are whole again" },
   no_source = { "Collection {collection} has no good copy left",
     "Nothing is overwritten. Bring a server back that has it, or restore a backup." },
   repaired = { "Collection {collection} differed on {instance} and was repaired" },
@@ -35,6 +38,18 @@ local WORDS = {
   journal_unavailable = { "The journal is unavailable: writes are refused",
     "Reads go on. Bring PostgreSQL back, or mend the way to it." },
   journal_back = { "The journal is back: writes are taken again" },
+  journal_filling = { "The journal is filling up",
+    "A server that stays away keeps it from being trimmed. Bring it back or retire it." },
+  journal_full = { "The journal is full: writes are refused",
+    "Bring back the server that lacks the oldest writes, or retire it." },
+  journal_room = { "The journal has room again" },
+  postgres_restored = { "PostgreSQL was restored from a backup: writes are refused",
+    "Say which side is right: `chromux journal --help`." },
+  restore_accepted = { "The restored PostgreSQL is accepted: writes are taken again" },
+  entry_skipped = { "An operator skipped a write of the journal" },
+  not_adopted = { "{instance} holds what the others do not have",
+    "It is not taken over. Look at it, then empty the server or carry its data over by hand." },
+  instance_retired = { "{instance} is retired" },
   disk_above = { "The disk of {instance} is filling up",
     "Free some room or get a larger disk: Chroma stops when it is full." },
   disk_below = { "The disk of {instance} has room again" },
@@ -43,6 +58,8 @@ local WORDS = {
   recommendation_closed = { "ChromaDB Upgrade No Longer Needed" },
   policy_tripped = { "Policy {file} failed too often and is set aside",
     "What is built in decides instead. Mend the file and reload." },
+  policy_back = { "Policy {file} decides again" },
+  worker_back = { "Sync worker {worker} is back" },
   worker_dead = { "Sync worker {worker} has died", "Another one takes over its task." },
   monitor_silent = { "Monitor {monitor} is silent", "Nothing watches memory and disks there. Is it running?" },
   monitor_back = { "Monitor {monitor} is back" },
@@ -54,13 +71,13 @@ local WORDS = {
 -- Fields in the order in which they are shown, what they are called, and how numbers are written;
 -- others follow under their own names.
 local LABELS = {
+  { "instance", "Instance" },
   { "reason", "Reason" },
   { "type", "Type" },
   { "current_usage", "Current usage", "%.1f %%" },
   { "recommended_tier", "Recommended plan" },
   { "estimated_monthly_cost", "Monthly cost", "$%g" },
   { "urgency", "Urgency" },
-  { "instance", "Instance" },
   { "collection", "Collection" },
   { "cause", "Cause" },
   { "percent", "Used", "%.1f %%" },
@@ -85,9 +102,11 @@ local ESCAPED = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" }
 local function width(text, i)
   local b = text:byte(i)
   local n = b < 0x80 and 1 or b < 0xc2 and 0 or b < 0xe0 and 2 or b < 0xf0 and 3 or b < 0xf5 and 4 or 0
-  for k = i + 1, i + n - 1 do
-    local next_byte = text:byte(k)
-    if not next_byte or next_byte < 0x80 or next_byte > 0xbf then
+  for k = 1, n - 1 do
+    local c = text:byte(i + k)
+    local least = k == 1 and (b == 0xe0 and 0xa0 or b == 0xf0 and 0x90) or 0x80
+    local most = k == 1 and (b == 0xed and 0x9f or b == 0xf4 and 0x8f) or 0xbf
+    if not c or c < least or c > most then
       return nil
     end
   end
@@ -146,28 +165,27 @@ local function values_of(event)
 end
 
 local function title_of(event)
-  local words, values = WORDS[event.kind], values_of(event)
-  local title = words and words[1] or event.title
-  if not words and title == "" then
-    title = event.kind:gsub("_", " ")
-  end
-  if words then
-    title = title:gsub("{(%w+)}", function(name)
-      return tostring(values[name] or "?")
-    end)
+  local words, values, whole = WORDS[event.kind], values_of(event), true
+  local title = words and words[1]:gsub("{(%w+)}", function(name)
+    whole = whole and values[name] ~= nil
+    return tostring(values[name])
+  end)
+  if not (title and whole) then
+    title = event.title ~= "" and event.title or event.kind:gsub("_", " ")
   end
   local emoji = event.ends and OVER or EMOJI[event.urgency]
   return emoji .. " " .. fit(title, LIMITS.header - 10)
 end
 
 local function shown(name, value)
-  local format = LABELS[PLACE[name]] and LABELS[PLACE[name]][3]
-  if type(value) ~= "number" then
+  local format = PLACE[name] and LABELS[PLACE[name]][3]
+  local number = format and tonumber(value) or type(value) == "number" and value
+  if not number then
     return tostring(value)
   elseif format == "duration" then
-    return duration(value)
+    return duration(number)
   end
-  return (format or "%.14g"):format(value)
+  return (format or "%.14g"):format(number)
 end
 
 -- {label, value} of all that is told, in order.
@@ -177,7 +195,7 @@ local function fields_of(event)
     local name = tostring(field[1])
     list[i] = {
       place = PLACE[name] or #LABELS + i,
-      label = LABELS[PLACE[name]] and LABELS[PLACE[name]][2] or name,
+      label = PLACE[name] and LABELS[PLACE[name]][2] or name,
       value = shown(name, field[2]),
     }
   end
@@ -185,11 +203,12 @@ local function fields_of(event)
     list[#list + 1] = { place = PLACE[name] or math.huge, label = label, value = value }
   end
   add("urgency", "Urgency", event.urgency)
-  if event.since > 0 and event.now - event.since >= 1 then
-    add("since", event.ends and "Lasted" or "For", duration(event.now - event.since))
+  local lasted = event.since > 0 and (event.ends and event.at or event.now) - event.since or 0
+  if lasted >= (event.ends and 1 or 60) then
+    add("since", event.ends and "Lasted" or "Lasts for", duration(lasted))
   end
   if event.repeats > 0 then
-    add("repeats", "Happened again", event.repeats .. " times")
+    add("repeats", "Not told before", event.repeats .. " times")
   end
   if event.openings > 1 then
     add("openings", "Within the last hour", event.openings .. " times")

@@ -8,11 +8,10 @@ local TIGHT = {
   { free_mb = 50, share = 1 / 4, most = 100 },
   { free_mb = 100, share = 1 / 2, most = 500 },
 }
-local USED_SHARE = 0.9 -- of the memory: above, the batch is halved, down to
-local USED_FLOOR = 100 -- records
+local USED_SHARE = 0.9 -- of the memory: above, the batch is halved
 
 local PAYLOAD_BYTES = 4 * 1024 * 1024 -- of one request: a server's limit is 40 MiB, and it stalls on far less
-local SLOW_SECONDS = 2 -- a request that takes longer was too big
+local SLOW_SECONDS = 5 -- a request that takes longer was too big
 local GROWTH = 1.25 -- of a batch after which all went well
 
 local function memory_bound(sample)
@@ -33,18 +32,19 @@ end
 
 function M.batch(sample)
   local n = sample.batch
-  if sample.refused or sample.errors > 0 then -- 413: too big; 429, 503: too much
+  if sample.refused == "413" then -- too big, whatever `least` says
+    return math.max(math.floor(math.min(n, sample.records) / 2), 1)
+  end
+  if sample.refused or sample.errors > 0 or sample.used_share > USED_SHARE then
     n = n / 2
   elseif sample.latency > SLOW_SECONDS then
     n = n * 3 / 4
   else
     n = math.max(n + 1, n * GROWTH)
   end
-  if sample.used_share > USED_SHARE then
-    n = math.min(n, math.max(sample.batch / 2, USED_FLOOR))
-  end
+  n = math.max(n, math.min(sample.least, sample.batch))
   n = math.min(n, memory_bound(sample), payload_bound(sample), sample.most)
-  return math.max(math.floor(n), sample.least)
+  return math.max(math.floor(n), 1)
 end
 
 -- ---- authority: which copy is right, and the source for the others ----------------------------
@@ -55,7 +55,7 @@ local PREFERENCES = {
   function(copy) return copy.role == "primary" and 1 or 0 end,
   function(copy) return -copy.behind end,
   function(copy) return copy.priority end,
-  function(copy) return copy.proven_at end,
+  function(copy) return copy.proven_at or 0 end,
 }
 
 local function better(a, b)
@@ -82,17 +82,21 @@ end
 
 -- ---- pace: how long to wait before the next request to an instance ----------------------------
 
-local REST = 1 -- a server that clients read from rests as long as the last request took
-local CROWDED_SECONDS = 0.25 -- what clients wait on average, above which it rests
-local CROWDED_REST = 4 -- times as long
-local PAUSE_MOST = 5 -- seconds
+-- A server that clients read from rests after each request: so many times as long as that took, but
+-- no longer than this, in seconds.
+local REST, REST_MOST = 0.5, 0.25
+-- The same while its clients wait longer than this on average, in seconds.
+local CROWDED = 0.25
+local CROWDED_REST, CROWDED_REST_MOST = 4, 5
 
 function M.pace(load)
   if not load.reads then
     return 0
   end
-  local rest = (load.usual or 0) > CROWDED_SECONDS and CROWDED_REST or REST
-  return math.min(load.latency * rest * (load.in_flight + 1), PAUSE_MOST)
+  if (load.usual or 0) > CROWDED then
+    return math.min(load.latency * CROWDED_REST, CROWDED_REST_MOST)
+  end
+  return math.min(load.latency * REST, REST_MOST)
 end
 
 return M

@@ -4,8 +4,8 @@
 -- is not in it any more is over: the caller opens, keeps and closes.
 local M = {}
 
--- Percent of what there is, on average over the window: the highest step that is passed counts.
--- A recommendation that is open holds until it is CLOSES_BELOW points under its step.
+-- Percent of what there is, on average over the window and now: the highest step that is passed
+-- counts. What is open holds until the average is CLOSES_BELOW points under its step.
 local STEPS = {
   memory = { { above = 95, urgency = "high" }, { above = 85, urgency = "medium" } },
   cpu = { { above = 80, urgency = "medium" } },
@@ -40,6 +40,10 @@ local LARGER_DISK = { name = "larger_disk", cost = 10 }
 
 local RANK = { low = 1, medium = 2, high = 3 }
 
+local function duration(seconds)
+  return seconds < 120 and ("%d seconds"):format(seconds) or ("%d minutes"):format(seconds / 60)
+end
+
 -- ---- the rules: each gives an urgency and a reason, or nothing ---------------------------------
 
 local function is_open(window, kind, urgency)
@@ -48,12 +52,17 @@ local function is_open(window, kind, urgency)
 end
 
 local function level(window, kind)
-  local mean = window[kind].mean
+  local usage = window[kind]
   for _, step in ipairs(STEPS[kind]) do
-    local above = is_open(window, kind, step.urgency) and step.above - CLOSES_BELOW or step.above
-    if mean > above then
-      return step.urgency, ("%s at %.1f %% on average over %d minutes (above %d %%)"):format(
-        kind, mean, math.ceil(window.seconds / 60), step.above)
+    local passed
+    if is_open(window, kind, step.urgency) then
+      passed = usage.mean > step.above - CLOSES_BELOW
+    else
+      passed = usage.mean > step.above and usage.last > step.above
+    end
+    if passed then
+      return step.urgency, ("%s at %.1f %% on average over %s (the step is %d %%)"):format(
+        kind, usage.mean, duration(window.seconds), step.above)
     end
   end
 end

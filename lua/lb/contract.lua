@@ -41,6 +41,7 @@ M.given = {
 -- Those that are absent where they are not known or do not apply.
 M.optional = {
   sample = { refused = true },
+  copy = { proven_at = true, records = true },
   load = { usual = true },
   window = { memory = true, cpu = true, disk = true, vectors = true, dimensions = true, index_mb = true },
 }
@@ -50,7 +51,9 @@ M.kinds = {
   { "server_down", "high", { instance = "a", cause = "3 probes failed: connection refused" } },
   { "server_up", "low", { instance = "a", cause = "2 probes passed" }, ends = true },
   { "failover", "medium", { instance = "b", from = "a", cause = "the primary is down" } },
+  { "failback", "low", { instance = "a", from = "b", cause = "the primary is up" } },
   { "copy_lost", "medium", { instance = "a", collection = "documents", cause = "500 three times in a row" } },
+  { "server_lost_data", "high", { instance = "a", cause = "its witness is gone" } },
   { "copy_rebuilt", "low", { instance = "a", collection = "documents", source = "b", records = 1000 }, ends = true },
   { "no_source", "high", { instance = "a", collection = "documents" } },
   { "repaired", "medium", { instance = "a", collection = "documents", differences = 3, repaired = 3 } },
@@ -58,6 +61,14 @@ M.kinds = {
   { "lag_below", "low", { instance = "b", entries = 0 }, ends = true },
   { "journal_unavailable", "high", { cause = "connection refused" } },
   { "journal_back", "low", {}, ends = true },
+  { "journal_filling", "medium", { cause = "7.1 of 8 GB" } },
+  { "journal_full", "high", { cause = "8 of 8 GB" } },
+  { "journal_room", "low", {}, ends = true },
+  { "postgres_restored", "high", { cause = "its timeline is another" } },
+  { "restore_accepted", "low", {}, ends = true },
+  { "entry_skipped", "low", { cause = "lane 4, entry 17, by jo: poison" } },
+  { "not_adopted", "medium", { instance = "a", cause = "documents is there and holds other records" } },
+  { "instance_retired", "low", { instance = "a" } },
   { "disk_above", "medium", { instance = "a", percent = 91.4, free_mb = 860 } },
   { "disk_below", "low", { instance = "a", percent = 70 }, ends = true },
   { "recommendation_opened", "medium", {
@@ -70,11 +81,14 @@ M.kinds = {
   } },
   { "recommendation_closed", "low", { instance = "a", type = "memory", current_usage = 60 }, ends = true },
   { "policy_tripped", "medium", { file = "route.lua", cause = "policies/route.lua:5: attempt to index" } },
+  { "policy_back", "low", { file = "route.lua" }, ends = true },
   { "worker_dead", "medium", { worker = "host-1234", task = 17 } },
+  { "worker_back", "low", { worker = "host-1234" }, ends = true },
   { "monitor_silent", "medium", { monitor = "host", seconds = 120 } },
   { "monitor_back", "low", { monitor = "host" }, ends = true },
-  { "messages_failing", "medium", { sink = "slack", cause = "500", waiting = 4 } },
+  { "messages_failing", "high", { sink = "slack", cause = "500", waiting = 4 } },
   { "messages_delivered", "low", { sink = "slack" }, ends = true },
+  { "test", "low", { instance = "a" } },
 }
 
 -- make("sample", {batch = 10}) -> the typical one with these fields instead; optional fields only if named.
@@ -214,10 +228,15 @@ samples["slack.format"] = function()
   return out
 end
 
--- sample("sync.batch", 1) -> label, value, ...; nothing after the last.
+-- sample("sync.batch", 1) -> label, value, ...; nothing after the last. They are asked for in turn: the list of a name
+-- is made once, and is not kept.
+local kept = {}
+
 function M.sample(name, number)
-  local one = samples[name]()[number]
+  if kept.name ~= name then kept = { name = name, list = samples[name]() } end
+  local one = kept.list[number]
   if one then return unpack(one) end
+  kept = {}
 end
 
 -- ---- answers ------------------------------------------------------------------------------------------------------
@@ -263,8 +282,8 @@ local URGENCIES = { low = true, medium = true, high = true }
 local checks = {}
 
 checks["sync.batch"] = function(n, _, _, sample)
-  if not is_number(n, sample.least, sample.most) or n % 1 ~= 0 then
-    return ("answered %s, not a whole number from %d to %d"):format(show(n), sample.least, sample.most)
+  if not is_number(n, 1, sample.most) or n % 1 ~= 0 then
+    return ("answered %s, not a whole number from 1 to %d"):format(show(n), sample.most)
   end
 end
 
@@ -330,7 +349,9 @@ local function characters(s)
     local b = s:byte(i)
     local more = b < 0x80 and 0 or b >= 0xf0 and b < 0xf5 and 3 or b >= 0xe0 and b < 0xf0 and 2
       or b >= 0xc2 and b < 0xe0 and 1
-    if not more then return nil end
+    local second = s:byte(i + 1)
+    if not more or b == 0xe0 and second and second < 0xa0 or b == 0xed and second and second > 0x9f
+      or b == 0xf0 and second and second < 0x90 or b == 0xf4 and second and second > 0x8f then return nil end
     for k = 1, more do
       local c = s:byte(i + k)
       if not c or c < 0x80 or c >= 0xc0 then return nil end

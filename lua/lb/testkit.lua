@@ -124,7 +124,7 @@ local SETTINGS = {
   LOAD_BALANCE_STRATEGY = "write_primary",
   FAILURE_THRESHOLD = 3,
   SUCCESS_THRESHOLD = 2,
-  DEPLOYMENT_NAME = "",
+  DEPLOYMENT_NAME = "chromux",
   PUBLIC_URL = "",
 }
 

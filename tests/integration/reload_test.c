@@ -131,7 +131,34 @@ static void policy_that_fails_at_run_time_costs_nothing(void **state)
     }
     check(status_part(x, "route.lua:") != NULL);
     check_has(chromux_log(x), "route.lua:3");
-    check_has(status_part(x, "\"tripped\""), "\"tripped\":true");
+    check(status_part(x, "\"tripped\":true") != NULL);
+}
+
+/* Of those that Lua asks: one that is not there is said and no mistake, one that is broken is one.
+ */
+static void files_that_may_be_missing(void **state)
+{
+    struct peer *p = peer_start(serve_ok);
+    char *folder = own_policies(), *file = keepf("%s/slack.lua", folder);
+    check_int(unlink(file), 0);
+    struct chromux *x = in_front_of(p, NULL, keepf("POLICY_DIR=%s", folder), NULL);
+    const char *const argv[] = {chromux_path(), "check", NULL};
+    const char *const env[] = {keepf("POLICY_DIR=%s", folder), keepf("PRIMARY_URL=%s", peer_url(p)),
+                               NULL};
+    struct run r = run_program(argv, env, 10);
+    check_int(r.status, 0);
+    check_has(r.output, "POLICY_DIR lacks slack.lua: what is built in answers instead");
+    check_has(chromux_log(x), "policy_missing");
+    check_has(chromux_log(x), "files=slack.lua instead=fallback");
+    check_has(status_part(x, "\"policies\""), "\"missing\":true");
+    write_file(file, "return {format = function() return {text = ''} end}\n");
+    chromux_reload(x);
+    check_has(status_part(x, "\"last_load_error\""), "slack.lua:1: text is ''");
+    check_has(status_part(x, "\"generation\""), "\"generation\":1");
+    write_file(file, "return {format = function() return {text = 'x'} end}\n");
+    chromux_reload(x);
+    check_has(status_part(x, "\"generation\""), "\"generation\":2");
+    check_lacks(status_part(x, "\"policies\""), "\"missing\":true");
 }
 
 /* ---- configuration file ---- */
@@ -414,6 +441,7 @@ int main(void)
         TEST(good_edit_takes_effect),
         TEST(bad_edit_leaves_the_old_one_serving),
         TEST(policy_that_fails_at_run_time_costs_nothing),
+        TEST(files_that_may_be_missing),
         TEST(instances_come_and_go_with_requests_in_flight),
         TEST(instance_moves_to_another_port),
         TEST(shorter_interval_holds_at_once),

@@ -294,6 +294,20 @@ describe("in the policy VM", function()
         assert.equal(why, because)
       end
     end
+    for _, name in ipairs(contract.questions) do
+      local file, fn = name:match("^(%w+)%.(%w+)$")
+      local path_of = "policies/" .. file .. ".lua"
+      local options = { settings = { PUBLIC_URL = "https://chromux.example", POLICY_TIME = 5 } }
+      local native, plain = kit.native(path_of, options), kit.load(path_of, options)
+      for i = 1, math.huge do
+        local label = contract.sample(name, i)
+        if not label then
+          break
+        end
+        local want = { plain[fn](select(2, contract.sample(name, i))) }
+        assert.same(want, { native[fn](select(2, contract.sample(name, i))) }, label)
+      end
+    end
     local native, plain = kit.native("policies/failover.lua"), kit.load("policies/failover.lua")
     for _, state in ipairs({ "up", "suspect", "down" }) do
       for _, kind in ipairs({ "instance", "collection" }) do
@@ -367,7 +381,7 @@ describe("in the policy VM", function()
       assert.is_false(ok)
       return why
     end
-    assert.truthy(fails(policy.batch, kit.make("sample", { least = 6 })):find("not a whole number from 6 to 1000"))
+    assert.truthy(fails(policy.batch, kit.make("sample", { most = 4 })):find("not a whole number from 1 to 4"))
     assert.truthy(fails(policy.authority, { kit.make("copy", { state = "lost" }) }):find("whose copy is ready"))
     assert.truthy(fails(policy.authority, {}):find("nor nil and a reason"))
     assert.truthy(fails(policy.pace, kit.make("load", { jobs = function() end })):find("what it was asked"))
