@@ -225,6 +225,7 @@ static void answer_document(struct request *r, const char *function, int status)
     lua_State *L = api_vm();
     push_snapshot(L);
     push_module(L, session_shared.journal ? "lb.journal" : NULL, "journal");
+    push_module(L, session_shared.journal ? "lb.resources" : NULL, "resources");
     push_module(L, engine_module(), "notify");
     if (!api_call("lb.status", function, 1)) {
         request_error(r, END_INTERNAL, "this page could not be made; see the error log");
@@ -438,6 +439,7 @@ static void answer_metrics(struct request *r)
     put_policies(&out);
     put_processes(&out);
     put_module(&out, session_shared.journal ? "lb.journal" : NULL);
+    put_module(&out, session_shared.journal ? "lb.resources" : NULL);
     put_module(&out, engine_module());
     metrics_put_header(&out, "chromux_info", "gauge", "The version that runs.");
     buf_printf(&out, "chromux_info{version=\"%s\"} 1\n", CHROMUX_VERSION);

@@ -378,13 +378,26 @@ static bool start_common(struct buf *errors)
     return true;
 }
 
+/* The journal, and what is seen of servers' resources beside it. */
+static bool start_keeping(struct buf *errors)
+{
+    if (!journal_start(cfg, errors))
+        return false;
+    if (!api_call("lb.resources", "start", 0)) {
+        buf_printf(errors, "lb.resources can't be started; see the error log\n");
+        return false;
+    }
+    lua_pop(api_vm(), 1);
+    return true;
+}
+
 static bool start_serving(struct buf *errors)
 {
     session_shared.proxy = &proxy_handler;
     session_shared.journal = *cfg->database_url ? &journal_handler : NULL;
     session_shared.local = &admin_handler;
-    return (!session_shared.journal || journal_start(cfg, errors)) &&
-           engine_start(role, cfg, errors) && open_listeners(errors);
+    return (!session_shared.journal || start_keeping(errors)) && engine_start(role, cfg, errors) &&
+           open_listeners(errors);
 }
 
 /* false: *errors says why. What was started is taken down by stop_all() either way. */

@@ -4,8 +4,7 @@
 -- several monitors that sample an instance one decides: the one in its row of monitor_instances, until that runs out.
 -- What people are told goes with the row, in one transaction. While a policy fails or a server is not sampled, nothing
 -- is known, and recommendations stay as they are.
-local there, policy = pcall(require, "chromux.policy")
-if not there then policy = { call = function() return {} end } end
+local policy = require("chromux.policy")
 local notices = require("lb.notices")
 
 local Advice = {}
