@@ -61,6 +61,7 @@ help:
 	@echo 'make bench      chromux against HAProxy, nginx and a bare relay (MODE=quick: a short look)'
 	@echo 'make bench-writes bench-reads    the journal against one Chroma server alone; MODE=quick here too'
 	@echo 'make bench-sync  rebuilding a wiped server against a plain script'
+	@echo 'make bench-monitor  CPU and memory of the monitor that samples ten servers each second'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'make clean      removes $(BUILD); data and logs of make run are in var/'
 
@@ -165,7 +166,7 @@ fuzz: setup-fuzz
 bench: setup-bench
 	@$(MAKE) -s --no-print-directory -j$(JOBS) all
 	@PATH="$$PATH:/usr/sbin:$$(scripts/setup.sh bin)" BUILD=$(BUILD) bash tests/bench/run.sh $(MODE)
-bench-writes bench-reads bench-sync: bench-%: setup-bench
+bench-writes bench-reads bench-sync bench-monitor: bench-%: setup-bench
 	@$(MAKE) -s --no-print-directory -j$(JOBS) all
 	@BUILD=$(BUILD) bash tests/bench/$*.sh $(MODE)
 
@@ -197,4 +198,4 @@ clean:
 -include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
     $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
 .PHONY: all help run reload test check print-ORDER unit unit-build spec sim integration integration-build \
-    test-newest asan asan-build chaos chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync install clean
+    test-newest asan asan-build chaos chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync bench-monitor install clean

@@ -226,6 +226,7 @@ static void answer_document(struct request *r, const char *function, int status)
     push_snapshot(L);
     push_module(L, session_shared.journal ? "lb.journal" : NULL, "journal");
     push_module(L, session_shared.journal ? "lb.sync_view" : NULL, "sync");
+    push_module(L, session_shared.journal ? "lb.resources" : NULL, "resources");
     push_module(L, engine_module(), "notify");
     if (!api_call("lb.status", function, 1)) {
         request_error(r, END_INTERNAL, "this page could not be made; see the error log");
@@ -440,6 +441,7 @@ static void answer_metrics(struct request *r)
     put_processes(&out);
     put_module(&out, session_shared.journal ? "lb.journal" : NULL);
     put_module(&out, session_shared.journal ? "lb.sync_view" : NULL);
+    put_module(&out, session_shared.journal ? "lb.resources" : NULL);
     put_module(&out, engine_module());
     metrics_put_header(&out, "chromux_info", "gauge", "The version that runs.");
     buf_printf(&out, "chromux_info{version=\"%s\"} 1\n", CHROMUX_VERSION);

@@ -28,6 +28,7 @@ static const char help[] =
     "  chromux script FILE [ARG]...                          run a Lua program\n"
     "  chromux journal COMMAND [ARG]...                      look into the journal\n"
     "  chromux sync COMMAND [ARG]...                         prove servers equal, make them so\n"
+    "  chromux advise                                        which servers need more\n"
     "  chromux version\n"
     "\n"
     "Settings: the file (Lua, returns a table), then the environment, then --set.\n"
@@ -163,21 +164,35 @@ static int check(int argc, char **argv)
     return code;
 }
 
-enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_JOURNAL, PROGRAM_SYNC };
+/* Commands that are modules of our own, called with what follows the command. */
+static const struct {
+    const char *command, *module;
+} own_programs[] = {
+    {"journal", "lb.journal_cli"},
+    {"sync", "lb.sync_cli"},
+    {"advise", "lb.advise_cli"},
+};
 
-/* script, test, journal and sync: our own runtime around a Lua program. */
+static const char *own_program(const char *command)
+{
+    for (unsigned i = 0; i < COUNT_OF(own_programs); i++)
+        if (strcmp(own_programs[i].command, command) == 0)
+            return own_programs[i].module;
+    return NULL;
+}
+
+enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_OWN };
+
+/* Our own runtime around a Lua program. */
 static int with_runtime(int argc, char **argv, enum program which)
 {
-    static const char *const modules[] = {
-        [PROGRAM_JOURNAL] = "lb.journal_cli", [PROGRAM_SYNC] = "lb.sync_cli"};
-    const char *module = which < PROGRAM_JOURNAL ? NULL : modules[which];
     struct buf errors;
     int code = 1;
     buf_init(&errors, 1u << 20);
     const char *url = getenv("DATABASE_URL");
     struct ev_loop *loop = ev_default_loop(EVFLAG_AUTO);
     stream_start(loop);
-    if (module)
+    if (which == PROGRAM_OWN)
         log_set_level(LOG_ERROR); /* it says itself what failed */
     if (!api_start(loop, url ? url : "", &errors)) {
         print_mistakes(&errors);
@@ -187,8 +202,8 @@ static int with_runtime(int argc, char **argv, enum program which)
         api_policy_open(api_vm());
         if (which == PROGRAM_SPECS)
             code = kit_main(api_vm(), argc, argv);
-        else if (module ? !api_run_module(module, argc, argv, &code)
-                        : !api_run_file(argv[0], argc, argv, &code))
+        else if (which == PROGRAM_OWN ? !api_run_module(own_program(argv[0]), argc, argv, &code)
+                                      : !api_run_file(argv[0], argc, argv, &code))
             code = code ? code : 1;
     }
     api_stop();
@@ -209,10 +224,8 @@ int main(int argc, char **argv)
     } else if (strcmp(command, "script") == 0) {
         code = argc > 2 ? with_runtime(argc - 2, argv + 2, PROGRAM_FILE)
                         : usage("script: a FILE must follow", NULL);
-    } else if (strcmp(command, "journal") == 0) {
-        code = with_runtime(argc - 1, argv + 1, PROGRAM_JOURNAL);
-    } else if (strcmp(command, "sync") == 0) {
-        code = with_runtime(argc - 1, argv + 1, PROGRAM_SYNC);
+    } else if (own_program(command)) {
+        code = with_runtime(argc - 1, argv + 1, PROGRAM_OWN);
     } else if (strcmp(command, "version") == 0 || strcmp(command, "--version") == 0) {
         puts("chromux " CHROMUX_VERSION);
         code = 0;

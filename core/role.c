@@ -378,16 +378,29 @@ static bool start_common(struct buf *errors)
     return true;
 }
 
+/* The journal, and what is seen of servers' resources beside it. */
+static bool start_keeping(struct buf *errors)
+{
+    if (!journal_start(cfg, errors))
+        return false;
+    static const char *const views[] = {"lb.sync_view", "lb.resources"};
+    for (unsigned i = 0; i < COUNT_OF(views); i++) {
+        if (!api_call(views[i], "start", 0)) {
+            buf_printf(errors, "%s can't be started; see the error log\n", views[i]);
+            return false;
+        }
+        lua_pop(api_vm(), 1);
+    }
+    return true;
+}
+
 static bool start_serving(struct buf *errors)
 {
     session_shared.proxy = &proxy_handler;
     session_shared.journal = *cfg->database_url ? &journal_handler : NULL;
     session_shared.local = &admin_handler;
-    if (session_shared.journal && !journal_start(cfg, errors))
-        return false;
-    if (session_shared.journal && api_call("lb.sync_view", "start", 0))
-        lua_pop(api_vm(), 1);
-    return engine_start(role, cfg, errors) && open_listeners(errors);
+    return (!session_shared.journal || start_keeping(errors)) && engine_start(role, cfg, errors) &&
+           open_listeners(errors);
 }
 
 /* false: *errors says why. What was started is taken down by stop_all() either way. */

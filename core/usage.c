@@ -20,16 +20,49 @@
 
 enum { TEXT_MAX = 16384, WAY_MAX = 2 * PATH_MAX };
 
+/* What bounds a process changes seldom and costs more to read than what it uses: it is read again
+ * after this many seconds. */
+enum { BOUNDS_KEEP = 10, BOUNDS_COUNT = 128, LEVELS_MAX = 4 };
+
+/* A cgroup with a limit of memory. */
+struct level {
+    char *folder; /* owned */
+    bool v2;
+    int64_t limit;
+};
+
+struct bounds {
+    pid_t pid;
+    uint64_t started;
+    double until; /* seconds since boot */
+    int64_t max_files;
+    double cores;
+    unsigned level_count;
+    struct level level[LEVELS_MAX]; /* from the process's own group upwards */
+};
+
+static struct bounds *known[BOUNDS_COUNT]; /* by pid, modulo; NULL: none */
+
 static const char *root = "";
 /* Of the mounted hierarchies: cgroup v1's of memory and cpu, and v2's. point "": not mounted. */
 static struct kernel_mount memory_v1, cpu_v1, both_v2;
 static int64_t machine_memory;
 static bool prepared;
 
+static void bounds_drop(struct bounds **b)
+{
+    for (unsigned i = 0; *b && i < (*b)->level_count; i++)
+        free((*b)->level[i].folder);
+    free(*b);
+    *b = NULL;
+}
+
 void usage_root(const char *prefix)
 {
     root = prefix;
     prepared = false;
+    for (unsigned i = 0; i < BOUNDS_COUNT; i++)
+        bounds_drop(&known[i]);
 }
 
 /* ---- files ---- */
@@ -132,32 +165,17 @@ static bool limit_in(const char *folder, const char *name, int64_t *out)
     return slurp(path, text, &s) && kernel_limit(s, out);
 }
 
-/* The share of a limit counts, not the limit: a wide group that is nearly full ends its members as
- * surely as a narrow one. */
-static void memory_level(const char *folder, bool v2, struct usage *u)
+static void memory_level(const char *folder, bool v2, struct bounds *b)
 {
-    char path[WAY_MAX + 64], text[TEXT_MAX];
-    struct str s;
-    int64_t limit, used;
-    uint64_t idle;
-    if (!limit_in(folder, v2 ? "memory.max" : "memory.limit_in_bytes", &limit) || limit <= 0 ||
-        (machine_memory && limit >= machine_memory) ||
-        !limit_in(folder, v2 ? "memory.current" : "memory.usage_in_bytes", &used))
+    int64_t limit;
+    if (b->level_count == LEVELS_MAX ||
+        !limit_in(folder, v2 ? "memory.max" : "memory.limit_in_bytes", &limit) || limit <= 0 ||
+        limit == KERNEL_NONE || (machine_memory && limit >= machine_memory))
         return;
-    snprintf(path, sizeof path, "%s/memory.stat", folder);
-    if (!slurp(path, text, &s) ||
-        !kernel_figure(s, v2 ? "inactive_file" : "total_inactive_file", &idle))
-        idle = 0;
-    used = (uint64_t)used > idle ? used - (int64_t)idle : 0;
-    if (u->limited &&
-        (double)used * (double)u->memory_limit <= (double)u->memory_used * (double)limit)
-        return;
-    u->limited = true;
-    u->memory_used = used;
-    u->memory_limit = limit;
+    b->level[b->level_count++] = (struct level){base_strdup(folder), v2, limit};
 }
 
-static void cpu_level(const char *folder, bool v2, struct usage *u)
+static void cpu_level(const char *folder, bool v2, struct bounds *b)
 {
     char path[WAY_MAX + 64], text[TEXT_MAX];
     struct str s;
@@ -171,8 +189,8 @@ static void cpu_level(const char *folder, bool v2, struct usage *u)
                limit_in(folder, "cpu.cfs_period_us", &period) && period > 0) {
         cores = (double)quota / (double)period;
     }
-    if (cores > 0 && cores < u->cores)
-        u->cores = cores;
+    if (cores > 0 && cores < b->cores)
+        b->cores = cores;
 }
 
 /* The folder of a process's cgroup: its path, less the part above what is mounted here. A path that
@@ -188,7 +206,8 @@ static void group_folder(const struct kernel_mount *m, struct str path, char out
 
 /* Visits the process's own cgroup and all above it. */
 static void each_level(struct str groups, const char *controller, const struct kernel_mount *v1,
-                       void (*level)(const char *folder, bool v2, struct usage *u), struct usage *u)
+                       void (*level)(const char *folder, bool v2, struct bounds *b),
+                       struct bounds *b)
 {
     char folder[WAY_MAX];
     struct str path;
@@ -201,7 +220,7 @@ static void each_level(struct str groups, const char *controller, const struct k
     group_folder(m, path, folder);
     size_t top = strlen(root) + strlen(m->point);
     for (;;) {
-        level(folder, v2, u);
+        level(folder, v2, b);
         char *slash = strrchr(folder, '/');
         if (strlen(folder) <= top || !slash || (size_t)(slash - folder) < top)
             break;
@@ -209,23 +228,70 @@ static void each_level(struct str groups, const char *controller, const struct k
     }
 }
 
-static void read_limits(pid_t pid, struct usage *u)
+static int64_t max_files(pid_t pid)
+{
+    char text[TEXT_MAX];
+    struct str s;
+    uint64_t n;
+    return slurp_of(pid, "limits", text, &s) && kernel_figure(s, "Max open files", &n) &&
+                   n <= INT64_MAX
+               ? (int64_t)n
+               : -1;
+}
+
+static const struct bounds *bounds_of(pid_t pid, uint64_t started, double now)
 {
     char text[TEXT_MAX];
     struct str s, list;
+    struct bounds **place = &known[(unsigned)pid % BOUNDS_COUNT], *b = *place;
+    if (b && b->pid == pid && b->started == started && now < b->until)
+        return b;
+    bounds_drop(place);
+    *place = b = base_zalloc(sizeof *b);
     prepare();
+    b->pid = pid;
+    b->started = started;
+    b->until = now + BOUNDS_KEEP;
+    b->max_files = max_files(pid);
     long machine = sysconf(_SC_NPROCESSORS_ONLN);
     unsigned allowed =
         slurp_of(pid, "status", text, &s) && kernel_field(s, "Cpus_allowed_list", &list)
             ? kernel_list(list)
             : 0;
-    u->cores = allowed ? allowed : machine > 0 ? (double)machine : 1;
+    b->cores = allowed ? allowed : machine > 0 ? (double)machine : 1;
+    if (slurp_of(pid, "cgroup", text, &s)) {
+        each_level(s, "memory", &memory_v1, memory_level, b);
+        each_level(s, "cpu", &cpu_v1, cpu_level, b);
+    }
+    return b;
+}
+
+/* The share of a limit counts, not the limit: a wide group that is nearly full ends its members as
+ * surely as a narrow one. */
+static void read_memory(const struct bounds *b, struct usage *u)
+{
+    char path[WAY_MAX + 64], text[TEXT_MAX];
+    struct str s;
     u->memory_used = u->rss;
     u->memory_limit = machine_memory;
     u->limited = false;
-    if (slurp_of(pid, "cgroup", text, &s)) {
-        each_level(s, "memory", &memory_v1, memory_level, u);
-        each_level(s, "cpu", &cpu_v1, cpu_level, u);
+    for (unsigned i = 0; i < b->level_count; i++) {
+        const struct level *l = &b->level[i];
+        int64_t used;
+        uint64_t idle;
+        if (!limit_in(l->folder, l->v2 ? "memory.current" : "memory.usage_in_bytes", &used))
+            continue;
+        snprintf(path, sizeof path, "%s/memory.stat", l->folder);
+        if (!slurp(path, text, &s) ||
+            !kernel_figure(s, l->v2 ? "inactive_file" : "total_inactive_file", &idle))
+            idle = 0;
+        used = (uint64_t)used > idle ? used - (int64_t)idle : 0;
+        if (u->limited &&
+            (double)used * (double)u->memory_limit <= (double)u->memory_used * (double)l->limit)
+            continue;
+        u->limited = true;
+        u->memory_used = used;
+        u->memory_limit = l->limit;
     }
 }
 
@@ -250,17 +316,6 @@ static int64_t count_files(pid_t pid)
     return n;
 }
 
-static int64_t max_files(pid_t pid)
-{
-    char text[TEXT_MAX];
-    struct str s;
-    uint64_t n;
-    return slurp_of(pid, "limits", text, &s) && kernel_figure(s, "Max open files", &n) &&
-                   n <= INT64_MAX
-               ? (int64_t)n
-               : -1;
-}
-
 bool usage_of(pid_t pid, struct usage *out)
 {
     char text[TEXT_MAX];
@@ -283,8 +338,10 @@ bool usage_of(pid_t pid, struct usage *out)
     u.rss = (int64_t)resident * page;
     u.private = (int64_t)(resident - shared) * page;
     u.open_files = count_files(pid);
-    u.max_files = max_files(pid);
-    read_limits(pid, &u);
+    const struct bounds *b = bounds_of(pid, u.started, u.at);
+    u.max_files = b->max_files;
+    u.cores = b->cores;
+    read_memory(b, &u);
     *out = u;
     return true;
 }

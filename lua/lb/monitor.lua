@@ -19,7 +19,8 @@ local TOTALS_EVERY = 60  -- seconds between two sums over all collections
 local RETRY = 1          -- seconds until PostgreSQL is tried again, doubled up to RETRY_MOST
 local RETRY_MOST = 10
 
-local S -- of the engine that runs
+local S      -- of the engine that runs
+local ending -- it was told to stop; "over": all is written
 
 local function read_line(path)
   local f = io.open(path)
@@ -70,7 +71,7 @@ local function measure(life)
   while S == life do
     take()
     local t = courier.boottime()
-    due = math.max(due + life.settings.MONITOR_INTERVAL, t)
+    due = math.max(due + life.settings.MONITOR_INTERVAL, t + 0.01)
     sleep(due - t)
   end
 end
@@ -98,7 +99,7 @@ end
 local function every(life, seconds, fn)
   spawn(function()
     while S == life do
-      if life.migrated and not life.store.away then fn(life) end
+      if life.migrated and not life.store.away then spawn(fn, life):wait() end
       sleep(type(seconds) == "function" and seconds(life) or seconds)
     end
   end)
@@ -125,18 +126,15 @@ function M.reload(settings) S.settings = settings end
 
 -- true once what was measured is written, or cannot be.
 function M.stop()
-  if not S then return true end
-  if not S.ending then
-    local life = S
-    S.ending = true
-    S = nil
-    life.more:fire()
+  local life = S
+  if life then
+    S, ending = nil, "on its way"
     spawn(function()
       if life.migrated and life.store:flush(life.settings.MONITOR_INTERVAL) then life.store:farewell() end
-      M.ended = true
+      ending = "over"
     end)
   end
-  return M.ended or false
+  return ending ~= "on its way"
 end
 
 function M.status()

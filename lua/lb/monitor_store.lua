@@ -41,7 +41,8 @@ local INSERT_SAMPLES = [[
     ON CONFLICT DO NOTHING]]
 
 local INSERT_HEALTH = [[
-  INSERT INTO health_metrics (instance_name, instance_url, is_healthy, response_time_ms, error_message, checked_at, host)
+  INSERT INTO health_metrics (instance_name, instance_url, is_healthy, response_time_ms, error_message, checked_at,
+      host)
     SELECT name, url, healthy, ms, error, to_timestamp(at), $2
       FROM json_to_recordset($1::json) AS r (name text, url text, healthy boolean, ms real, error text,
         at double precision)

@@ -116,6 +116,28 @@ local function full(node, all_requests)
   return out
 end
 
+-- The newest sample of an instance (lb/resources.lua), or null.
+local function resources(snap, name)
+  local sample = snap.resources and snap.resources.samples[name]
+  if not sample then return cjson.null end
+  local out = {}
+  for key, value in pairs(sample) do
+    if key ~= "at" then out[key] = type(value) == "number" and round(value) or value end
+  end
+  out.sampled_at = iso(sample.at)
+  return out
+end
+
+local function recommendations(snap)
+  local out = {}
+  for i, r in ipairs(snap.resources and snap.resources.recommendations or {}) do
+    out[i] = {}
+    for key, value in pairs(r) do out[i][key] = value end
+    out[i].created_at, out[i].updated_at = iso(r.created_at), iso(r.updated_at)
+  end
+  return list(out)
+end
+
 local function process(p)
   return {
     role = p.role, index = p.index, pid = p.pid > 0 and p.pid or nil, state = p.state, restarts = p.restarts,
@@ -164,6 +186,7 @@ function M.status(snap)
   for i, p in ipairs(snap.processes) do processes[i] = process(p) end
   for i, node in ipairs(snap.nodes) do
     instances[i] = full(node, sent)
+    instances[i].resources = resources(snap, node.name)
     for key, value in pairs(journal.instances and journal.instances[node.name] or {}) do
       instances[i][key] = value
     end
@@ -186,6 +209,7 @@ function M.status(snap)
       request_timeout = snap.request_timeout, total_requests = snap.total_requests,
     },
     instances = list(instances),
+    recommendations = recommendations(snap),
     summary = { healthy_instances = up, total_instances = #snap.nodes, current_strategy = snap.strategy },
     requests = {
       proxied = snap.proxied_requests, active = snap.active, queued = snap.queued, retries = snap.retries,

@@ -123,6 +123,7 @@ static void memory_v2(const char *group, const char *limit, long long used, long
 static struct usage of_42(void)
 {
     struct usage u;
+    usage_root(tree); /* nothing is remembered */
     assert_true(usage_of(42, &u));
     return u;
 }
@@ -177,6 +178,22 @@ static void the_group_that_is_nearest_to_its_limit_wins(void **state)
     memory_v1("/a/b/c", 105 * MB, 100 * MB, 0);
     u = of_42();
     assert_true(u.memory_used == 100 * MB && u.memory_limit == 105 * MB);
+}
+
+static void limits_are_remembered_for_a_while_but_not_what_is_used(void **state)
+{
+    struct usage u;
+    mount_v1("/");
+    put("proc/42/cgroup", "4:memory:/a\n");
+    memory_v1("/a", 200 * MB, 100 * MB, 0);
+    assert_true(of_42().memory_limit == 200 * MB);
+    memory_v1("/a", 300 * MB, 150 * MB, 0);
+    assert_true(usage_of(42, &u));
+    assert_true(u.memory_limit == 200 * MB && u.memory_used == 150 * MB);
+    /* Another process of that number. */
+    put("proc/42/stat", "42 (node) S 1 42 42 0 -1 0 0 0 0 0 1 1 0 0 20 0 9 0 778 0 0");
+    assert_true(usage_of(42, &u));
+    assert_true(u.memory_limit == 300 * MB && u.started == 778);
 }
 
 static void limits_of_v2_are_read_as_well(void **state)
@@ -389,6 +406,7 @@ int main(void)
         ON_A_TREE(a_process_without_limits_has_the_machines),
         ON_A_TREE(limits_of_v1_count_less_what_can_be_dropped),
         ON_A_TREE(the_group_that_is_nearest_to_its_limit_wins),
+        ON_A_TREE(limits_are_remembered_for_a_while_but_not_what_is_used),
         ON_A_TREE(limits_of_v2_are_read_as_well),
         ON_A_TREE(a_container_sees_its_own_group_as_the_top),
         ON_A_TREE(garbage_of_the_kernel_costs_a_figure_and_no_more),
