@@ -3,6 +3,7 @@
 #include "api_policy.h"
 #include "api_records.h"
 #include "api_slice.h"
+#include "engine.h"
 #include "kit.h"
 #include "log.h"
 #include "policy.h"
@@ -27,6 +28,7 @@ static const char help[] =
     "  chromux test [FILE]...                                run specs of policies\n"
     "  chromux script FILE [ARG]...                          run a Lua program\n"
     "  chromux journal COMMAND [ARG]...                      look into the journal\n"
+    "  chromux notify COMMAND [ARG]...                       try, mute messages\n"
     "  chromux version\n"
     "\n"
     "Settings: the file (Lua, returns a table), then the environment, then --set.\n"
@@ -162,18 +164,21 @@ static int check(int argc, char **argv)
     return code;
 }
 
-enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_JOURNAL };
+enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_JOURNAL, PROGRAM_NOTIFY };
 
-/* script, test and journal: our own runtime around a Lua program. */
+/* script, test, journal and notify: our own runtime around a Lua program. */
 static int with_runtime(int argc, char **argv, enum program which)
 {
+    static const char *const modules[] = {[PROGRAM_JOURNAL] = "lb.journal_cli",
+                                          [PROGRAM_NOTIFY] = "lb.notify_cli"};
+    const char *module = which < PROGRAM_JOURNAL ? NULL : modules[which];
     struct buf errors;
     int code = 1;
     buf_init(&errors, 1u << 20);
     const char *url = getenv("DATABASE_URL");
     struct ev_loop *loop = ev_default_loop(EVFLAG_AUTO);
     stream_start(loop);
-    if (which == PROGRAM_JOURNAL)
+    if (module)
         log_set_level(LOG_ERROR); /* it says itself what failed */
     if (!api_start(loop, url ? url : "", &errors)) {
         print_mistakes(&errors);
@@ -183,11 +188,54 @@ static int with_runtime(int argc, char **argv, enum program which)
         api_policy_open(api_vm());
         if (which == PROGRAM_SPECS)
             code = kit_main(api_vm(), argc, argv);
-        else if (which == PROGRAM_JOURNAL ? !api_run_module("lb.journal_cli", argc, argv, &code)
-                                          : !api_run_file(argv[0], argc, argv, &code))
+        else if (module ? !api_run_module(module, argc, argv, &code)
+                        : !api_run_file(argv[0], argc, argv, &code))
             code = code ? code : 1;
     }
     api_stop();
+    buf_fini(&errors);
+    return code;
+}
+
+/* `notify test`: with the settings and the policies that `run` has. Its arguments are what is no
+ * --config or --set. */
+static int notify_test(int argc, char **argv)
+{
+    char **options = base_zalloc(sizeof *options * (size_t)(argc + 1));
+    int count = 0, kept = 0, code;
+    for (int i = 0; i < argc; i++) {
+        bool option = strncmp(argv[i], "--", 2) == 0;
+        bool pair = option && !strchr(argv[i], '=') && i + 1 < argc;
+        if (option)
+            options[count++] = argv[i];
+        else
+            argv[kept++] = argv[i];
+        if (pair)
+            options[count++] = argv[++i];
+    }
+    code = read_options(count, options, NULL);
+    free(options);
+    if (code)
+        return code;
+    struct buf errors;
+    buf_init(&errors, 1u << 20);
+    struct config *c = settings_load(&sources, &errors);
+    struct ev_loop *loop = ev_default_loop(EVFLAG_AUTO);
+    stream_start(loop);
+    log_set_level(LOG_ERROR);
+    code = 1;
+    if (c && policy_load(c, &errors) && api_start(loop, "", &errors)) {
+        api_policy_open(api_vm());
+        engine_give_settings(api_vm(), c);
+        if (!api_run_module("lb.notify_cli", kept, argv, &code))
+            code = code ? code : 1;
+    } else {
+        print_mistakes(&errors);
+    }
+    api_stop();
+    policy_unload();
+    if (c)
+        config_free(c);
     buf_fini(&errors);
     return code;
 }
@@ -207,6 +255,10 @@ int main(int argc, char **argv)
                         : usage("script: a FILE must follow", NULL);
     } else if (strcmp(command, "journal") == 0) {
         code = with_runtime(argc - 1, argv + 1, PROGRAM_JOURNAL);
+    } else if (strcmp(command, "notify") == 0) {
+        code = argc > 2 && strcmp(argv[2], "test") == 0
+                   ? notify_test(argc - 1, argv + 1)
+                   : with_runtime(argc - 1, argv + 1, PROGRAM_NOTIFY);
     } else if (strcmp(command, "version") == 0 || strcmp(command, "--version") == 0) {
         puts("chromux " CHROMUX_VERSION);
         code = 0;

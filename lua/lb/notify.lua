@@ -11,6 +11,7 @@ local figures = require("lb.figures")
 local notices = require("lb.notices")
 local process = require("lb.process")
 local copies = require("chromux.copies")
+local policy = require("chromux.policy")
 
 local M = {}
 
@@ -18,17 +19,11 @@ local TICK = 0.2  -- seconds between steps
 local ALONE = 10  -- seconds after the start for which a balancer that never reached PostgreSQL tells nothing
 local DRAIN = 15  -- seconds for what is under way, when stopping
 
-local found, policy = pcall(require, "chromux.policy")
-local function call(...)
-  if not found then return nil, "this build has no such policies" end
-  return policy.call(...)
-end
-
 local N -- this life: {settings=, teller=, busy={[sink]=true}, began=, stopping=, over=}
 
 local function options(settings)
   return { secrets = settings.secrets, deployment = settings.DEPLOYMENT_NAME, public_url = settings.PUBLIC_URL,
-    call = call }
+    call = policy.call }
 end
 
 -- Nobody knows who holds the lease while PostgreSQL was never reached: whoever started then tells what it sees.
@@ -73,20 +68,16 @@ local function run(life)
   life.over = true
 end
 
-local function tripped()
-  if not found or not policy.tripped then return {} end
-  return policy.tripped()
-end
-
 function M.start(settings)
   local conn = pg.connection("default")
   local life = { settings = settings, busy = {}, began = courier.boottime() }
   N = life
   notices.source = "balancer"
   life.store = conn and Store.new(conn, process.name(), courier.boottime) or nil
-  local watch = Watch.new { journal = Roles.state, nodes = courier.nodes, clock = courier.boottime, tripped = tripped,
-    figures = function() return figures.status(Roles.state) end, settings = function() return life.settings end }
-  life.teller = Teller.new { now = now, store = life.store, sinks = Sinks.new(options(settings)), call = call,
+  local watch = Watch.new { journal = Roles.state, nodes = courier.nodes, clock = courier.boottime,
+    tripped = policy.tripped, settings = function() return life.settings end,
+    figures = function() return figures.status(Roles.state) end }
+  life.teller = Teller.new { now = now, store = life.store, sinks = Sinks.new(options(settings)), call = policy.call,
     may = function() return may(life) end, dead = process.dead, fault = copies.fault,
     watch = function(teller) watch:look(teller) end }
   if conn then

@@ -17,6 +17,7 @@ local SAID_MOST = 200      -- bytes of it that are kept
 local AFTER_MOST = 3600    -- seconds: a Retry-After beyond that is not believed
 local TEXT_MOST = 12000    -- bytes of a plain text; Slack takes 40,000 characters
 local URLS = { slack = "SLACK_WEBHOOK_URL", webhook = "WEBHOOK_URL" }
+local OVER = "✅"
 local ICONS = { high = "🚨", medium = "⚠️", low = "ℹ️" }
 
 function Sinks.new(options)
@@ -49,7 +50,7 @@ local function iso(t) return os.date("!%Y-%m-%dT%H:%M:%SZ", math.floor(t)) end
 local function escaped(s) return (tostring(s):gsub("&", "&amp;"):gsub("<", "&lt;"):gsub(">", "&gt;")) end
 
 local function one_plain(e)
-  local lines = { string.format("%s %s", ICONS[e.urgency] or "", e.title) }
+  local lines = { (e.ends and OVER or ICONS[e.urgency] or "") .. " " .. e.title }
   if e.text ~= "" then lines[#lines + 1] = e.text end
   for _, f in ipairs(e.fields) do lines[#lines + 1] = string.format("• %s: %s", f[1], tostring(f[2])) end
   if e.repeats > 0 then lines[#lines + 1] = string.format("• %d more of these were not told", e.repeats) end
@@ -82,12 +83,10 @@ end
 -- The payload for Slack; the policy's when there is one that can be used.
 function Sinks:slack(events)
   local payload, why = self.call("slack.format", asked(events))
-  if type(payload) ~= "table" or type(payload.text) ~= "string" then
-    return { text = self:plain(events, notices.clean(why or "no text in its answer", 500)) }
-  end
+  local body = type(payload) == "table" and type(payload.text) == "string" and json.encode(payload)
+  self.plain_why = not body and notices.clean(why or "no message with a text", 500) or nil
+  if not body then return { text = self:plain(events, self.plain_why) } end
   -- The deployment's name is in every message, whatever the policy writes.
-  local body = json.encode(payload)
-  if not body then return { text = self:plain(events, "its answer is no JSON") } end
   if not body:find(self.deployment, 1, true) then payload.text = "[" .. self.deployment .. "] " .. payload.text end
   return payload
 end
