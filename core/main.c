@@ -169,8 +169,8 @@ enum program { PROGRAM_FILE, PROGRAM_SPECS, PROGRAM_JOURNAL, PROGRAM_NOTIFY };
 /* script, test, journal and notify: our own runtime around a Lua program. */
 static int with_runtime(int argc, char **argv, enum program which)
 {
-    static const char *const modules[] = {[PROGRAM_JOURNAL] = "lb.journal_cli",
-                                          [PROGRAM_NOTIFY] = "lb.notify_cli"};
+    static const char *const modules[] = {
+        [PROGRAM_JOURNAL] = "lb.journal_cli", [PROGRAM_NOTIFY] = "lb.notify_cli"};
     const char *module = which < PROGRAM_JOURNAL ? NULL : modules[which];
     struct buf errors;
     int code = 1;
