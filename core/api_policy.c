@@ -21,6 +21,28 @@ static int call(lua_State *L)
     return 2;
 }
 
+/* A file once, however many of its functions are tripped. */
+static int tripped(lua_State *L)
+{
+    const char *last = "";
+    int n = 0;
+    lua_newtable(L);
+    for (unsigned id = 0; id < POLICY_COUNT; id++) {
+        const struct policy_stats *s = policy_stats((enum policy_id)id);
+        const char *file = policy_file((enum policy_id)id);
+        if (!s->tripped || strcmp(file, last) == 0)
+            continue;
+        last = file;
+        lua_createtable(L, 0, 2);
+        lua_pushstring(L, file);
+        lua_setfield(L, -2, "file");
+        lua_pushstring(L, s->last_error);
+        lua_setfield(L, -2, "last_error");
+        lua_rawseti(L, -2, ++n);
+    }
+    return 1;
+}
+
 static int loaded(lua_State *L)
 {
     lua_pushnumber(L, policy_generation());
@@ -33,6 +55,8 @@ void api_policy_open(lua_State *L)
     lua_newtable(L);
     lua_pushcfunction(L, call);
     lua_setfield(L, -2, "call");
+    lua_pushcfunction(L, tripped);
+    lua_setfield(L, -2, "tripped");
     lua_pushcfunction(L, loaded);
     lua_setfield(L, -2, "loaded");
     lua_setfield(L, -2, "chromux.policy");

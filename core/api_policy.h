@@ -2,6 +2,7 @@
  *
  *   call(name, value, ...) -> answer, answer, answer | nil, why
  *   loaded() -> generation
+ *   tripped() -> {{file=, last_error=}, ...} of those that are set aside until the next reload
  *
  * call asks "sync.batch", "sync.authority", "sync.pace", "upgrade.advise", "notify.decide" or
  * "slack.format" (policies/README.md; another name is an error) with up to 4 plain values, which

@@ -122,6 +122,8 @@
       "what this deployment is called in every message")                                           \
     X(public_url, PUBLIC_URL, TEXT, "", 0, 0, true,                                                \
       "how people reach this chromux, for links in messages: http(s)://host[:port]")               \
+    X(lag_alert, LAG_ALERT, SECONDS, "60", 0, 86400, true,                                         \
+      "age of the oldest write that an instance lacks above which people are told; 0: never")      \
     X(monitor_interval, MONITOR_INTERVAL, SECONDS, "30", 0.1, 86400, true,                         \
       "time between samples of how much is used")                                                  \
     X(monitor_window, MONITOR_WINDOW, SECONDS, "600", 1, 864000, true,                             \

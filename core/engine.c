@@ -52,16 +52,29 @@ void engine_push_settings(lua_State *L, const struct config *c)
     lua_setfield(L, -2, "instances");
 }
 
+static void push_secrets(lua_State *L, const struct config *c)
+{
+    lua_newtable(L);
+    set_text(L, "SLACK_WEBHOOK_URL", c->slack_webhook_url);
+    set_text(L, "WEBHOOK_URL", c->webhook_url);
+    lua_setfield(L, -2, "secrets");
+}
+
+void engine_give_settings(lua_State *L, const struct config *c)
+{
+    luaL_findtable(L, LUA_REGISTRYINDEX, "_LOADED", 8);
+    engine_push_settings(L, c);
+    push_secrets(L, c);
+    lua_setfield(L, -2, "chromux.settings");
+    lua_pop(L, 1);
+}
+
 static void push_all(lua_State *L)
 {
     engine_push_settings(L, cfg);
     set_text(L, "role", role_name(role));
-    if (role != ROLE_BALANCER)
-        return;
-    lua_newtable(L);
-    set_text(L, "SLACK_WEBHOOK_URL", cfg->slack_webhook_url);
-    set_text(L, "WEBHOOK_URL", cfg->webhook_url);
-    lua_setfield(L, -2, "secrets");
+    if (role == ROLE_BALANCER)
+        push_secrets(L, cfg);
 }
 
 bool engine_start(enum role r, const struct config *c, struct buf *error)

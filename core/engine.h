@@ -30,4 +30,7 @@ void engine_stop(void);
 /* Pushes the table of settings and instances that every engine and the journal get. */
 void engine_push_settings(lua_State *L, const struct config *cfg);
 
+/* The same with the secrets of the balancer's, for a program's require("chromux.settings"). */
+void engine_give_settings(lua_State *L, const struct config *cfg);
+
 #endif

@@ -3,6 +3,7 @@
 #include "api_policy.h"
 #include "api_records.h"
 #include "api_slice.h"
+#include "engine.h"
 #include "kit.h"
 #include "log.h"
 #include "policy.h"
@@ -29,6 +30,7 @@ static const char help[] =
     "  chromux journal COMMAND [ARG]...                      look into the journal\n"
     "  chromux sync COMMAND [ARG]...                         prove servers equal, make them so\n"
     "  chromux advise                                        which servers need more\n"
+    "  chromux notify COMMAND [ARG]...                       try, mute messages\n"
     "  chromux version\n"
     "\n"
     "Settings: the file (Lua, returns a table), then the environment, then --set.\n"
@@ -171,6 +173,7 @@ static const struct {
     {"journal", "lb.journal_cli"},
     {"sync", "lb.sync_cli"},
     {"advise", "lb.advise_cli"},
+    {"notify", "lb.notify_cli"},
 };
 
 static const char *own_program(const char *command)
@@ -211,6 +214,49 @@ static int with_runtime(int argc, char **argv, enum program which)
     return code;
 }
 
+/* `notify test`: with the settings and the policies that `run` has. Its arguments are what is no
+ * --config or --set. */
+static int notify_test(int argc, char **argv)
+{
+    char **options = base_zalloc(sizeof *options * (size_t)(argc + 1));
+    int count = 0, kept = 0, code;
+    for (int i = 0; i < argc; i++) {
+        bool option = strncmp(argv[i], "--", 2) == 0;
+        bool pair = option && !strchr(argv[i], '=') && i + 1 < argc;
+        if (option)
+            options[count++] = argv[i];
+        else
+            argv[kept++] = argv[i];
+        if (pair)
+            options[count++] = argv[++i];
+    }
+    code = read_options(count, options, NULL);
+    free(options);
+    if (code)
+        return code;
+    struct buf errors;
+    buf_init(&errors, 1u << 20);
+    struct config *c = settings_load(&sources, &errors);
+    struct ev_loop *loop = ev_default_loop(EVFLAG_AUTO);
+    stream_start(loop);
+    log_set_level(LOG_ERROR);
+    code = 1;
+    if (c && policy_load(c, &errors) && api_start(loop, "", &errors)) {
+        api_policy_open(api_vm());
+        engine_give_settings(api_vm(), c);
+        if (!api_run_module("lb.notify_cli", kept, argv, &code))
+            code = code ? code : 1;
+    } else {
+        print_mistakes(&errors);
+    }
+    api_stop();
+    policy_unload();
+    if (c)
+        config_free(c);
+    buf_fini(&errors);
+    return code;
+}
+
 int main(int argc, char **argv)
 {
     const char *command = argc > 1 ? argv[1] : "--help";
@@ -224,6 +270,8 @@ int main(int argc, char **argv)
     } else if (strcmp(command, "script") == 0) {
         code = argc > 2 ? with_runtime(argc - 2, argv + 2, PROGRAM_FILE)
                         : usage("script: a FILE must follow", NULL);
+    } else if (strcmp(command, "notify") == 0 && argc > 2 && strcmp(argv[2], "test") == 0) {
+        code = notify_test(argc - 1, argv + 1);
     } else if (own_program(command)) {
         code = with_runtime(argc - 1, argv + 1, PROGRAM_OWN);
     } else if (strcmp(command, "version") == 0 || strcmp(command, "--version") == 0) {

@@ -41,13 +41,13 @@ local QUIET = {}
 -- Keys that are never told, as Lua patterns: "^lag/", "^server/staging$".
 local MUTED = {}
 
-local function is_muted(event, sent)
-  for _, pattern in ipairs(MUTED) do
-    if event.key:find(pattern) then
+local function matches(key, patterns)
+  for _, pattern in ipairs(patterns) do
+    if key:find(pattern) then
       return true
     end
   end
-  return sent.muted_until > event.now
+  return false
 end
 
 -- Seconds until the quiet hours are over; 0: they are not now.
@@ -75,11 +75,17 @@ end
 
 function M.decide(event, sent)
   local kind = KINDS[event.kind] or OTHERS
-  if is_muted(event, sent) then
+  if matches(event.key, MUTED) then
     return "drop", "muted"
   end
   if event.ends and sent.count == 0 then
     return "drop", "nothing was told of what is over"
+  end
+  if sent.muted_until > event.now then
+    if event.ends or kind.lasts then -- what still goes on then is told then
+      return hold("muted", sent.muted_until - event.now)
+    end
+    return "drop", "muted"
   end
   if sent.silent_until > event.now then
     return hold("silence for maintenance", sent.silent_until - event.now)

@@ -1,9 +1,9 @@
 -- notices.lua: what happened, for people to be told: from whatever process it is noticed in, on its way to the balancer
 -- that tells (notify.lua).
 --
---   raise{kind=, key=, urgency="low"|"medium"|"high", title=, text=, fields={{name, value}, ...}, value=number, at=unix}
---       -> uid       kind: one of KINDS below, or another, which is then news without an end; key: whom it is about
---                    (an instance, "journal", a worker …); urgency: that of the kind when absent
+--   raise{kind=, key=, urgency="low"|"medium"|"high", title=, text=, fields={{name, value}, ...}, at=unix} -> uid
+--       kind: one of KINDS below, or another, which is then news without an end; key: what it is about: "server/a",
+--       "journal", "worker/7"; urgency: that of the kind when absent; title: one line; value: text or number
 --
 -- An event is a row of notify_events. With PostgreSQL away it waits in memory, at most MOST of them, and is written
 -- later; in the balancer that tells, notify.lua takes it from there at once.
@@ -40,8 +40,9 @@ M.KINDS = {
   monitor_silent = { urgency = "medium", opens = "monitor" },
   monitor_back = { urgency = "low", ends = "monitor" },
   messages_failing = { urgency = "high", opens = "messages" },
-  messages_back = { urgency = "low", ends = "messages" },
-  repaired = { urgency = "low" },
+  messages_delivered = { urgency = "low", ends = "messages" },
+  repaired = { urgency = "medium" },
+  not_adopted = { urgency = "medium" },
   entry_skipped = { urgency = "low" },
   instance_retired = { urgency = "low" },
 }
@@ -67,8 +68,8 @@ local function sequence(s, i)
     return 3
   end
   if a >= 0xF0 and a < 0xF5 then
-    if not (tail(b) and tail(c) and tail(d)) or (a == 0xF0 and b < 0x90) or (a == 0xF4 and b >= 0x90) then return nil end
-    return 4
+    if not (tail(b) and tail(c) and tail(d)) then return nil end
+    return not (a == 0xF0 and b < 0x90) and not (a == 0xF4 and b >= 0x90) and 4 or nil
   end
 end
 
@@ -111,23 +112,29 @@ function M.make(given)
   local kind = M.KINDS[given.kind] or {}
   local fields = {}
   for i, f in ipairs(given.fields or {}) do
-    if i <= FIELDS_MOST then fields[i] = { M.clean(f[1], NAME_MOST), M.clean(f[2], VALUE_MOST) } end
+    local value = f[2]
+    if type(value) ~= "number" or value ~= value or math.abs(value) == math.huge then
+      value = M.clean(value, VALUE_MOST)
+    end
+    if i <= FIELDS_MOST then fields[i] = { M.clean(f[1], NAME_MOST), value } end
   end
   return {
     uid = next_uid(), kind = given.kind, key = M.clean(given.key or given.kind, KEY_MOST),
     urgency = URGENCIES[given.urgency] and given.urgency or kind.urgency or "low",
     title = M.clean(given.title or given.kind, TITLE_MOST), text = M.clean(given.text or "", TEXT_MOST),
-    fields = fields, value = given.value, source = M.source or "", at = given.at or now(),
+    fields = fields, source = M.source or "", at = given.at or now(),
   }
 end
 
+-- The fields as JSON.
+function M.fields_text(e) return #e.fields > 0 and json.encode(e.fields) or "[]" end
+
 -- The statement that records a new event; once, however often it is run.
 function M.insert(e)
-  return { [[WITH made AS (INSERT INTO notify_events (uid, kind, key, urgency, title, text, fields, value, source,
-      raised_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10)) ON CONFLICT (uid) DO NOTHING
-      RETURNING uid) SELECT pg_notify('chromux_notify', uid)::text AS told FROM made]],
-    e.uid, e.kind, e.key, e.urgency, e.title, e.text, #e.fields > 0 and json.encode(e.fields) or "[]", e.value,
-    e.source, e.at, n = 10 }
+  return { [[WITH made AS (INSERT INTO notify_events (uid, kind, key, urgency, title, text, fields, source, raised_at)
+      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9)) ON CONFLICT (uid) DO NOTHING RETURNING uid)
+      SELECT pg_notify('chromux_notify', uid)::text AS told FROM made]],
+    e.uid, e.kind, e.key, e.urgency, e.title, e.text, M.fields_text(e), e.source, e.at }
 end
 
 -- ---- keeping until it is written -------------------------------------------------------------------------
@@ -196,34 +203,55 @@ end
 
 -- ---- what the journal's events are to people ---------------------------------------------------------------
 
+-- "<collection>: <cause>" as events.lua has it, or many of these.
+local function of_collection(reason)
+  local collection, cause = reason:match("^(%x+%-[%x%-]+): (.*)$")
+  return collection or "several", cause or reason
+end
+
 local JOURNAL = {
   failover = function(from, to, reason)
-    return { key = from, title = "Failover: writes go to " .. to .. " instead of " .. from, text = reason,
-      fields = { { "From", from }, { "To", to } } }
+    return { key = "failover/" .. from, title = "Writes go to " .. to .. " instead of " .. from,
+      fields = { { "instance", to }, { "from", from }, { "cause", reason } } }
   end,
   failback = function(from, to, reason)
-    return { key = to, title = "Failback: writes go to " .. to .. " again", text = reason,
-      fields = { { "From", from }, { "To", to } } }
+    return { key = "failover/" .. to, title = "Writes go to " .. to .. " again",
+      fields = { { "instance", to }, { "from", from }, { "cause", reason } } }
   end,
   copy_lost = function(from, _, reason)
-    return { key = from, title = "A copy on " .. from .. " is out of use until it is made anew",
-      text = reason, fields = { { "Instance", from } } }
+    local collection, cause = of_collection(reason)
+    return { key = "copy/" .. from, title = "A copy on " .. from .. " is out of use until it is made anew",
+      fields = { { "instance", from }, { "collection", collection }, { "cause", cause } } }
+  end,
+  no_source = function(from, _, reason)
+    local collection, cause = of_collection(reason)
+    return { key = "copy/" .. from, title = "There is no good copy to make " .. from .. "'s anew from",
+      fields = { { "instance", from }, { "collection", collection }, { "cause", cause } } }
+  end,
+  record_repaired = function(from, _, reason)
+    return { kind = "repaired", key = "repaired/" .. from, title = "Records on " .. from
+      .. " differed and were repaired", fields = { { "instance", from }, { "cause", reason } } }
+  end,
+  not_adopted = function(from, _, reason)
+    return { key = "adopted/" .. from, title = "Not all that is on " .. from .. " can be taken over", text = reason,
+      fields = { { "instance", from } } }
   end,
   server_lost_data = function(from, _, reason)
-    return { key = from, title = from .. " came back without what it had", text = reason
-      .. ". It is not read from until its collections are made anew.", fields = { { "Instance", from } } }
+    return { key = "copy/" .. from, title = from .. " came back without what it had",
+      text = "It is not read from until its collections are made anew.",
+      fields = { { "instance", from }, { "cause", reason } } }
   end,
   journal_filling = function(_, _, reason)
-    return { key = "journal", title = "The journal is filling up", text = reason }
+    return { key = "journal/room", title = "The journal is filling up", text = reason }
   end,
   journal_full = function(_, _, reason)
-    return { key = "journal", title = "The journal is full: writes are refused", text = reason }
+    return { key = "journal/room", title = "The journal is full: writes are refused", text = reason }
   end,
   entry_skipped = function(_, _, reason)
-    return { key = "journal", title = "An operator skipped an entry of the journal", text = reason }
+    return { key = "journal/skipped", title = "An operator skipped an entry of the journal", text = reason }
   end,
   instance_retired = function(from, _, reason)
-    return { key = from, title = from .. " is retired", text = reason }
+    return { key = "server/" .. from, title = from .. " is retired", text = reason }
   end,
 }
 
@@ -233,7 +261,7 @@ function M.of_journal(kind, from, to, reason)
   local make = JOURNAL[kind]
   if not make then return nil end
   local e = make(from, to, reason)
-  e.kind = kind
+  e.kind = e.kind or kind
   return M.insert(M.make(e))
 end
 

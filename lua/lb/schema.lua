@@ -276,8 +276,8 @@ local MONITOR = {
 -- ---- notification: events, and what was sent ---------------------------------------------------------------
 
 local NOTIFY = {
-  -- open: an alert that nothing has ended yet; since: when its story began; known: people were told of that story.
-  -- value: what the event is about, as a number, as last seen. state: new until a sender has it in hand.
+  -- open: an alert that nothing has ended yet; since: when its story began; known: how often people were told of that
+  -- story. state: new until a sender has it in hand.
   [[CREATE TABLE notify_events (
       id bigserial PRIMARY KEY,
       uid text NOT NULL UNIQUE,
@@ -287,7 +287,6 @@ local NOTIFY = {
       title text NOT NULL,
       text text NOT NULL DEFAULT '',
       fields text NOT NULL DEFAULT '[]',
-      value double precision,
       source text NOT NULL DEFAULT '',
       raised_at timestamptz NOT NULL,
       state text NOT NULL DEFAULT 'new'
@@ -296,7 +295,7 @@ local NOTIFY = {
       ask_at timestamptz,
       open boolean NOT NULL DEFAULT false,
       since timestamptz,
-      known boolean NOT NULL DEFAULT false,
+      known integer NOT NULL DEFAULT 0,
       told integer NOT NULL DEFAULT 0,
       told_at timestamptz,
       repeats integer NOT NULL DEFAULT 0,

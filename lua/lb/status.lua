@@ -90,6 +90,28 @@ local function sync_document(s)
   return out
 end
 
+-- What people are told (lb.notify), with its times in ISO 8601.
+local TIMES = { at = true, oldest = true, since = true, ["until"] = true }
+
+local function messages_document(m)
+  if not m or m.teller == nil then return nil end
+  local out = {}
+  for key, value in pairs(m) do
+    if type(value) == "table" then
+      local items = {}
+      for i, item in ipairs(value) do
+        items[i] = {}
+        for name, v in pairs(item) do
+          items[i][name] = TIMES[name] and iso(v) or type(v) == "string" and text(v) or v
+        end
+      end
+      value = list(items)
+    end
+    out[key] = value
+  end
+  return out
+end
+
 local function full(node, all_requests)
   local out = brief(node)
   out.request_percentage = all_requests > 0 and round(100 * node.requests / all_requests, 1) or 0
@@ -217,6 +239,7 @@ function M.status(snap)
       ended = snap.ends,
     },
     clients = { connected = snap.clients },
+    messages = messages_document(snap.notify),
     policies = policies(snap),
     reloads = {
       total = snap.reloads, failed = snap.reloads_failed, last_error = text(snap.reload_error),

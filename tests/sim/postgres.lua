@@ -606,9 +606,9 @@ define("DELETE FROM sync_calls WHERE created_at < now() - interval '1 hour'", fu
 -- What people are told of: nobody tells it here.
 define("INSERT INTO notify_lease DEFAULT VALUES", function() return done(1) end)
 define("INSERT INTO sync_lease DEFAULT VALUES", function() return done(1) end)
-define([[WITH made AS (INSERT INTO notify_events (uid, kind, key, urgency, title, text, fields, value, source,
-    raised_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, to_timestamp($10)) ON CONFLICT (uid) DO NOTHING
-    RETURNING uid) SELECT pg_notify('chromux_notify', uid)::text AS told FROM made]], function() return done(1) end)
+define([[WITH made AS (INSERT INTO notify_events (uid, kind, key, urgency, title, text, fields, source, raised_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9)) ON CONFLICT (uid) DO NOTHING RETURNING uid)
+    SELECT pg_notify('chromux_notify', uid)::text AS told FROM made]], function() return done(1) end)
 
 -- ---- transactions ----------------------------------------------------------------------------------------
 

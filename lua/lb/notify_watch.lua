@@ -1,0 +1,246 @@
+-- notify_watch.lua: what nobody raises as an event, because it is a state: servers that are down, PostgreSQL that is
+-- away, instances that lag, policies that are set aside, workers and monitors that are silent.
+--
+-- A state is compared with the story that people know (notify_book.lua): where there is one without the other, the
+-- event that begins or ends it is raised. So what happened while nobody was there to tell is told as well, and what was
+-- told before a restart is not told again.
+--
+--   Watch.new{journal=roles.state, nodes=courier.nodes, figures=fn() -> figures.status, tripped=fn() -> {file, ...},
+--             settings=fn() -> {LAG_ALERT=, MONITOR_INTERVAL=}, clock=fn}
+--   watch:look(teller)      as often as one likes
+local notices = require("lb.notices")
+
+local Watch = {}
+Watch.__index = Watch
+
+local SECOND, OFTEN, SELDOM = 1, 5, 10 -- seconds between looks: at memory, at all lanes, at tables
+local GRACE = 5             -- seconds that PostgreSQL may be away before people are told
+local LAGGING = 2           -- looks in a row
+local SILENT_LEAST = 60     -- seconds without a sample
+local UNDEFINED_TABLE = "42P01"
+
+function Watch.new(options)
+  local self = setmetatable({ at = {}, lagging = {}, workers = {} }, Watch)
+  for name, value in pairs(options) do self[name] = value end
+  self.began = self.clock()
+  return self
+end
+
+local function due(self, what, seconds)
+  local t = self.clock()
+  if self.at[what] and t < self.at[what] + seconds then return false end
+  self.at[what] = t
+  return true
+end
+
+local function raise(kind, key, title, fields, text)
+  notices.raise { kind = kind, key = key, title = title, text = text, fields = fields }
+end
+
+-- ---- servers ---------------------------------------------------------------------------------------------
+
+local function servers(self, book)
+  local there = {}
+  for _, node in ipairs(self.nodes()) do
+    local key = "server/" .. node.name
+    local told = book:story("server", key)
+    there[key] = true
+    if node.health == "down" and not told then
+      raise("server_down", key, "Server " .. node.name .. " is down", { { "instance", node.name },
+        { "cause", node.last_error ~= "" and node.last_error or "no answer" } })
+    elseif node.health == "up" and told then
+      raise("server_up", key, "Server " .. node.name .. " is up again", { { "instance", node.name },
+        { "seconds", math.floor(math.max(0, now() - told.since)) } })
+    end
+  end
+  for _, s in pairs(book.stories) do
+    local e = s.event
+    if e.opens == "server" and not there[e.key] and not s.ending then
+      local name = e.key:match("^server/(.*)$") or e.key
+      raise("server_up", e.key, "Server " .. name .. " is not configured any more", { { "instance", name } })
+    end
+  end
+end
+
+-- ---- the journal -----------------------------------------------------------------------------------------
+
+local function away(self, store)
+  local J = self.journal
+  if self.clock() - math.max(store.last_ok, self.began) > GRACE then return store.last_error end
+  if J.store and not J.store:healthy() then return J.store.last_error end
+end
+
+local function postgres(self, teller)
+  local book, store = teller.book, teller.store
+  local why = away(self, store)
+  self.away_since = why and (self.away_since or self.clock()) or nil
+  local told = book:story("journal", "journal")
+  -- Its own evidence is as old as the grace already.
+  local long = why and (why == store.last_error or self.clock() - self.away_since > GRACE)
+  if long and not told then
+    raise("journal_unavailable", "journal", "The journal is unavailable: writes are refused", { { "cause",
+      why ~= "" and why or "PostgreSQL does not answer" } }, "Reads go on. PostgreSQL is needed for writes.")
+  elseif told and not why and store.last_ok > 0 then
+    raise("journal_back", "journal", "The journal is back: writes are taken again",
+      { { "seconds", math.floor(math.max(0, now() - told.since)) } })
+  end
+end
+
+local function restored(self, book)
+  local J = self.journal
+  local told = book:story("restored", "journal/restored")
+  if J.phase == "restored" and not told then
+    raise("postgres_restored", "journal/restored", "PostgreSQL was restored from a backup: writes are stopped",
+      { { "cause", J.why } }, "An operator must say which side is right: chromux journal accept-restore")
+  elseif J.phase == "on" and told then
+    raise("restore_accepted", "journal/restored", "The restored PostgreSQL is accepted: writes are taken again")
+  end
+end
+
+local function room(self, book)
+  local context = self.journal.context
+  local told = book:story("room", "journal/room")
+  if told and context and context.trim and not context.trim.full and not context.trim.warned then
+    raise("journal_room", "journal/room", "The journal has room again")
+  end
+end
+
+-- ---- copies ----------------------------------------------------------------------------------------------
+
+local function copies(book, name, i)
+  local key = "copy/" .. name
+  local told = book:story("copies", key)
+  if not told or i.copies_not_ready > 0 or i.retired then return end
+  local one = told.event.kind == "copy_lost" and told.known <= 1 and told.event.fields[2]
+  raise("copy_rebuilt", key, "All copies on " .. name .. " are whole again", { { "instance", name },
+    { "collection", one and one[2] or "all" }, { "seconds", math.floor(math.max(0, now() - told.since)) } })
+end
+
+local function lag(self, book, name, i, up)
+  local most, key = self.settings().LAG_ALERT or 0, "lag/" .. name
+  local told = book:story("lag", key)
+  if most <= 0 or i.retired or not up then
+    self.lagging[name] = nil
+    if not told or up == false then return end -- a server that is down lags; that it is down was told
+  end
+  local above = most > 0 and i.lag_seconds > most
+  self.lagging[name] = above and (self.lagging[name] or 0) + 1 or nil
+  local fields = { { "instance", name }, { "entries", i.lag_entries }, { "seconds", math.floor(i.lag_seconds) } }
+  if above and not told and self.lagging[name] >= LAGGING then
+    raise("lag_above", key, name .. " lags behind", fields)
+  elseif told and (most <= 0 or i.retired or i.lag_seconds <= most / 2) then
+    raise("lag_below", key, name .. " has caught up", fields)
+  end
+end
+
+local function instances(self, book)
+  local J = self.journal
+  if J.phase ~= "on" or J.role ~= "holder" then return end
+  local health = {}
+  for _, node in ipairs(self.nodes()) do health[node.name] = node.health == "up" end
+  for name, i in pairs(self.figures().instances or {}) do
+    copies(book, name, i)
+    lag(self, book, name, i, health[name])
+  end
+end
+
+-- ---- policies --------------------------------------------------------------------------------------------
+
+local function policies(self, book)
+  local tripped = {}
+  for _, p in ipairs(self.tripped()) do
+    local key = "policy/" .. p.file
+    tripped[key] = true
+    if not book:story("policy", key) then
+      raise("policy_tripped", key, "Policy " .. p.file .. " failed too often and is set aside",
+        { { "file", p.file }, { "cause", p.last_error } }, "What is built in decides instead, until the next reload.")
+    end
+  end
+  for _, s in pairs(book.stories) do
+    local e = s.event
+    if e.opens == "policy" and not tripped[e.key] and not s.ending then
+      local file = e.key:match("^policy/(.*)$") or e.key
+      raise("policy_back", e.key, "Policy " .. file .. " decides again", { { "file", file } })
+    end
+  end
+end
+
+-- ---- other processes -------------------------------------------------------------------------------------
+
+local function rows_of(store, sql, ...)
+  local rows, why, state = store:query(sql, ...)
+  if not rows and state ~= UNDEFINED_TABLE and store.conn:state() == "ready" then log.warn("notify_watch", why) end
+  return rows
+end
+
+-- A worker is dead when its lease has run out, though its row may be gone by now.
+local function workers(self, store, book)
+  local rows = rows_of(store, [[SELECT worker_id, role, current_task_id, lease_until < now() AS over,
+      extract(epoch FROM lease_until)::float8 AS lease FROM sync_workers]])
+  if not rows then return end
+  local seen, alive = {}, 0
+  for _, w in ipairs(rows) do
+    seen[w.worker_id] = w
+    if not w.over then alive = alive + 1 end
+  end
+  for id, w in pairs(self.workers) do
+    if not seen[id] and (w.over or w.lease < now()) then seen[id] = { over = true, gone = true, role = w.role,
+      current_task_id = w.current_task_id, worker_id = id } end
+  end
+  for id, w in pairs(seen) do
+    local key = "worker/" .. id
+    local told = book:story("worker", key)
+    if w.over and not told and not (w.gone and self.workers[id].told) then
+      w.told = true
+      raise("worker_dead", key, "Sync " .. w.role .. " " .. id .. " has died", { { "worker", id },
+        { "task", w.current_task_id or "none" } })
+    elseif told and not w.over then
+      raise("worker_back", key, "Sync " .. w.role .. " " .. id .. " is back", { { "worker", id } })
+    end
+    if w.gone then seen[id] = nil end
+  end
+  self.workers = seen
+  for _, s in pairs(book.stories) do
+    local e = s.event
+    local id = e.opens == "worker" and e.key:match("^worker/(.*)$")
+    if id and not seen[id] and alive > 0 and not s.ending and s.event.state ~= "ready" then
+      raise("worker_back", e.key, "Others have taken the place of sync worker " .. id, { { "worker", id } })
+    end
+  end
+end
+
+local function monitors(self, store, book)
+  local rows = rows_of(store, [[SELECT host, extract(epoch FROM now() - max(metric_timestamp))::float8 AS age
+      FROM performance_metrics WHERE metric_timestamp > now() - interval '1 hour' GROUP BY host]])
+  local most = math.max(3 * (self.settings().MONITOR_INTERVAL or 30), SILENT_LEAST)
+  for _, m in ipairs(rows or {}) do
+    local key = "monitor/" .. m.host
+    local told = book:story("monitor", key)
+    if m.age > most and not told then
+      raise("monitor_silent", key, "The monitor on " .. m.host .. " is silent", { { "monitor", m.host },
+        { "seconds", math.floor(m.age) } })
+    elseif m.age <= most and told then
+      raise("monitor_back", key, "The monitor on " .. m.host .. " is back", { { "monitor", m.host } })
+    end
+  end
+end
+
+-- ---- all of it -------------------------------------------------------------------------------------------
+
+function Watch:look(teller)
+  if not due(self, "memory", SECOND) then return end
+  local book = teller.book
+  servers(self, book)
+  policies(self, book)
+  if not teller.store then return end
+  postgres(self, teller)
+  restored(self, book)
+  room(self, book)
+  if due(self, "lanes", OFTEN) then instances(self, book) end
+  if teller.leased and due(self, "tables", SELDOM) then
+    workers(self, teller.store, teller.book)
+    monitors(self, teller.store, teller.book)
+  end
+end
+
+return Watch
