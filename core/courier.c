@@ -220,6 +220,12 @@ uint64_t courier_incarnation(const struct node *n)
     return s ? s->incarnation : 0;
 }
 
+uint64_t courier_look(struct node *n)
+{
+    sentinel_look(n);
+    return courier_incarnation(n);
+}
+
 void courier_observe(courier_observer *fn)
 {
     must(observer_count < OBSERVERS_MAX);

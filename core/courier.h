@@ -87,6 +87,8 @@ void courier_retire(struct node *n);
  * A sentinel ends by FIN or RST of the server, by a change of the node's address, or after about 20
  * minutes without a sign of the server's kernel. */
 uint64_t courier_incarnation(const struct node *n);
+/* The same after a look at the socket itself, as one who is about to send takes it. */
+uint64_t courier_look(struct node *n);
 /* Told of each change, from the loop and never inside another call of this module: the change is
  * made by then, in this or an earlier turn. At most 4, for ever. */
 typedef void courier_observer(struct node *n, uint64_t incarnation);

@@ -169,6 +169,10 @@ static void upload(struct exchange *x)
 /* The head and what is there of a plain body, in one write. */
 static void send_head(struct exchange *x)
 {
+    if (!x->may_send(x)) {
+        exchange_fail(x, END_NO_INSTANCE, "its copy may not be read any more");
+        return;
+    }
     struct request *r = x->r;
     struct str data = unsent_body(x);
     if (r->body.framing == HTTP1_CHUNKED)

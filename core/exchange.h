@@ -11,6 +11,8 @@ struct exchange {
     struct node *node;
     struct conn *conn; /* NULL before the start and after the end */
     struct str head;   /* the request head to send, inside r->text */
+    /* There is a connection: send (true), or end with END_NO_INSTANCE (false)? */
+    bool (*may_send)(struct exchange *x);
     /* The final head is parsed: relay it (true), or end with END_SERVER_5XX (false)? */
     bool (*wanted)(struct exchange *x, int status);
     /* Called once. DONE or EARLY: the answer went out whole; the owner finishes the request. Other

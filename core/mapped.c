@@ -2,6 +2,7 @@
 #include "mapped.h"
 
 #include "api.h"
+#include "courier.h"
 #include "log.h"
 #include "stream.h"
 
@@ -201,11 +202,30 @@ bool mapped_copy_is_coming(const struct mapped *m, uint64_t tried)
     return false;
 }
 
+bool mapped_may_read(const struct mapped *m, const struct node *n, uint64_t max_behind)
+{
+    const struct collection *c = mapped_collection(m);
+    if (!m->on)
+        return true;
+    return c && copies_may_read(c, n, max_behind) &&
+           (!courier_started() || courier_incarnation(n) != 0);
+}
+
+bool mapped_may_send(const struct mapped *m, struct node *n)
+{
+    if (!m->on)
+        return true;
+    if (courier_started())
+        (void)courier_look(n);
+    return mapped_may_read(m, n, m->max_behind) &&
+           strcmp(copies_physical(mapped_collection(m), n), m->physical) == 0;
+}
+
 bool mapped_begin_try(struct mapped *m, const struct node *n, char *head)
 {
     const struct collection *c = mapped_collection(m);
     m->lost = false;
-    if (!c || !copies_may_read(c, n, m->max_behind))
+    if (!c || !mapped_may_read(m, n, m->max_behind))
         return false;
     memcpy(m->physical, copies_physical(c, n), sizeof m->physical);
     memcpy(head + m->at, m->physical, ID);

@@ -52,9 +52,16 @@ void mapped_tell_states(const struct mapped *m, bool primary_only, uint64_t trie
  * but a rebuild brings up to date. */
 bool mapped_copy_is_coming(const struct mapped *m, uint64_t tried);
 
+/* May the copy on this node be read, if it lacks at most max_behind entries? True where ids mean
+ * what the servers mean by them. */
+bool mapped_may_read(const struct mapped *m, const struct node *n, uint64_t max_behind) MUST_CHECK;
 /* Before a try: writes the id that the collection has on this node to head + m->at. false: its copy
  * may not be read any more. */
 bool mapped_begin_try(struct mapped *m, const struct node *n, char *head) MUST_CHECK;
+/* Right before the first byte, on a connection that is there: is it still so? Looks at the server's
+ * sentinel: a connection that was opened a moment ago may lead to a new life of the server, of
+ * which nothing is known yet (R9). */
+bool mapped_may_send(const struct mapped *m, struct node *n) MUST_CHECK;
 /* The body of an error answer to the try: the logical id replaces the physical one. True, and
  * m->lost, when the server says that it has no such collection. */
 bool mapped_read_error(struct mapped *m, int status, char *body, size_t size);

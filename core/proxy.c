@@ -144,16 +144,13 @@ static bool primary_only(const struct request *r)
 static unsigned candidates_within(const struct proxied *p, uint64_t max_behind, struct node **out)
 {
     bool primary = primary_only(p->r);
-    const struct collection *c = mapped_collection(&p->map);
-    if (p->map.on && !c)
-        return 0;
     for (int last_resort = 0; last_resort < 2; last_resort++) {
         unsigned n = 0;
         for (unsigned i = 0; i < fleet_count; i++) {
             struct node *node = fleet_node[i];
             if (primary && node->role != CONFIG_PRIMARY)
                 continue;
-            if (c && !copies_may_read(c, node, max_behind))
+            if (!mapped_may_read(&p->map, node, max_behind))
                 continue;
             if (!(p->tried >> node->id & 1) && fleet_can_serve(node, p->map.id, last_resort))
                 out[n++] = node;
@@ -351,7 +348,7 @@ static bool pick(struct proxied *p, struct policy_verdict *v)
     if (n > 0 && p->map.on && (stale || !v->node) && v->max_behind > (double)p->map.max_behind) {
         p->map.max_behind = (uint64_t)v->max_behind;
         stale = false;
-        if (!v->node || !copies_may_read(mapped_collection(&p->map), v->node, p->map.max_behind)) {
+        if (!v->node || !mapped_may_read(&p->map, v->node, p->map.max_behind)) {
             n = candidates(p, nodes);
             if (n > 0)
                 ask_policy(p, nodes, n, v);
@@ -468,6 +465,12 @@ static void note_answer(struct proxied *p, int status)
     health_note(n, NULL, bad ? HEALTH_5XX : HEALTH_OK, NULL);
 }
 
+static bool may_send(struct exchange *x)
+{
+    const struct proxied *p = container_of(x, struct proxied, x);
+    return mapped_may_send(&p->map, x->node);
+}
+
 static bool on_answer(struct exchange *x, int status)
 {
     struct proxied *p = container_of(x, struct proxied, x);
@@ -492,6 +495,13 @@ static void on_ended(struct exchange *x, enum end_reason why)
     struct proxied *p = container_of(x, struct proxied, x);
     if (why == END_DONE || why == END_EARLY) {
         request_finish(proxied_free(p), why);
+        return;
+    }
+    if (why == END_NO_INSTANCE) { /* nothing was sent: it was no try */
+        p->tries--;
+        p->tried &= ~(1ull << p->node->id);
+        leave_node(p);
+        choose(p);
         return;
     }
     bool sent = x->touched;
@@ -628,6 +638,7 @@ static void start(struct request *r, struct http1_head *h)
     p->x.peek = p->map.on;
     p->x.r = r;
     p->x.retain = r->route.reads;
+    p->x.may_send = may_send;
     p->x.wanted = on_answer;
     p->x.ended = on_ended;
     p->place.turn = on_turn;

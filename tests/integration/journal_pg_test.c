@@ -289,6 +289,44 @@ static void a_server_with_an_old_backup_is_set_aside(void **state)
     check_set_aside(s, id);
 }
 
+/* Reads lie in chromux's sockets while it stands still, and when it goes on they are the first that
+ * it sees: before it has seen that the replica died and came back with older data. */
+static void a_balancer_that_slept_reads_nothing_of_a_servers_new_life(void **state)
+{
+    enum { READERS = 8 };
+    struct stage *s = stage_new();
+    struct wire *reader[READERS];
+    stage_chromux(s, "LOAD_BALANCE_STRATEGY=round_robin", "LEASE_TIMEOUT=20", NULL);
+    char *id = filled(s, "some", 3);
+    chroma_kill(s->server[1]);
+    copy_folder(s->server[1]->folder, keepf("%s/backup", temp_folder()));
+    chroma_again(s->server[1]);
+    chromux_wait_healthy(s->x, 2);
+    check_status(post(s, of(id, "add"), records_body("new", 0, 2, "")), 201);
+    check_equal(s, id, 10);
+    for (unsigned i = 0; i < READERS; i++) {
+        reader[i] = wire_open(s->x->port);
+        check(wire_sendf(reader[i], "GET " CHROMA_DB "%s HTTP/1.1\r\nHost: h\r\n\r\n",
+                         of(id, "count")));
+        check_str(wire_answer(reader[i], false)->body, "5");
+    }
+    chromux_signal(s->x, SIGSTOP);
+    for (unsigned i = 0; i < READERS; i++)
+        check(wire_sendf(reader[i], "GET " CHROMA_DB "%s HTTP/1.1\r\nHost: h\r\n\r\n",
+                         of(id, "count")));
+    chroma_kill(s->server[1]);
+    remove_folder(s->server[1]->folder);
+    copy_folder(keepf("%s/backup", temp_folder()), s->server[1]->folder);
+    chroma_again(s->server[1]);
+    chromux_signal(s->x, SIGCONT);
+    for (unsigned i = 0; i < READERS; i++) {
+        struct answer *a = wire_answer(reader[i], false);
+        check(a != NULL);
+        check_status(a, 200);
+        check_str(a->body, "5");
+    }
+}
+
 /* ---- servers that knew something ------------------------------------------------------------- */
 
 static char *fill(struct chroma *c, const char *name, unsigned n)
@@ -357,6 +395,7 @@ int main(void)
         STAGE_TEST(a_stopped_postgresql_holds_nobody_for_ever),
         STAGE_TEST(a_server_that_returns_empty_is_set_aside),
         STAGE_TEST(a_server_with_an_old_backup_is_set_aside),
+        STAGE_TEST(a_balancer_that_slept_reads_nothing_of_a_servers_new_life),
         STAGE_TEST(what_servers_hold_already_is_taken_over),
         STAGE_TEST(a_full_disk_refuses_and_recovers), /* the last: it takes PostgreSQL with it */
     };

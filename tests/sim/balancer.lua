@@ -204,11 +204,16 @@ function Balancer:keep_looking()
   for _, server in ipairs(self.server_list) do
     local fails, serial = 0, 0
     local function sentinel()
+      local lost = not self.sentinel[server.name]
       self:look_at_sentinel(server)
-      if server.up and not self.sentinel[server.name] then
-        serial = serial + 1
-        self.sentinel[server.name] = server.life
-        self:set_incarnation(server, serial)
+      if server.up and lost then -- the end of one is told before another connects
+        local life = server.life
+        world:after(0.0005, function()
+          if not server.up or server.life ~= life or self.sentinel[server.name] then return end
+          serial = serial + 1
+          self.sentinel[server.name] = life
+          self:set_incarnation(server, serial)
+        end, p)
       end
       world:after(0.05 + rng:unit() * 0.1, sentinel, p)
     end
@@ -537,7 +542,8 @@ function Balancer:read(logical, done)
   for _, s in ipairs(self.server_list) do
     self:look_at_sentinel(s)
     local copy = c.copies[s.name]
-    if copy and copy.readable and copy.position >= c.floor and self.health[s.name] ~= "down" and s.up then
+    local lives = self.incarnation[s.name] ~= 0
+    if copy and lives and copy.readable and copy.position >= c.floor and self.health[s.name] ~= "down" and s.up then
       able[#able + 1] = s
     end
   end
