@@ -5,7 +5,7 @@
 --
 -- context: the coordinator (sync_coordinate.lua): store, settings, able(instance), nodes(), life(instance),
 -- await(job) -> progress when none of its tasks is open, or when it is not to be waited for; nil: the lease is lost.
--- alone(fn): one at a time
+-- alone(fn): one at a time. fault(name): a named step of a test build
 --
 -- rebuild, adopt:  begin, copy the ids of a snapshot, catch up with what was touched since, finish. What is thrown away
 --                  starts over, some times.
@@ -178,6 +178,7 @@ local function chunk(context, job, kind)
     job.source_records = total
     if #extras > 0 then make_tasks(context, job, kind, chunks_of(extras, size, total), total, true) end
   end)
+  context.fault("sync.chunked")
 end
 
 -- Until the job's tasks are done: progress. A rebuild whose servers are not the ones they were is not waited for.
@@ -222,6 +223,7 @@ local function begin(context, job)
   local cosine, dimension = look_at(job, source.instance)
   if job.kind == "rebuild" then check_room(context, job, source, dimension) end
   local a = ask("begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
+  context.fault("sync.begun_not_recorded")
   job.lives = { [source.instance] = context.life(source.instance), [job.instance] = context.life(job.instance) }
   set(context, job, { state = "copying", source = source.instance, rebuild = a.rebuild, temp = a.temp,
     source_physical = a.source_physical, p0 = a.p0, upto = a.p0, cosine = cosine, chunked = false, started_at = "now",
@@ -269,7 +271,10 @@ local function finish(context, job)
       set(context, job, { state = "finishing" })
     end
     local a = ask("finish", job, { rebuild = job.rebuild, upto = job.upto, settle = 0 })
-    if a.done then return a end
+    if a.done then
+      context.fault("sync.finished_not_recorded")
+      return a
+    end
     far = true
     set(context, job, { state = "catching_up" })
   end
@@ -362,6 +367,7 @@ local function confirm_all(context, job, ids)
   local differences, repaired = 0, 0
   for from = 1, #ids, CONFIRM do
     local a = confirm(job, ids, from, not job.dry_run)
+    context.fault("sync.confirmed_not_recorded")
     differences, repaired = differences + #a.differing, repaired + (a.repaired or 0)
     set(context, job, { differences = differences, repaired = repaired })
   end
