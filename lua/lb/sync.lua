@@ -10,10 +10,14 @@ local Work = require("lb.sync_work")
 local courier = require("lb.courier")
 local process = require("lb.process")
 local schema = require("lb.schema")
+local copies = require("chromux.copies")
 
 local M = {}
 
 local BEATS = 3 -- in the time of a lease
+
+-- Fault points are compiled into test builds only.
+local fault = copies.fault or function() end
 
 local S = { settings = {} }
 
@@ -69,7 +73,7 @@ local function coordinate()
   if epoch and not S.coordinator then
     S.epoch, S.troubled = epoch, now()
     S.coordinator = Coordinator.new { store = S.store, settings = S.settings, id = S.id,
-      steady = function() return now() - S.troubled end }
+      steady = function() return now() - S.troubled end, fault = fault }
     S.coordinator:start()
   end
 end
@@ -109,7 +113,7 @@ local function run(life)
   S.store, S.batch = Store.new(conn, keeper), Batch.new(S.settings)
   if S.settings.role ~= "coordinator" then
     S.work = Work.new { store = S.store, settings = S.settings, id = S.id, batch = S.batch,
-      lease = S.settings.LEASE_TIMEOUT, able = Coordinator.usable_names }
+      lease = S.settings.LEASE_TIMEOUT, able = Coordinator.usable_names, fault = fault }
   end
   S.waiting = false
   beat()

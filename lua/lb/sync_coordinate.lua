@@ -18,10 +18,11 @@ local AGAIN_LEAST = 60          -- seconds before a failed job is made again, at
 local SHOWN_EVERY, REAP_EVERY, MAKE_EVERY, FORGET_EVERY = 1, 0.5, 1, 3600
 local MEMBER_SECONDS = 60
 
--- c: {store=, settings=, id= of this process's worker, steady() -> seconds since its lease was last in question}
+-- c: {store=, settings=, id= of this process's worker, steady() -> seconds since its lease was last in question,
+-- fault(name): a named step of a test build}
 function Coordinator.new(c)
-  local self = setmetatable({ store = c.store, settings = c.settings, id = c.id, steady = c.steady, alive = true,
-    running = {}, lanes = {}, count = 0, verifies = 0, progress = {}, members = {}, sourceless = {}, at = {},
+  local self = setmetatable({ store = c.store, settings = c.settings, id = c.id, steady = c.steady, fault = c.fault,
+    alive = true, running = {}, lanes = {}, count = 0, verifies = 0, progress = {}, members = {}, sourceless = {}, at = {},
     begun = 0, over = 0, kicks = 0, round = Signal.new(), kicked = Signal.new(), cut = Signal.new(),
     nodes = courier.nodes, able = Coordinator.able, life = Coordinator.life }, Coordinator)
   function self.await(job) return self:await_tasks(job) end

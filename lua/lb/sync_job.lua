@@ -5,7 +5,7 @@
 --
 -- context: the coordinator (sync_coordinate.lua): store, settings, able(instance), nodes(), life(instance),
 -- await(job) -> progress when none of its tasks is open, or when it is not to be waited for; nil: the lease is lost.
--- alone(fn): one at a time
+-- alone(fn): one at a time. fault(name): a named step of a test build
 --
 -- rebuild, adopt:  begin, copy the ids of a snapshot, catch up with what was touched since, finish. What is thrown away
 --                  starts over, some times.
@@ -179,6 +179,7 @@ local function chunk(context, job, kind)
     job.source_records = total
     if #extras > 0 then make_tasks(context, job, kind, chunks_of(extras, size, total), total, true) end
   end)
+  context.fault("sync.chunked")
 end
 
 -- Until the job's tasks are done: progress. A rebuild whose servers are not the ones they were is not waited for.
@@ -223,6 +224,7 @@ local function begin(context, job)
   local cosine, dimension = look_at(job, source.instance)
   if job.kind == "rebuild" then check_room(context, job, source, dimension) end
   local a = ask("begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
+  context.fault("sync.begun_not_recorded")
   job.lives = { [source.instance] = context.life(source.instance), [job.instance] = context.life(job.instance) }
   set(context, job, { state = "copying", source = source.instance, rebuild = a.rebuild, temp = a.temp,
     source_physical = a.source_physical, p0 = a.p0, upto = a.p0, cosine = cosine, chunked = false, started_at = "now",
@@ -270,7 +272,10 @@ local function finish(context, job)
       set(context, job, { state = "finishing" })
     end
     local a = ask("finish", job, { rebuild = job.rebuild, upto = job.upto, settle = 0 })
-    if a.done then return a end
+    if a.done then
+      context.fault("sync.finished_not_recorded")
+      return a
+    end
     far = true
     set(context, job, { state = "catching_up" })
   end
@@ -363,6 +368,7 @@ local function confirm_once(context, job, ids)
   local busy = {}
   for from = 1, #ids, CONFIRM do
     local a = confirm(job, ids, from, not job.dry_run)
+    context.fault("sync.confirmed_not_recorded")
     for _, id in ipairs(a.busy or {}) do busy[#busy + 1] = id end
     if #a.differing > 0 then
       set(context, job, { differences = job.differences + #a.differing, repaired = job.repaired + (a.repaired or 0) })

@@ -32,10 +32,11 @@ local CATCH_UP = 10                   -- seconds that a copy gets to come to whe
 local NAMED = 10                      -- ids that a report names
 local INCLUDE = '],"include":["embeddings","documents","metadatas","uris"]}'
 
--- w: {store=, settings=, id=, batch=, lease= seconds, able() -> names of instances that can be used}
+-- w: {store=, settings=, id=, batch=, lease= seconds, able() -> names of instances that can be used, fault(name)}
 function Work.new(w)
   return setmetatable({ store = w.store, settings = w.settings, id = w.id, batch = w.batch, lease = w.lease,
-    able = w.able, own = {}, active = 0, in_flight = {}, latency = {}, sizes = {}, reading = {}, reading_at = 0,
+    able = w.able, fault = w.fault, own = {},
+    active = 0, in_flight = {}, latency = {}, sizes = {}, reading = {}, reading_at = 0,
     wake = Signal.new(), done = 0, failures = 0, records = 0 }, Work)
 end
 
@@ -181,7 +182,9 @@ local function copy_all(self, task, raws)
   while from <= #raws do
     local text, n = (reading or ahead(get, self, task, "source", raws, from, most))()
     reading = from + n <= #raws and ahead(get, self, task, "source", raws, from + n, #raws) or nil
+    self.fault("sync.read")
     local count = add(self, task, text, {})
+    self.fault("sync.added")
     if count then
       total, from, most = total + count, from + n, #raws
     else -- again in smaller parts
@@ -228,6 +231,7 @@ local function touched(self, task)
     for from = 1, #ids, 1000 do
       delete(self, task, { unpack(ids, from, math.min(from + 999, #ids)) })
     end
+    self.fault("sync.deleted_not_added")
     total = total + copy_all(self, task, raws)
   end
   return total
@@ -338,8 +342,10 @@ local KINDS = { copy = copy, touched = touched, compare = compare, mend = mend }
 
 local function finish(self, task, fine, count, found)
   if fine then
+    self.fault("sync.done_not_reported")
     local mine, why = self.store:completed(task, { records = count, requests = task.requests,
       memory_mb = self.batch.peak_mb, found = found })
+    self.fault("sync.reported")
     if mine == nil then log.warn("sync_report_failed", "task " .. task.id .. ": " .. tostring(why)) end
     if mine then self.done, self.records = self.done + 1, self.records + count end
     return
@@ -358,6 +364,7 @@ local function run(self, task)
   self.own[task.id] = task
   if self.done % 1000 == 999 then self.sizes = {} end
   self.batch:look()
+  self.fault("sync.claimed")
   finish(self, task, pcall(KINDS[task.kind], self, task))
   if self.own[task.id] == task then self.own[task.id] = nil end
 end
