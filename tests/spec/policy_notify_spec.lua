@@ -83,9 +83,10 @@ describe("too many messages", function()
 end)
 
 describe("silence:", function()
-  it("a muted key is told nothing, not even its end", function()
-    assert.equal("drop", decide("server_down", { muted_until = NOW + 1 }))
-    assert.equal("drop", decide("server_up", { muted_until = NOW + 1, count = 1 }))
+  it("of a muted key nothing is told; what still goes on when that ends is told then", function()
+    assert.equal("hold 600", decide("server_down", { muted_until = NOW + 600 }))
+    assert.equal("hold 600", decide("server_up", { muted_until = NOW + 600, count = 1 }))
+    assert.equal("drop", decide("failover", { muted_until = NOW + 600 }))
     assert.equal("send 3600", decide("server_down", { muted_until = NOW }))
   end)
 
