@@ -16,7 +16,7 @@ enum sandbox_stop {
 struct sandbox_limits {
     size_t memory;  /* bytes, the VM itself included */
     long budget;    /* Lua instructions a call */
-    double seconds; /* wall time a call */
+    double seconds; /* processor time a call */
 };
 
 enum { SANDBOX_ERROR_MAX = 512 };

@@ -32,6 +32,9 @@ local function texts(list)
   return "{" .. table.concat(words, ",") .. "}"
 end
 
+-- An operator wants nothing new to begin (`chromux sync pause`).
+local PAUSED = "EXISTS (SELECT 1 FROM sync_lease WHERE paused_at IS NOT NULL)"
+
 -- ---- who coordinates -------------------------------------------------------------------------------------
 
 -- Takes or keeps the lease for so many seconds. A worker leaves it to a coordinator that is alive. Its epoch | false:
@@ -128,7 +131,8 @@ end
 local CLAIM = [[WITH busy AS (SELECT instance, count(*) AS n FROM sync_tasks WHERE task_status = 'processing'
       GROUP BY instance),
     free AS (SELECT t.id FROM sync_tasks t JOIN sync_jobs j ON j.id = t.job
-      WHERE t.task_status = 'pending' AND t.not_before <= now() AND j.state IN ('copying', 'catching_up', 'comparing')
+      WHERE t.task_status = 'pending' AND t.not_before <= now() AND NOT ]] .. PAUSED .. [[
+        AND j.state IN ('copying', 'catching_up', 'comparing')
         AND t.instance = ANY($3::text[]) AND j.source = ANY($3::text[])
         AND COALESCE((SELECT n FROM busy b WHERE b.instance = t.instance), 0) < $4
         AND COALESCE((SELECT sum(n) FROM busy), 0) < $5
@@ -242,6 +246,7 @@ function Store:make_rebuilds(able, again)
       JOIN LATERAL (SELECT count(*) AS ready FROM journal_copies o WHERE o.lane = c.lane AND o.state = 'ready') r
         ON r.ready > 0
     WHERE NOT k.deleted AND c.state IN ('rebuild', 'unverified') AND c.instance = ANY($1::text[])
+      AND NOT ]] .. PAUSED .. [[
       AND EXISTS (SELECT 1 FROM journal_copies m WHERE m.lane = 0 AND m.instance = c.instance AND m.state = 'ready')
       AND NOT EXISTS (SELECT 1 FROM journal_servers s WHERE s.instance = c.instance AND s.retired)
       AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = c.lane AND j.instance = c.instance
@@ -259,7 +264,7 @@ function Store:verifies_due(able, every)
       'instance', c.instance, 'position', c.position, 'state', c.state, 'behind', l.next - 1 - c.position)
       ORDER BY c.instance)::text AS copies
     FROM journal_collections k JOIN journal_lanes l USING (lane) JOIN journal_copies c USING (lane)
-    WHERE NOT k.deleted AND c.state = 'ready' AND c.instance = ANY($1::text[])
+    WHERE NOT k.deleted AND c.state = 'ready' AND c.instance = ANY($1::text[]) AND NOT ]] .. PAUSED .. [[
       AND k.created_at < now() - $2 * interval '1 second'
       AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = k.lane AND (j.finished_at IS NULL
         OR (j.kind = 'verify' AND j.finished_at > now() - $2 * interval '1 second')))
@@ -287,7 +292,8 @@ end
 -- cancelled and may have left something behind. First those of the highest priority.
 function Store:jobs_due(able, but)
   return self.conn:query([[SELECT * FROM sync_jobs WHERE not_before <= now() AND NOT id = ANY($2::bigint[])
-      AND ((state NOT IN ('done', 'failed', 'cancelled', 'paused') AND instance = ANY($1::text[]))
+      AND ((state NOT IN ('done', 'failed', 'cancelled', 'paused') AND instance = ANY($1::text[])
+          AND (state <> 'waiting' OR NOT ]] .. PAUSED .. [[))
         OR (state = 'cancelled' AND finished_at IS NULL))
     ORDER BY priority DESC, id LIMIT 40]], texts(able), numbers(but))
 end

@@ -196,6 +196,87 @@ static void a_job_is_cancelled_once(void **state)
     check_run(cli(s, "cancel", job, NULL), 1, "is cancelled already");
 }
 
+/* ---- with workers ---------------------------------------------------------------------------- */
+
+/* A worker beside the balancer, that compares nothing of its own accord. */
+static struct chromux *start_worker(struct stage *s)
+{
+    const char *list[64];
+    unsigned n = 0;
+    for (; s->settings[n]; n++)
+        list[n] = s->settings[n];
+    list[n++] = "SYNC_INTERVAL=86400";
+    list[n++] = "--role";
+    list[n++] = "worker";
+    list[n] = NULL;
+    struct chromux *x = chromux_spawn(list);
+    check_soon(sql_number(s, "SELECT count(*) FROM sync_workers WHERE lease_until > now()") == 1,
+               10);
+    return x;
+}
+
+static char *directly(const char *physical_id, const char *verb)
+{
+    return keepf(CHROMA_DB "/collections/%s/%s", physical_id, verb);
+}
+
+static void verify_finds_and_repairs_what_was_done_behind_its_back(void **state)
+{
+    struct stage *s = stage_raise();
+    char *id = create(s, "ccc"), *other = create(s, "ddd");
+    start_worker(s);
+    check_status(post(s, of(id, "add"), records_body("r", 0, 300, "")), 201);
+    check_status(post(s, of(other, "add"), records_body("o", 0, 3, "")), 201);
+    check_caught_up(s, 10);
+    check_run(cli(s, "verify", NULL), 0, "2 copies are proven equal to what they were compared");
+    char *there = physical(s, 1, id);
+    check_status(ask_server(s->server[1], "POST", directly(there, "delete"), "{\"ids\":[\"r7\"]}"),
+                 200);
+    check_status(
+        ask_server(s->server[1], "POST", directly(there, "add"), records_body("x", 0, 1, "")), 201);
+    check_status(ask_server(s->server[1], "POST", directly(there, "upsert"),
+                            "{\"ids\":[\"r9\"],\"embeddings\":[[9,9]]}"),
+                 200);
+    struct run r = cli(s, "verify", "--dry-run", NULL);
+    check_run(r, 1, "ccc on replica: 3 of ");
+    check_has(r.output, "equal        default_tenant/default_database/ddd on replica: 3 records");
+    check(strcmp(records_on(s, 0, id), records_on(s, 1, id)) != 0);
+    check_run(cli(s, "status", NULL), 1, "DIFFERS      default_tenant/default_database/ccc");
+    check_run(cli(s, "verify", "--collection", "ccc", NULL), 0,
+              "of which 3 differed and were repaired; proven at 2");
+    check_equal(s, id, 5);
+    r = cli(s, "status", NULL);
+    check_run(r, 0, "copies       2 proven equal, 0 not proven yet, 0 not equal");
+    check_has(r.output, "sync         coordinated by ");
+    check_has(r.output, "worker       ");
+}
+
+static void a_copy_is_made_anew_when_asked_for(void **state)
+{
+    struct stage *s = stage_raise();
+    char *id = create(s, "ccc");
+    start_worker(s);
+    check_status(post(s, of(id, "add"), records_body("r", 0, 300, "")), 201);
+    check_caught_up(s, 10);
+    char *was = physical(s, 1, id);
+    check_run(cli(s, "pause", "--who", "anna", "--why", "a test", NULL), 0, "paused");
+    sql(s, "INSERT INTO sync_jobs (kind, lane, instance, collection_name) SELECT 'rebuild', lane, "
+           "'replica', 'ccc' FROM journal_collections WHERE name = 'ccc'");
+    sql(s, "SELECT pg_notify('chromux_sync_work', 'jobs')");
+    check_run(cli(s, "status", NULL), 0, "on replica: waiting");
+    check_soon(sql_number(s, "SELECT count(*) FROM sync_workers WHERE last_heartbeat > "
+                             "(SELECT paused_at FROM sync_lease) + interval '2 seconds'") == 1,
+               10);
+    check_str(sql(s, "SELECT state FROM sync_jobs"), "waiting");
+    check_run(cli(s, "resume", NULL), 0, "resumed");
+    check_run(cli(s, "rebuild", "--instance", "replica", NULL), 0,
+              "ccc on replica: 300 records from primary in ");
+    check(strcmp(physical(s, 1, id), was) != 0);
+    check_equal(s, id, 5);
+}
+
+/* ---- the pages ------------------------------------------------------------------------------- */
+
 /* What /status shows in its object `sync`, or in that of the name inside of it. */
 static char *shown(struct stage *s, const char *name)
 {
@@ -267,6 +348,8 @@ int main(void)
         STAGE_TEST(a_copy_that_is_not_whole_is_neither_compared_nor_a_source),
         STAGE_TEST(sync_is_paused_and_goes_on),
         STAGE_TEST(a_job_is_cancelled_once),
+        STAGE_TEST(verify_finds_and_repairs_what_was_done_behind_its_back),
+        STAGE_TEST(a_copy_is_made_anew_when_asked_for),
         STAGE_TEST(the_pages_show_sync),
         STAGE_TEST(the_pages_outlive_postgresql),
     };
