@@ -87,13 +87,6 @@ static int on(lua_State *L)
     return 0;
 }
 
-static int partial(lua_State *L)
-{
-    luaL_checktype(L, 1, LUA_TBOOLEAN);
-    copies_partial = lua_toboolean(L, 1);
-    return 0;
-}
-
 static int looked(lua_State *L)
 {
     const char *logical = check_id(L, 1);
@@ -128,7 +121,6 @@ static int open_module(lua_State *L)
                                          {"clear", clear},
                                          {"count", count},
                                          {"on", on},
-                                         {"partial", partial},
                                          {"looked", looked},
                                          {"get", get},
 #ifdef CHROMUX_FAULTS

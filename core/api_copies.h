@@ -5,8 +5,7 @@
  *   copy_set(logical, instance, physical, position, readable) -> known
  *   copy_drop(logical, instance)
  *   clear(); count() -> collections
- *   on(true|false)       whether the table is whole; reads get 503 until then
- *   partial(true|false)  another balancer makes collections: unknown ids are looked up
+ *   on(true|false)         whether the table may be asked; reads get 503 until then
  *   looked(logical, sure)  answers lb.journal's look(); sure: what is not there does not exist
  *   get(logical, instance) -> physical, behind, may be read | nil
  *

@@ -24,7 +24,7 @@ struct collection {
     char *text; /* the tenant, then the database */
 };
 
-bool copies_expected, copies_on, copies_partial;
+bool copies_expected, copies_on;
 void (*copies_looked)(const char *logical, bool sure);
 
 static struct collection **buckets;

@@ -10,10 +10,9 @@
 
 /* A journal is configured: ids that clients see are logical ones. */
 extern bool copies_expected;
-/* The table is whole and may be asked. Implies copies_expected. */
+/* The table may be asked. Implies copies_expected. It may lack a collection: other balancers make
+ * them too. */
 extern bool copies_on;
-/* A collection may exist that the table lacks: another balancer makes them. */
-extern bool copies_partial;
 /* Called when the engine has looked for a collection (mapped.c); NULL: nobody asked. sure: if it is
  * not in the table now, there is none. */
 extern void (*copies_looked)(const char *logical, bool sure);

@@ -663,6 +663,6 @@ void journal_stop(void)
     free_slot = NULL;
     slots = free_slots = 0;
     cfg = NULL;
-    copies_expected = copies_on = copies_partial = false;
+    copies_expected = copies_on = false;
     copies_clear();
 }

@@ -69,7 +69,7 @@ enum end_reason mapped_start(struct mapped *m, const struct route *t, const stru
         return END_BAD_REQUEST;
     }
     m->on = true;
-    m->unknown = copies_partial && !copies_find(m->id);
+    m->unknown = !copies_find(m->id);
     m->sure = true;
     return m->unknown ? END_NONE : mapped_found(m, t, text);
 }

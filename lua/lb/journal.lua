@@ -382,15 +382,40 @@ function dispatch(t)
   write_catalogue(t, req)
 end
 
+-- A holder that has not renewed its lease in time, as after a pause, may be none any more: waits until it knows.
+-- false: PostgreSQL does not say
+local function role_is_clear(until_)
+  while not J.follow and J.phase ~= "restored" do
+    local context = J.context
+    if not context.dead and courier.boottime() < context.lease_until then break end
+    if now() >= until_ or not context.store:healthy() then return false end
+    sleep(TICK)
+  end
+  return true
+end
+
+-- A collection that is not known here may have been made by another balancer. Whoever does not know it after this may
+-- say that there is none. true; nil, why: that can't be said now
+local function look_again(id_or_name, tenant, database, until_)
+  while true do
+    if not role_is_clear(until_) then return nil, "PostgreSQL does not answer" end
+    local f = J.follow
+    if not f then return true end
+    local there, why = f:look(id_or_name, tenant, database, until_)
+    if there ~= nil then return true end
+    if f == J.follow then return nil, why end
+  end
+end
+
 local function read_catalogue(t, req)
   spawn(function()
+    role_is_clear(t.deadline)
     if not J.context.trusted then
       return refuse(t, "no_instance", "notifications of PostgreSQL may be missing: the catalogue is read again", 1)
     end
-    -- What this standby does not know may have been made by the holder just now.
-    if J.follow and req.action == "get_collection" and not J.names:lane_named(req) then
-      local there, why = J.follow:look(req.collection, req.by_name and req.tenant or nil, req.database, t.deadline)
-      if there == nil then return refuse(t, "no_instance", "the catalogue cannot be read: " .. tostring(why)) end
+    if req.action == "get_collection" and not J.names:lane_named(req) then
+      local sure, why = look_again(req.collection, req.by_name and req.tenant or nil, req.database, t.deadline)
+      if not sure then return refuse(t, "no_instance", "the catalogue cannot be read: " .. tostring(why)) end
     end
     local a, who = Catalogue.read(J.names, req)
     if a then return send(t, a, who) end
@@ -415,11 +440,8 @@ function M.gone(ticket) J.tickets[ticket] = nil end
 
 -- A read names a collection that is not known here (core/mapped.c).
 function M.look(logical)
-  local f = J.follow
-  if not f then return copies.looked(logical, true) end
   spawn(function()
-    local there = f:look(logical, nil, nil, now() + J.settings.REQUEST_TIMEOUT)
-    copies.looked(logical, there ~= nil)
+    copies.looked(logical, look_again(logical, nil, nil, now() + J.settings.REQUEST_TIMEOUT) == true)
   end)
 end
 

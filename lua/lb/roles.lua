@@ -173,7 +173,6 @@ local function enter(role, store, loaded, more)
     end
   end
   J.context, J.names, J.store, J.role, J.follow = context, names, store, role, nil
-  copies.partial(role == "standby")
   for _, s in ipairs(J.servers.list) do s:admit() end
   return context, names
 end

@@ -307,6 +307,31 @@ static void a_holder_that_slept_past_its_lease_appends_nothing(void **state)
     check_int(sql_number(other, "SELECT count(*) FROM appended"), 5);
 }
 
+/* The requests are the first that it sees when it wakes up. */
+static void a_holder_that_slept_knows_what_was_made_meanwhile(void **state)
+{
+    struct pair *p = pair_raise(2);
+    struct stage *sleeper = p->b[HOLDER], *other = p->b[STANDBY];
+    create(sleeper, "before");
+    chromux_signal(sleeper->x, SIGSTOP);
+    char *id = create(other, "meanwhile");
+    check(is_a(other, "holder"));
+    const char *const paths[] = {"/collections/meanwhile", of(id, "count"), "/collections"};
+    struct wire *w[COUNT_OF(paths)];
+    for (unsigned i = 0; i < COUNT_OF(paths); i++) {
+        w[i] = wire_open(p->port[HOLDER]);
+        check(wire_sendf(w[i], "GET " CHROMA_DB "%s HTTP/1.1\r\nHost: h\r\n\r\n", paths[i]));
+    }
+    chromux_signal(sleeper->x, SIGCONT);
+    for (unsigned i = 0; i < COUNT_OF(paths); i++) {
+        struct answer *a = wire_answer(w[i], false);
+        check(a != NULL);
+        check_status(a, 200);
+        check(i == 1 || strstr(a->body, id) != NULL);
+    }
+    check_soon(is_a(sleeper, "standby"), 5);
+}
+
 /* ---- the holder stops ------------------------------------------------------------------------ */
 
 /* The horizon is far longer than what is allowed: nobody settles. */
@@ -442,6 +467,7 @@ int main(void)
         STAGE_TEST(a_key_that_is_repeated_elsewhere_is_one_entry),
         STAGE_TEST(a_forwarded_write_that_was_kept_is_not_kept_twice),
         STAGE_TEST(a_holder_that_slept_past_its_lease_appends_nothing),
+        STAGE_TEST(a_holder_that_slept_knows_what_was_made_meanwhile),
         STAGE_TEST(a_clean_stop_hands_over_within_a_second),
         STAGE_TEST(after_a_clean_stop_nothing_is_in_doubt),
         STAGE_TEST(a_standby_that_hears_nothing_reads_nothing),

@@ -286,7 +286,6 @@ local function copies(b)
     local behind = math.max(0, c.floor - copy.position)
     return copy.physical, behind, copy.readable and behind == 0
   end
-  function M.partial(is) assert(type(is) == "boolean") end
   function M.looked(logical, sure)
     id(logical)
     assert(type(sure) == "boolean")

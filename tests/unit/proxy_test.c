@@ -80,6 +80,7 @@ static void test_what_is_no_id_reaches_no_server(void **state)
 
 static void test_an_unknown_collection_is_not_found(void **state)
 {
+    lua("function require('lb.journal').look(id) copies.looked(id, true) end");
     ask(RECORDS ON_A "/query"); /* a physical id is no id for clients */
     hears("HTTP/1.1 404");
     hears("{\"error\":\"NotFoundError\",\"message\":\"Collection [" ON_A "] does not exists.\"}");
@@ -91,7 +92,6 @@ static void test_an_unknown_collection_is_not_found(void **state)
 /* A read of a collection that this table lacks is on its way, and its engine has been asked. */
 static void ask_for_what_is_not_known(void)
 {
-    lua("copies.partial(true)");
     client_open();
     say("POST " RECORDS LATER "/query HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
         "Connection: close\r\n\r\n{}");
