@@ -22,8 +22,8 @@ local MEMBER_SECONDS = 60
 -- fault(name): a named step of a test build}
 function Coordinator.new(c)
   local self = setmetatable({ store = c.store, settings = c.settings, id = c.id, steady = c.steady, fault = c.fault,
-    alive = true, running = {}, lanes = {}, count = 0, verifies = 0, progress = {}, members = {}, sourceless = {}, at = {},
-    begun = 0, over = 0, kicks = 0, round = Signal.new(), kicked = Signal.new(), cut = Signal.new(),
+    alive = true, running = {}, lanes = {}, count = 0, verifies = 0, progress = {}, members = {}, sourceless = {},
+    at = {}, begun = 0, over = 0, kicks = 0, round = Signal.new(), kicked = Signal.new(), cut = Signal.new(),
     nodes = courier.nodes, able = Coordinator.able, life = Coordinator.life }, Coordinator)
   function self.await(job) return self:await_tasks(job) end
   function self.alone(fn) return self:one_at_a_time(fn) end

@@ -12,6 +12,7 @@
 --   h.broken       instance -> physical id -> how its files were damaged: such a copy is right, or set aside; nil: no
 --                  files may be damaged
 --   h.rebuild_most other copies to be made anew that are put up with
+--   h.healed       there are workers: no copy may be set aside for any reason
 --
 -- Each check adds texts to v (violations). all() runs them and returns v and the copies set aside.
 local Model = require("model")
@@ -411,7 +412,7 @@ function M.copies(h, x, v)
     if c.state ~= "ready" and (c.lane == 0 or lane and not lane.collection.deleted) then
       aside[#aside + 1] = c
       c.broken = h.broken and files_of(h, c)
-      if not c.broken and not (failed[c.lane] and tostring(c.reason):find("failed", 1, true)) then
+      if h.healed or not c.broken and not (failed[c.lane] and tostring(c.reason):find("failed", 1, true)) then
         unasked[#unasked + 1] = c
       end
     end

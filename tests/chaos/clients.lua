@@ -67,10 +67,10 @@ end
 
 -- ---- writes ----------------------------------------------------------------------------------------------
 
-local function some_ids(rng)
+local function some_ids(rng, prefix)
   local out, used = {}, {}
   for _ = 1, rng:weighted { { 6, 1 }, { 2, 2 }, { 1, 5 } } do
-    local id = "r" .. rng:int(1, IDS)
+    local id = (prefix or "r") .. rng:int(1, IDS)
     if not used[id] then
       used[id] = true
       out[#out + 1] = id
@@ -85,8 +85,8 @@ local function vector(rng, u, dimension)
   return out
 end
 
-local function records_body(rng, u, action)
-  local body = { ids = some_ids(rng) }
+local function records_body(rng, u, action, prefix)
+  local body = { ids = some_ids(rng, prefix) }
   local dimension = rng:chance(0.02) and 4 or 3
   local with_doc, with_meta = action == "add" or rng:chance(0.8), action == "add" or rng:chance(0.8)
   local with_emb = action ~= "update" or rng:chance(0.5)
@@ -112,22 +112,38 @@ local function some_where(rng)
   }
 end
 
-local function delete_body(rng, u)
-  if rng:chance(0.45) then
+local function delete_body(rng, u, prefix)
+  if not prefix and rng:chance(0.45) then
     -- The second arm matches nothing; it is the mark.
     return { where = { ["$or"] = { some_where(rng), { mark = "u" .. u } } } }
   end
-  local ids = some_ids(rng)
+  local ids = some_ids(rng, prefix)
   ids[#ids + 1] = "u" .. u
   return { ids = ids }
 end
 
-function M:write(rng, c)
+-- prefix: of ids that this client alone writes; it deletes by id only then.
+function M:write(rng, c, prefix)
   local action = rng:weighted { { 3, "upsert" }, { 2, "add" }, { 2, "update" }, { 2, "delete" } }
   local u = self:mark()
-  local body = action == "delete" and delete_body(rng, u) or records_body(rng, u, action)
+  local body = action == "delete" and delete_body(rng, u, prefix) or records_body(rng, u, action, prefix)
   self:send({ class = "write", action = action, token = "u" .. u, logical = c.logical, body = body }, "POST",
     API .. "/" .. c.logical .. "/" .. action, json.encode(body))
+end
+
+-- So many records of every kind that no other operation touches: what a rebuild has to bring over.
+function M:fill(rng, c, n)
+  local u = self:mark()
+  local body = { ids = {}, documents = {}, metadatas = {}, embeddings = {}, uris = {} }
+  for i = 1, n do
+    body.ids[i] = "b" .. i
+    body.documents[i] = i % 4 ~= 2 and "u" .. u .. " \206\177\n\"" .. i or json.null
+    body.metadatas[i] = i % 5 ~= 2 and { s = "v" .. i, n = i, f = i / 3, t = i % 2 == 0 } or json.null
+    body.embeddings[i] = vector(rng, -i, 3)
+    body.uris[i] = i % 3 == 0 and "x://" .. i or json.null
+  end
+  self:send({ class = "write", action = "upsert", token = "u" .. u, logical = c.logical, body = body }, "POST",
+    API .. "/" .. c.logical .. "/upsert", json.encode(body))
 end
 
 -- ---- the catalogue ---------------------------------------------------------------------------------------
@@ -156,9 +172,10 @@ function M:create(rng, name, lasting)
   end
 end
 
--- The collections that stay.
-function M:found(rng, n)
+-- The collections that stay; all but the last have `bulk` records from the beginning.
+function M:found(rng, n, bulk)
   for i = 1, n do self:create(rng, "main" .. i, true) end
+  for i = 1, bulk and n - 1 or 0 do self:fill(rng, self.lasting[i], bulk) end
 end
 
 function M:catalogue(rng)
@@ -240,6 +257,14 @@ function M:read(rng, c)
 end
 
 -- ---- a client --------------------------------------------------------------------------------------------
+
+-- One client that only writes, and records that are its own, until over().
+function M:run_apart(rng, prefix, over)
+  while not over() do
+    self:write(rng, rng:pick(self.lasting), prefix)
+    sleep(rng:unit() * self.think)
+  end
+end
 
 -- One client until the moment `till`.
 function M:run(rng, till)

@@ -1,6 +1,7 @@
 -- history.lua: what is left of a round, in the form that check.lua judges: the journal's rows, and what each
 -- server says when it is asked directly.
 local clients = require("clients")
+local records = require("chromux.records")
 
 local M = {}
 
@@ -70,18 +71,22 @@ end
 
 -- ---- the servers -----------------------------------------------------------------------------------------
 
-local function ask(url, body)
+local function ask_text(url, body)
   local a, why = fetch { url = url, method = body and "POST" or "GET", body = body, timeout = 20,
     headers = body and { ["Content-Type"] = "application/json" } or nil }
   if not a or a.status ~= 200 then
     error(url .. ": " .. (a and a.status .. " " .. a.body:sub(1, 200) or tostring(why)), 0)
   end
-  return json.decode(a.body)
+  return a.body
 end
+
+local function ask(url, body) return json.decode(ask_text(url, body)) end
+
+M.BASE = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
 -- physical id -> {name=, records= | error=why it can't be read} of one server.
 function M.read_server(url)
-  local base = url .. "/api/v2/tenants/default_tenant/databases/default_database/collections"
+  local base = url .. M.BASE
   local out = {}
   for _, c in ipairs(ask(base)) do
     local held = { name = c.name }
@@ -101,6 +106,39 @@ function M.gather(ops, servers, rebuild_most, broken)
     FROM journal_copies c JOIN journal_lanes l USING (lane)]])
   for name, url in pairs(servers) do h.servers[name] = M.read_server(url) end
   return h
+end
+
+-- ---- workers ---------------------------------------------------------------------------------------------
+
+local INCLUDE = '{"include":["documents","metadatas","embeddings","uris"]}'
+
+local function hashes_of(servers)
+  local out = {}
+  for _, c in ipairs(rows([[SELECT c.lane, c.instance, c.physical FROM journal_copies c
+      JOIN journal_collections k USING (lane) WHERE NOT k.deleted AND c.state = 'ready']])) do
+    out[c.lane] = out[c.lane] or {}
+    local text = ask_text(servers[c.instance] .. M.BASE .. "/" .. c.physical .. "/get", INCLUDE)
+    out[c.lane][c.instance] = assert(records.hash(text))
+  end
+  return out
+end
+
+-- Everything that workers did, for check_sync.all.
+function M.gather_sync(servers)
+  local s = { names = {}, hashes = hashes_of(servers) }
+  s.jobs = rows([[SELECT j.id, j.kind, j.lane, j.instance, j.state, j.records, j.done_records, j.error,
+    COALESCE(k.deleted, true) AS deleted FROM sync_jobs j LEFT JOIN journal_collections k USING (lane) ORDER BY j.id]])
+  s.tasks = rows([[SELECT t.id, t.job, t.kind, t.chunk_start_offset AS first, t.chunk_end_offset AS last,
+    t.task_status AS status, t.records, t.error_message AS error, convert_from(c.ids, 'UTF8') AS ids
+    FROM sync_tasks t LEFT JOIN (SELECT * FROM chaos_chunks UNION ALL SELECT * FROM sync_chunks) c ON c.task = t.id
+    ORDER BY t.id]])
+  for _, t in ipairs(s.tasks) do t.ids = t.ids and json.decode(t.ids) end
+  s.completed = rows("SELECT task, job, epoch FROM chaos_completed")
+  for instance, url in pairs(servers) do
+    s.names[instance] = {}
+    for _, c in ipairs(ask(url .. M.BASE)) do table.insert(s.names[instance], c.name) end
+  end
+  return s
 end
 
 -- Does a copy that may be read have errors instead of records?

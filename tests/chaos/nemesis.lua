@@ -1,149 +1,157 @@
--- nemesis.lua: the faults of a round: which, when and for how long, all of it decided by the seed beforehand.
+-- nemesis.lua: plays the faults of a round (faults.lua).
 local damage = require("damage")
 local process = require("process")
 
 local M = {}
 
--- name -> {target=, kind=, least=, most=: seconds until it is undone}
-M.faults = {
-  kill_primary = { target = "primary", kind = "kill", least = 0.05, most = 2.5 },
-  kill_replica = { target = "replica", kind = "kill", least = 0.05, most = 2.5 },
-  pause_primary = { target = "primary", kind = "pause", least = 0.1, most = 3.5 },
-  pause_replica = { target = "replica", kind = "pause", least = 0.1, most = 3.5 },
-  kill_chromux = { target = "chromux", kind = "kill", least = 0, most = 0.5 },
-  pause_chromux = { target = "chromux", kind = "pause", least = 0.1, most = 4 },
-  -- The second balancer, where there are two. LEASE_TIMEOUT is 2 s.
-  kill_second = { target = "second", kind = "kill", least = 0, most = 3 },
-  pause_second = { target = "second", kind = "pause", least = 0.5, most = 5 },
-  kill_postgres = { target = "postgres", kind = "quit", least = 0, most = 1.5 },
-  -- Killed, and the files of a collection are damaged before it starts again.
-  break_primary = { target = "primary", kind = "break", least = 0.05, most = 2 },
-  break_replica = { target = "replica", kind = "break", least = 0.05, most = 2 },
-}
-M.names = {}
-for name in pairs(M.faults) do M.names[#M.names + 1] = name end
-table.sort(M.names)
-M.names[#M.names + 1] = "wrap" -- in some rounds the servers are reached through wrap.c
-M.names[#M.names + 1] = "step" -- in some rounds chromux dies or stands still at a named step (core/fault.h)
+local PATIENCE = 6 -- seconds to wait for what a fault is to come in the middle of
 
--- The steps that the journal has now; each must be met in a long run.
-M.steps = {
-  "append.before_commit", "append.committed_unanswered", "send.sent", "resolve.read", "resolve.recorded",
-  "decision.before_commit", "verdict.committed_unanswered", "answer.before", "recv.2xx_before_decision",
-  "recv.4xx_before_decision", "settle.begin", "settle.end", "create.sent",
-}
-local RARE = { ["resolve.read"] = 12, ["resolve.recorded"] = 12, ["recv.4xx_before_decision"] = 8, ["settle.begin"] = 3,
-  ["settle.end"] = 3, ["create.sent"] = 6 }
+-- ---- whom it hits ----------------------------------------------------------------------------------------
 
-function M.without(names, pattern)
-  local out = {}
-  for _, name in ipairs(names) do if not name:find(pattern) then out[#out + 1] = name end end
-  return out
-end
-
-function M.only(names, pattern)
-  local out = {}
-  for _, name in ipairs(names) do if name:find(pattern) then out[#out + 1] = name end end
-  return out
-end
-
--- {{at=, until_=, name=, target=, kind=}, ...} in the order of their beginnings; at most one at a time per target.
-function M.schedule(rng, names, seconds)
-  local plan, busy, broken = {}, {}, nil
-  names = M.without(M.without(names, "wrap"), "step")
-  local breaks = M.only(names, "break")
-  if #breaks > 0 then
-    -- One server's files at most: what is broken on both is lost.
-    broken = rng:pick(breaks)
-    names = M.without(names, "break")
-    names[#names + 1] = broken
+-- Waits for the first row of a query: row | nil
+local function await_row(sql, ...)
+  local till = now() + PATIENCE
+  while now() < till do
+    local rows = pg.query({ sql, timeout = 1 }, ...)
+    if rows and rows[1] then return rows[1] end
+    sleep(0.02)
   end
-  for i = 1, #names > 0 and rng:int(2, 6) or 0 do
-    local name = i == 1 and broken or rng:pick(names)
-    local f = M.faults[name] or error("unknown fault " .. name)
-    local at = rng:unit() * seconds
-    if f.kind == "break" then at = seconds * (0.3 + 0.5 * rng:unit()) end -- once there are files
-    -- Often close to another: overlaps are what breaks protocols.
-    if #plan > 0 and rng:chance(0.5) then at = math.max(0, rng:pick(plan).at + (rng:unit() - 0.3) * 0.8) end
-    local until_ = at + f.least + rng:unit() ^ 2 * (f.most - f.least)
-    local free = true
-    for _, b in ipairs(busy[f.target] or {}) do free = free and (until_ + 0.3 < b.at or at > b.until_ + 0.3) end
-    if free then
-      local one = { at = at, until_ = until_, name = name, target = f.target, kind = f.kind }
-      if f.kind == "break" then one.how, one.dice = rng:pick(damage.kinds), rng:unit() end
-      plan[#plan + 1] = one
-      busy[f.target] = busy[f.target] or {}
-      table.insert(busy[f.target], one)
-    end
+end
+
+-- The name of the process of ours that calls itself so ("boot/pid/start").
+local function named(stage, name)
+  local pid = tonumber(name:match("/(%d+)/"))
+  for _, candidate in ipairs(stage.ours) do
+    if stage[candidate].pid == pid then return candidate end
   end
-  table.sort(plan, function(a, b) return a.at < b.at end)
-  return plan
 end
 
--- FAULT_POINTS for each start of chromux in turn.
-function M.step_plan(rng)
-  local out = {}
-  for i = 1, rng:int(1, 3) do
-    local parts = {}
-    for j = 1, rng:int(1, 2) do
-      local name = rng:pick(M.steps)
-      parts[j] = string.format("%s=%d:%s", name, rng:int(1, RARE[name] or 150),
-        rng:chance(0.7) and "kill" or string.format("pause:%.2f", 0.2 + rng:unit() * 3.5))
-    end
-    out[i] = table.concat(parts, ",")
+local REBUILDING = [[SELECT source, instance FROM sync_jobs WHERE kind <> 'verify'
+  AND state IN ('copying', 'catching_up', 'finishing') ORDER BY id DESC LIMIT 1]]
+
+-- who -> function(stage, f): name of a process | nil: it did not come to that
+local Who = {}
+
+function Who.coordinator(stage)
+  local row = await_row("SELECT holder FROM sync_lease WHERE until > now()")
+  return row and named(stage, row.holder)
+end
+
+local function during(choose)
+  return function(stage, f)
+    local row = await_row(REBUILDING)
+    if not row then return nil end
+    sleep(f.dice * 0.4)
+    return choose(row, stage)
   end
-  return out
 end
 
--- The lines of a plan for wrap.c: now and then a write, in bursts.
-function M.wrap_plan(rng)
-  local out, n = {}, 0
-  while n < 600 do
-    n = n + (rng:chance(0.3) and 1 or rng:int(2, 80))
-    local what = rng:pick { "500", "500", "refuse", "late", "cut" }
-    out[#out + 1] = string.format("%d %s %.2f", n, what, what == "late" and 0.2 + rng:unit() * 2.5 or 0)
-  end
-  return table.concat(out, "\n") .. "\n"
+Who.source = during(function(row) return row.source end)
+Who.target = during(function(row) return row.instance end)
+Who.postgres = during(function() return "postgres" end)
+
+Who.balancer = during(function(_, stage)
+  local row = await_row("SELECT holder FROM journal_lease")
+  return row and named(stage, row.holder) or stage.balancers[1]
+end)
+
+function Who.worker(stage, f)
+  local row = await_row([[SELECT process FROM sync_tasks JOIN sync_workers USING (worker_id)
+    WHERE task_status = 'processing' AND kind <> 'compare' LIMIT 1]])
+  if row then sleep(f.dice * 0.03) end
+  return row and named(stage, row.process)
 end
 
-function M.describe(plan)
-  local out = {}
-  for i, f in ipairs(plan) do out[i] = string.format("%s@%.2f-%.2f", f.name, f.at, f.until_) end
-  return table.concat(out, " ")
-end
+-- ---- what is done ----------------------------------------------------------------------------------------
 
-local function apply(stage, f, note)
-  local p = stage[f.target]
-  p.held = true
-  if f.kind == "pause" then p:pause()
-  elseif f.kind == "quit" then p:kill(process.QUIT)
-  else p:kill(process.KILL) end
-  if f.kind ~= "break" then return end
-  local broken = stage.broken[f.target]
-  local id = damage.inflict(stage.dir .. "/" .. f.target, f.how, f.dice, broken)
+local function start_again(p) if p:ended() then p:start() end end
+
+local function folder(stage, p) return stage.dir .. "/" .. p.name end
+
+-- kind -> function(stage, process, f, note)
+local Begin, End = {}, {}
+
+function Begin.kill(_, p) p:kill(process.KILL) end
+function End.kill(_, p) start_again(p) end
+
+function Begin.quit(_, p) p:kill(process.QUIT) end
+End.quit = End.kill
+
+function Begin.pause(_, p) p:pause() end
+function End.pause(_, p) p:resume() end
+
+Begin["break"] = function(stage, p, f, note)
+  p:kill(process.KILL)
+  local broken = stage.broken[p.name]
+  local id = damage.inflict(folder(stage, p), f.how, f.dice, broken)
   if id then broken[id] = f.how end
   note(f, f.how .. " of " .. tostring(id))
 end
+End["break"] = End.kill
 
-local function undo(stage, f)
-  local p = stage[f.target]
-  if f.kind == "pause" then p:resume() elseif p:ended() then p:start() end
-  p.held = false
+function Begin.wipe(stage, p)
+  p:kill(process.KILL)
+  os.execute("rm -rf " .. folder(stage, p))
+end
+End.wipe = End.kill
+
+local function stamped(p)
+  local rows = pg.query({ "SELECT witness FROM journal_servers WHERE instance = $1", timeout = 1 }, p.name)
+  return rows and rows[1] and rows[1].witness
 end
 
--- Starts chromux again whenever it has died by itself, with the next of the steps; until over().
-function M.watch(stage, steps, over, note)
+function Begin.old_backup(stage, p, f)
+  p:kill(process.KILL)
+  os.execute("cp -a " .. folder(stage, p) .. " " .. folder(stage, p) .. ".backup")
+  f.stamped = stamped(p) -- the backup may hold the next one, but no later one
+  start_again(p)
+end
+
+-- A backup younger than a stamp of the witness is not noticed: it is not put back before there were two.
+function End.old_backup(stage, p, f, note)
+  local till = now() + PATIENCE
+  while now() < till and not (f.stamped and (stamped(p) or 0) >= f.stamped + 2) do sleep(0.05) end
+  if now() >= till then
+    f.missed = true
+    return note(f, "not put back: no two stamps since " .. tostring(f.stamped))
+  end
+  p:kill(process.KILL)
+  os.execute(string.format("rm -rf %s && mv %s.backup %s", folder(stage, p), folder(stage, p), folder(stage, p)))
+  start_again(p)
+end
+
+-- ---- when ------------------------------------------------------------------------------------------------
+
+-- Starts chromux again whenever it has died by itself, with the next of its steps; until over().
+function M.watch(stage, over, note)
   local at = {}
   while not over() do
     stage:revive(function(p)
-      note({ name = "step" }, p.name .. " died")
+      note({ name = "step" }, p.name .. " died: " .. tostring(p.env.FAULT_POINTS))
       at[p] = (at[p] or 1) + 1
-      p.env.FAULT_POINTS = steps[at[p]] or false
+      p.env.FAULT_POINTS = p.steps and p.steps[at[p]] or false
       sleep(0.05 * at[p])
       return not p.held and p:ended()
     end)
     sleep(0.02)
   end
+end
+
+local function play_one(stage, f, note)
+  local name = f.target or Who[f.who](stage, f)
+  local p = name and stage[name]
+  if not p or (f.who and (p.held or p:ended())) then
+    f.missed = true
+    return note(f, "missed: " .. tostring(name))
+  end
+  note(f, "begins: " .. p.name)
+  local till = now() + f.until_ - f.at
+  p.held = true
+  Begin[f.kind](stage, p, f, note)
+  sleep(math.max(0, till - now()))
+  End[f.kind](stage, p, f, note)
+  p.held = false
+  note(f, "ends")
 end
 
 -- Plays the plan from now on and returns when the last fault is undone.
@@ -152,11 +160,7 @@ function M.play(stage, plan, note)
   for i, f in ipairs(plan) do
     tasks[i] = spawn(function()
       sleep(math.max(0, began + f.at - now()))
-      note(f, "begins")
-      apply(stage, f, note)
-      sleep(math.max(0, began + f.until_ - now()))
-      undo(stage, f)
-      note(f, "ends")
+      play_one(stage, f, note)
     end)
   end
   for _, t in ipairs(tasks) do assert(t:wait()) end

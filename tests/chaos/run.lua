@@ -1,19 +1,24 @@
 -- run.lua: the history checker. Each round plays a seeded schedule of faults on real servers under clients that
 -- record everything, waits until the journal has come to rest, and judges what happened (check.lua).
 --
---   build/chromux script tests/chaos/run.lua [--rounds N] [--seed S] [--faults a,b|none] [--clients N] [--seconds N]
---       [--rebuilds N: copies to be made anew that a round may end with, besides those whose files were damaged]
---       [--balancers 1|2] [--chromux PATH] [--keep: folders of rounds]
+--   build/chromux script tests/chaos/run.lua [--kind journal|sync] [--rounds N] [--seed S] [--faults a,b|none]
+--       [--clients N] [--seconds N] [--balancers 1|2] [--workers N] [--chromux PATH] [--keep: folders of rounds]
+--       [--rebuilds N: copies to be made anew that a round without workers may end with]
 --
--- Without --faults each round has those of its kind: in every fifth one a server's files are damaged. Without
--- --balancers every fourth has two.
+-- Without --faults each round has those of its kind: of journal's every fifth damages a server's files, of sync's
+-- nearly all wipe a server, damage its files or give it an old backup. In those there are two workers unless --workers
+-- says otherwise. Without --balancers every fourth round has two.
+--
+-- A round with workers has to end with every copy whole; then records are changed behind chromux's back, and exactly
+-- these must be repaired (heal.lua).
 --
 -- A round's seed is the first one's plus its number. A failing round's folder with all logs and the recorded
 -- operations stays.
 package.path = (arg[0]:match("^(.*)/[^/]*$") or ".") .. "/?.lua;" .. package.path
 local process = require("process")
 
-local options = { rounds = 10, seed = nil, balancers = nil, faults = nil, clients = 6, seconds = 5, rebuilds = 0,
+local options = { kind = "journal", rounds = 10, seed = nil, balancers = nil, workers = nil, faults = nil, clients = 6,
+  seconds = 5, rebuilds = 0,
   chromux = "build/chromux", keep = false, shown = 12 }
 do
   local i = 1
@@ -46,9 +51,12 @@ end
 local Rng = require("rng")
 local Stage = require("stage")
 local Clients = require("clients")
+local Faults = require("faults")
 local Nemesis = require("nemesis")
 local History = require("history")
 local Check = require("check")
+local CheckSync = require("check_sync")
+local Heal = require("heal")
 
 local root = os.getenv("CHAOS_DIR")
 local postgres -- one for all rounds
@@ -59,15 +67,45 @@ local function say(...)
 end
 
 local function fault_names(seed)
+  if not options.faults and options.kind == "sync" then return Faults.sync_names end
   if not options.faults then
-    return seed % 5 == 4 and Nemesis.without(Nemesis.names, "wrap") or Nemesis.without(Nemesis.names, "break")
+    return seed % 5 == 4 and Faults.without(Faults.names, "wrap") or Faults.without(Faults.names, "break")
   end
   local out = {}
   for name in tostring(options.faults):gmatch("[^,]+") do out[#out + 1] = name ~= "none" and name or nil end
   return out
 end
 
-local function balancers_of(seed) return options.balancers or seed % 4 == 3 and 2 or 1 end
+local function has(names, pattern) return #Faults.only(names, pattern) > 0 end
+
+-- What a round is, all by its seed: {balancers=, workers=, plan=, wraps=, steps=, worker_steps=, threshold=: after so
+-- many writes Chroma keeps vectors in files}
+local function round_of(seed)
+  local names, rng = fault_names(seed), Rng.new(seed, "wraps")
+  local round = { balancers = options.balancers or seed % 4 == 3 and 2 or 1 }
+  if round.balancers == 1 then names = Faults.without(names, "second") end
+  if has(names, "wrap") and (#names == 1 or rng:chance(0.4)) then
+    round.wraps = { primary = Faults.wrap_plan(rng), replica = Faults.wrap_plan(rng) }
+    -- Behind a wrapper an end of the server looks like an end of its connections.
+    names = Faults.without(Faults.without(names, "primary"), "replica")
+  end
+  local sync = options.kind == "sync" or has(names, "break")
+  round.workers = options.workers or sync and 2 or 0
+  if round.workers < 2 then names = Faults.without(names, "_2$") end
+  local stepped = has(names, "step") and (#names == 1 or rng:chance(0.5))
+  if options.kind == "sync" then
+    if stepped then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
+    if stepped or rng:chance(0.5) then
+      round.worker_steps = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
+    end
+  elseif stepped then
+    round.steps = Faults.step_plan(rng)
+  end
+  local schedule = options.kind == "sync" and Faults.schedule_sync or Faults.schedule
+  round.plan = schedule(Rng.new(seed, "faults"), names, options.seconds)
+  round.threshold = has(names, "break") and 5 or nil
+  return round
+end
 
 local function tally(ops)
   local t = { ack = 0, reject = 0, not_kept = 0, kept = 0, unknown = 0, reads = 0, failed_reads = 0 }
@@ -95,70 +133,91 @@ local function write_down(path, history, events, violations)
   f:close()
 end
 
-local LONG = 200 -- rounds in which everything is to be met
+local LONG = { journal = 200, sync = 20 } -- rounds in which everything is to be met
+local BULK = 50 -- records that a collection has from the beginning, where there are workers
 local broken = { segment = 0, pickle = 0 } -- collections whose files were damaged
+
+-- Clients and faults, until both are over.
+local function trouble(stage, round, seed, workload, events)
+  local plan = round.plan
+  local began, tasks, over = now(), {}, false
+  local till = began + options.seconds
+  for _, f in ipairs(plan) do till = math.max(till, began + f.until_ + 0.5) end
+  for i = 1, options.clients do
+    tasks[i] = spawn(function()
+      workload:at((i - 1) % round.balancers + 1):run(Rng.new(seed, "client" .. i), till)
+    end)
+  end
+  local function note(f, what) events[#events + 1] = { at = now() - began, fault = f.name, what = what } end
+  local watcher = spawn(Nemesis.watch, stage, function() return over end, note)
+  Nemesis.play(stage, plan, note)
+  for _, t in ipairs(tasks) do assert(t:wait()) end
+  over = true
+  watcher:wait()
+  for _, name in ipairs(stage.ours) do stage[name].env.FAULT_POINTS = false end
+end
+
+-- What is found when it is all over: history, violations.
+local function judge(stage, round, ops)
+  local violations, history = {}, nil
+  local unrest = History.await_rest(40, function() stage:revive() end)
+  if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
+  local broken_files = round.workers == 0 and round.threshold and stage.broken
+  local patience = now() + 15
+  repeat -- until damage is found
+    if history then sleep(0.2) end
+    history = History.gather(ops, stage.servers, options.rebuilds, broken_files or nil)
+  until not (broken_files and History.unreadable(history)) or now() > patience
+  history.healed = round.workers > 0
+  local found, aside = Check.all(history)
+  if history.healed then
+    history.sync = History.gather_sync(stage.servers)
+    for _, text in ipairs(CheckSync.all(history.sync)) do found[#found + 1] = text end
+  end
+  for _, text in ipairs(found) do violations[#violations + 1] = text end
+  history.aside = aside
+  return history, violations
+end
+
+local HEAL_SECONDS = 60
+
+local function describe(round, proved)
+  return (round.balancers > 1 and "two balancers " or "") .. (round.wraps and "wrap " or "")
+    .. (round.steps and table.concat(round.steps, " ") .. " " or "")
+    .. (round.worker_steps and table.concat(round.worker_steps, " ") .. " " or "")
+    .. Faults.describe(round.plan) .. (proved and "; " .. proved or "")
+end
 
 local function play(seed)
   local dir = root .. "/" .. seed
   os.execute("mkdir " .. dir)
-  local names, balancers, wraps, rng = fault_names(seed), balancers_of(seed), nil, Rng.new(seed, "wraps")
-  if balancers == 1 then names = Nemesis.without(names, "second") end
-  if table.concat(names, ","):find("wrap") and (#names == 1 or rng:chance(0.4)) then
-    wraps = { primary = Nemesis.wrap_plan(rng), replica = Nemesis.wrap_plan(rng) }
-    -- Behind a wrapper an end of the server looks like an end of its connections.
-    names = Nemesis.without(names, "primary")
-    names = Nemesis.without(names, "replica")
-  end
-  local steps = table.concat(names, ","):find("step") and (#names == 1 or rng:chance(0.5))
-    and Nemesis.step_plan(rng)
-  local stage = Stage.new { dir = dir, steps = steps or nil, balancers = balancers,
-    rng = Rng.new(seed, "ports" .. process.pid()), journal = true,
-    chromux = options.chromux, wraps = wraps }
+  local round = round_of(seed)
+  local stage = Stage.new { dir = dir, steps = round.steps, worker_steps = round.worker_steps,
+    balancers = round.balancers, workers = round.workers, rng = Rng.new(seed, "ports" .. process.pid()),
+    chromux = options.chromux, wraps = round.wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
-  local ops, events, violations, history = {}, {}, {}, nil
+  local ops, events, violations, history, proved = {}, { plan = round.plan }, {}, nil, nil
+  local began = now()
   local ok, why = xpcall(function()
     stage:raise()
-    local breaks = #Nemesis.only(names, "break") > 0
-    local workload = Clients.new { urls = stage.urls, ops = ops, think = 0.03, sync = breaks and 5 or nil }
-    workload:found(Rng.new(seed, "found"), 3)
-    local plan = Nemesis.schedule(Rng.new(seed, "faults"), names, options.seconds)
-    events.plan = plan
-    local began, tasks = now(), {}
-    local till = began + options.seconds
-    for _, f in ipairs(plan) do till = math.max(till, began + f.until_ + 0.5) end
-    for i = 1, options.clients do
-      tasks[i] = spawn(function() workload:at((i - 1) % balancers + 1):run(Rng.new(seed, "client" .. i), till) end)
-    end
-    local over = false
-    local function note(f, what) events[#events + 1] = { at = now(), fault = f.name, what = what } end
-    local watcher = spawn(Nemesis.watch, stage, steps or {}, function() return over end, note)
-    Nemesis.play(stage, plan, note)
-    for _, t in ipairs(tasks) do assert(t:wait()) end
-    over = true
-    watcher:wait()
-    for _, name in ipairs(stage.balancers) do stage[name].env.FAULT_POINTS = false end
+    local workload = Clients.new { urls = stage.urls, ops = ops, think = 0.03, sync = round.threshold }
+    workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
+    trouble(stage, round, seed, workload, events)
     stage:mend()
     stage:await_journal(30)
-    local unrest = History.await_rest(40, function() stage:revive() end)
-    if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
-    local patience = now() + 15
-    repeat -- until damage is found
-      if history then sleep(0.2) end
-      history = History.gather(ops, stage.servers, options.rebuilds, breaks and stage.broken or nil)
-    until not (breaks and History.unreadable(history)) or now() > patience
-    local found, aside = Check.all(history)
-    for _, text in ipairs(found) do violations[#violations + 1] = text end
-    history.aside = aside
+    local unproved = {}
+    if round.workers > 0 then
+      unproved, proved = Heal.prove(stage, workload, Rng.new(seed, "proof"), HEAL_SECONDS)
+    end
+    history, violations = judge(stage, round, ops)
+    for i, text in ipairs(unproved) do table.insert(violations, i, text) end
   end, function(e) return debug.traceback(tostring(e), 2) end)
   if not ok then violations[#violations + 1] = "round: " .. why end
   local t = tally(ops)
-  say("seed %d: %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of them "
-    .. "failed; %d copies set aside; faults: %s; %s", seed, #ops, t.ack, t.reject, t.not_kept, t.kept, t.unknown,
-    t.reads, t.failed_reads, history and history.aside and #history.aside or 0,
-    (balancers > 1 and "two balancers " or "") .. (wraps and "wrap " or "")
-      .. (steps and table.concat(steps, " ") .. " " or "")
-      .. Nemesis.describe(events.plan or {}),
+  say("seed %d: %.0f s, %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of "
+    .. "them failed; %d copies set aside; faults: %s; %s", seed, now() - began, #ops, t.ack, t.reject, t.not_kept,
+    t.kept, t.unknown, t.reads, t.failed_reads, history and history.aside and #history.aside or 0, describe(round, proved),
     #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
   for _, c in ipairs(history and history.aside or {}) do
@@ -187,16 +246,22 @@ local function say_hits()
     out[#out + 1] = name .. " " .. n
     if n == 0 then never[#never + 1] = name end
   end
-  for _, name in ipairs(Nemesis.steps) do count(name, hits[name] or 0) end
-  for _, how in ipairs { "segment", "pickle" } do count("damaged " .. how, broken[how]) end
+  if options.kind == "sync" then
+    for _, list in ipairs { Faults.holder_steps, Faults.worker_steps } do
+      for _, step in ipairs(list) do count(step[1], hits[step[1]] or 0) end
+    end
+  else
+    for _, name in ipairs(Faults.steps) do count(name, hits[name] or 0) end
+    for _, how in ipairs { "segment", "pickle" } do count("damaged " .. how, broken[how]) end
+  end
   say("steps passed: %s", table.concat(out, ", "))
-  if #never == 0 or options.rounds < LONG or options.faults then return true end
+  if #never == 0 or options.rounds < LONG[options.kind] or options.faults then return true end
   say("never met in %d rounds: %s", options.rounds, table.concat(never, ", "))
   return false
 end
 
 local passed, failed = 0, 0
-say("%d rounds from seed %d, %d clients, faults: %s", options.rounds, first_seed, options.clients,
+say("%d rounds of %s from seed %d, %d clients, faults: %s", options.rounds, options.kind, first_seed, options.clients,
   options.faults or "of its kind in each round")
 for i = 0, options.rounds - 1 do
   if play(first_seed + i) then passed = passed + 1 else failed = failed + 1 end

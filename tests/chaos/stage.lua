@@ -1,5 +1,5 @@
--- stage.lua: what a round is played on: PostgreSQL, two Chroma servers and chromux, once or twice, each with data of
--- this round.
+-- stage.lua: what a round is played on: PostgreSQL, two Chroma servers, chromux, once or twice, and workers of sync,
+-- each with data of this round.
 local process = require("process")
 
 local M = {}
@@ -10,6 +10,18 @@ local SETTINGS = {
   LEASE_TIMEOUT = "2", WRITE_HORIZON = "2", ACCESS_LOG = "off", LOG_LEVEL = "debug", SLOW_START = "0",
 }
 
+-- And workers: chunks and requests small enough that few records are many of them.
+local WORKER_SETTINGS = { SYNC_INTERVAL = "3", SYNC_CHUNK_SIZE = "20", DEFAULT_BATCH_SIZE = "10" }
+
+-- A worker has said that it is there.
+local function is_worker(p)
+  return function()
+    local rows = pg.query({ "SELECT 1 AS there FROM sync_workers WHERE process LIKE $1", timeout = 1 },
+      "%/" .. tostring(p.pid) .. "/%")
+    return rows ~= nil and #rows > 0
+  end
+end
+
 local function answers(url)
   return function()
     local a = fetch { url = url, timeout = 1 }
@@ -17,13 +29,13 @@ local function answers(url)
   end
 end
 
--- {dir=, rng=, journal=true: with PostgreSQL, chromux=path of the program, settings={...},
---  balancers=1 or 2: how many chromux; wraps={primary=plan, replica=plan}: what wrap.c does between chromux and them;
---  steps: of core/fault.h}
+-- {dir=, rng=, chromux=path of the program, settings={...},
+--  balancers=1 or 2: how many chromux; workers=how many; wraps={primary=plan, replica=plan}: what wrap.c does between
+--  chromux and them; steps, worker_steps: of core/fault.h, for each start}
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux", "second" } do ports[name] = process.free_port(s.rng) end
-  local stage = setmetatable({ dir = s.dir, ports = ports, servers = {}, journal = s.journal,
+  local stage = setmetatable({ dir = s.dir, ports = ports, servers = {},
     broken = { primary = {}, replica = {} }, -- ids, on that server, of the collections whose files were damaged -> how
   }, { __index = M })
   for _, name in ipairs { "primary", "replica" } do
@@ -47,7 +59,7 @@ function M.new(s)
   local env_chromux = {
     LISTEN_ADDRESS = "127.0.0.1", ADMIN_PORT = false, CHROMA_INSTANCES = false,
     PRIMARY_URL = reached.primary, REPLICA_URL = reached.replica,
-    DATABASE_URL = s.journal and os.getenv("DATABASE_URL") or false }
+    DATABASE_URL = os.getenv("DATABASE_URL") }
   env_chromux.FAULT_LOG = os.getenv("CHAOS_DIR") .. "/hits"
   for k, v in pairs(SETTINGS) do env_chromux[k] = v end
   for k, v in pairs(s.settings or {}) do env_chromux[k] = v end
@@ -67,8 +79,21 @@ function M.new(s)
     for k, v in pairs(env_chromux) do env[k] = v end
     stage.urls[i] = url
     stage[name] = process.new { name = name, argv = { s.chromux, "run", "--role", "balancer" }, env = env,
-      log = s.dir .. "/" .. name .. ".log", ready = answers(url .. "/health") }
+      log = s.dir .. "/" .. name .. ".log", ready = answers(url .. "/health"), steps = s.steps }
   end
+  stage.workers = {}
+  for i = 1, s.workers or 0 do
+    local name, env = "worker" .. i, { FAULT_POINTS = s.worker_steps and s.worker_steps[1] or false }
+    for k, v in pairs(env_chromux) do env[k] = v end
+    for k, v in pairs(WORKER_SETTINGS) do env[k] = v end
+    stage.workers[i] = name
+    stage[name] = process.new { name = name, argv = { s.chromux, "run", "--role", "worker" }, env = env,
+      log = s.dir .. "/" .. name .. ".log", steps = s.worker_steps }
+    stage[name].ready = is_worker(stage[name])
+  end
+  stage.ours = {}
+  for _, name in ipairs(stage.balancers) do table.insert(stage.ours, name) end
+  for _, name in ipairs(stage.workers) do table.insert(stage.ours, name) end
   return stage
 end
 
@@ -76,26 +101,34 @@ end
 local KEEP = { "CREATE TABLE chaos_entries (LIKE journal_entries)",
   [[CREATE FUNCTION chaos_keep() RETURNS trigger LANGUAGE plpgsql AS
     'BEGIN INSERT INTO chaos_entries VALUES (OLD.*); RETURN OLD; END']],
-  "CREATE TRIGGER chaos_keep BEFORE DELETE ON journal_entries FOR EACH ROW EXECUTE FUNCTION chaos_keep()" }
+  "CREATE TRIGGER chaos_keep BEFORE DELETE ON journal_entries FOR EACH ROW EXECUTE FUNCTION chaos_keep()",
+  "CREATE TABLE chaos_chunks (LIKE sync_chunks)",
+  [[CREATE FUNCTION chaos_keep_chunk() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO chaos_chunks VALUES (OLD.*); RETURN OLD; END']],
+  "CREATE TRIGGER chaos_keep BEFORE DELETE ON sync_chunks FOR EACH ROW EXECUTE FUNCTION chaos_keep_chunk()",
+  -- Each time that a task was counted.
+  "CREATE TABLE chaos_completed (task bigint, job bigint, epoch bigint, worker text)",
+  [[CREATE FUNCTION chaos_count() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO chaos_completed VALUES (NEW.id, NEW.job, NEW.epoch, NEW.worker_id); RETURN NULL; END']],
+  [[CREATE TRIGGER chaos_count AFTER UPDATE ON sync_tasks FOR EACH ROW
+    WHEN (NEW.task_status = 'completed') EXECUTE FUNCTION chaos_count()]] }
 
 -- A database without anything, and everything up.
 function M:raise()
   self.primary:start()
   self.replica:start()
-  if self.journal then
-    self.postgres:await()
-    assert(pg.query("DROP SCHEMA public CASCADE"))
-    assert(pg.query("CREATE SCHEMA public"))
-  end
+  self.postgres:await()
+  assert(pg.query("DROP SCHEMA public CASCADE"))
+  assert(pg.query("CREATE SCHEMA public"))
   self.primary:await()
   self.replica:await()
   for _, name in ipairs { "wrap_primary", "wrap_replica" } do
     if self[name] then self[name]:await() end
   end
   for _, name in ipairs(self.balancers) do self[name]:await() end
-  if not self.journal then return end
   self:await_journal(30)
   for _, sql in ipairs(KEEP) do assert(pg.query(sql)) end
+  for _, name in ipairs(self.workers) do self[name]:await() end
 end
 
 -- Until the journal takes writes.
@@ -117,21 +150,17 @@ function M:await_journal_of(name, patience)
   error("the journal does not start: " .. tostring(last) .. "; see " .. self[name].log, 0)
 end
 
-local NAMES = { "postgres", "primary", "replica", "chromux", "second" }
-
 -- Whatever was done to them, all run and answer.
 function M:mend()
-  for _, name in ipairs(NAMES) do
-    if self[name] and (name ~= "postgres" or self.journal) then
-      self[name]:resume()
-      self[name]:await()
-    end
+  for _, name in ipairs { "postgres", "primary", "replica", unpack(self.ours) } do
+    self[name]:resume()
+    self[name]:await()
   end
 end
 
 -- All but PostgreSQL, which the next round uses again.
 function M:strike()
-  for _, name in ipairs { "chromux", "second", "wrap_primary", "wrap_replica", "primary", "replica" } do
+  for _, name in ipairs { "wrap_primary", "wrap_replica", "primary", "replica", unpack(self.ours) } do
     if self[name] then
       self[name]:resume()
       self[name]:kill(process.KILL)
@@ -141,7 +170,7 @@ end
 
 -- Those of chromux that have ended run again; before(process) is called first.
 function M:revive(before)
-  for _, name in ipairs(self.balancers) do
+  for _, name in ipairs(self.ours) do
     local p = self[name]
     if not p.held and p:ended() and (not before or before(p)) then p:start() end
   end

@@ -4,7 +4,7 @@ package.path = "tests/chaos/?.lua;" .. package.path
 local Model = require("model")
 local Check = require("check")
 local Rng = require("rng")
-local Nemesis = require("nemesis")
+local Faults = require("faults")
 
 local NULL = (require("cjson")).null
 
@@ -320,9 +320,10 @@ end)
 
 describe("a schedule of faults", function()
   it("is the same for the same seed", function()
-    local names = Nemesis.names
-    local function plan(seed) return Nemesis.describe(Nemesis.schedule(Rng.new(seed, "faults"), names, 5)) end
-    assert.equal(plan(5), plan(5))
-    assert.not_equal(plan(5), plan(6))
+    for schedule, names in pairs { schedule = Faults.names, schedule_sync = Faults.sync_names } do
+      local function plan(seed) return Faults.describe(Faults[schedule](Rng.new(seed, "faults"), names, 5)) end
+      assert.equal(plan(5), plan(5))
+      assert.not_equal(plan(5), plan(6))
+    end
   end)
 end)

@@ -1,0 +1,209 @@
+-- faults.lua: the faults of a round: which, when and for how long, all of it decided by the seed beforehand. Pure;
+-- nemesis.lua plays it.
+local damage = require("damage")
+
+local M = {}
+
+-- name -> {target=, kind=, least=, most=: seconds until it is undone; who=: of whom it depends on the moment, see
+-- nemesis.lua}
+M.faults = {
+  kill_primary = { target = "primary", kind = "kill", least = 0.05, most = 2.5 },
+  kill_replica = { target = "replica", kind = "kill", least = 0.05, most = 2.5 },
+  pause_primary = { target = "primary", kind = "pause", least = 0.1, most = 3.5 },
+  pause_replica = { target = "replica", kind = "pause", least = 0.1, most = 3.5 },
+  kill_chromux = { target = "chromux", kind = "kill", least = 0, most = 0.5 },
+  pause_chromux = { target = "chromux", kind = "pause", least = 0.1, most = 4 },
+  -- The second balancer, where there are two. LEASE_TIMEOUT is 2 s.
+  kill_second = { target = "second", kind = "kill", least = 0, most = 3 },
+  pause_second = { target = "second", kind = "pause", least = 0.5, most = 5 },
+  kill_postgres = { target = "postgres", kind = "quit", least = 0, most = 1.5 },
+  -- Killed, and the files of a collection are damaged before it starts again.
+  break_primary = { target = "primary", kind = "break", least = 0.05, most = 2 },
+  break_replica = { target = "replica", kind = "break", least = 0.05, most = 2 },
+}
+
+local function sorted_names(faults)
+  local out = {}
+  for name in pairs(faults) do out[#out + 1] = name end
+  table.sort(out)
+  return out
+end
+
+M.names = sorted_names(M.faults)
+M.names[#M.names + 1] = "wrap" -- in some rounds the servers are reached through wrap.c
+M.names[#M.names + 1] = "step" -- in some rounds chromux dies or stands still at a named step (core/fault.h)
+
+-- Where there are workers.
+local SYNC = {
+  -- The data of a server: deleted, or replaced by what it was when the fault began.
+  wipe_primary = { target = "primary", kind = "wipe", least = 0.05, most = 1.5 },
+  wipe_replica = { target = "replica", kind = "wipe", least = 0.05, most = 1.5 },
+  old_backup_primary = { target = "primary", kind = "old_backup", least = 2, most = 3 },
+  old_backup_replica = { target = "replica", kind = "old_backup", least = 2, most = 3 },
+  worker_kill_1 = { target = "worker1", kind = "kill", least = 0, most = 1 },
+  worker_kill_2 = { target = "worker2", kind = "kill", least = 0, most = 1 },
+  -- Past its lease.
+  worker_stop_1 = { target = "worker1", kind = "pause", least = 2.2, most = 4 },
+  worker_stop_2 = { target = "worker2", kind = "pause", least = 2.2, most = 4 },
+  coordinator_kill = { who = "coordinator", kind = "kill", least = 0, most = 1 },
+  -- While something is made anew.
+  source_kill = { who = "source", kind = "kill", least = 0.05, most = 1.5 },
+  target_kill = { who = "target", kind = "kill", least = 0.05, most = 1.5 },
+  busy_worker_kill = { who = "worker", kind = "kill", least = 0, most = 1 },
+  busy_worker_stop = { who = "worker", kind = "pause", least = 2.2, most = 4 },
+  rebuild_balancer_kill = { who = "balancer", kind = "kill", least = 0, most = 0.5 },
+  rebuild_postgres_kill = { who = "postgres", kind = "quit", least = 0, most = 1.5 },
+}
+M.sync_names = sorted_names(SYNC)
+for name, fault in pairs(SYNC) do M.faults[name] = fault end
+for _, name in ipairs { "kill_chromux", "kill_second", "pause_chromux", "pause_second", "break_primary",
+  "break_replica", "kill_postgres", "kill_primary", "kill_replica", "step" } do
+  M.sync_names[#M.sync_names + 1] = name
+end
+
+-- The steps that the journal has now; each must be met in a long run.
+M.steps = {
+  "append.before_commit", "append.committed_unanswered", "send.sent", "resolve.read", "resolve.recorded",
+  "decision.before_commit", "verdict.committed_unanswered", "answer.before", "recv.2xx_before_decision",
+  "recv.4xx_before_decision", "settle.begin", "settle.end", "create.sent",
+}
+local RARE = { ["resolve.read"] = 12, ["resolve.recorded"] = 12, ["recv.4xx_before_decision"] = 8, ["settle.begin"] = 3,
+  ["settle.end"] = 3, ["create.sent"] = 6 }
+
+-- Those of making copies anew: of the holder of the journal's lease, and of workers. value: one of so many hits.
+M.holder_steps = {
+  { "rebuild.recorded", 4 }, { "rebuild.temp_created", 4 }, { "rebuild.hold_taken", 4 },
+  { "rebuild.copied_not_swapped", 4 }, { "rebuild.swapped_old_alive", 4 }, { "reconcile.deleted_not_added", 2 },
+}
+M.worker_steps = {
+  { "sync.claimed", 12 }, { "sync.read", 8 }, { "sync.added", 8 }, { "sync.done_not_reported", 12 },
+  { "sync.reported", 12 }, { "sync.begun_not_recorded", 3 }, { "sync.chunked", 5 },
+  { "sync.finished_not_recorded", 2 }, { "sync.deleted_not_added", 1 }, { "sync.confirmed_not_recorded", 1 },
+}
+
+function M.without(names, pattern)
+  local out = {}
+  for _, name in ipairs(names) do if not name:find(pattern) then out[#out + 1] = name end end
+  return out
+end
+
+function M.only(names, pattern)
+  local out = {}
+  for _, name in ipairs(names) do if name:find(pattern) then out[#out + 1] = name end end
+  return out
+end
+
+local LOSSES = { "^break_", "^wipe_", "^old_backup_" }
+
+local function loses_data(name)
+  for _, pattern in ipairs(LOSSES) do
+    if name:find(pattern) then return true end
+  end
+  return false
+end
+
+-- Puts a fault into the plan if its target is free then.
+local function place(rng, plan, busy, name, at)
+  local f = M.faults[name] or error("unknown fault " .. name)
+  local until_ = at + f.least + rng:unit() ^ 2 * (f.most - f.least)
+  local whom = f.target or f.who
+  for _, b in ipairs(busy[whom] or {}) do
+    if until_ + 0.3 >= b.at and at <= b.until_ + 0.3 then return end
+  end
+  local one = { at = at, until_ = until_, name = name, target = f.target, who = f.who, kind = f.kind }
+  if f.kind == "break" then one.how, one.dice = rng:pick(damage.kinds), rng:unit() end
+  if f.who then one.dice = rng:unit() end
+  plan[#plan + 1] = one
+  busy[whom] = busy[whom] or {}
+  table.insert(busy[whom], one)
+end
+
+local function in_order(plan)
+  table.sort(plan, function(a, b) return a.at < b.at end)
+  return plan
+end
+
+-- {{at=, until_=, name=, target=, who=, kind=}, ...} in the order of their beginnings; at most one at a time per
+-- target.
+function M.schedule(rng, names, seconds)
+  local plan, busy, broken = {}, {}, nil
+  names = M.without(M.without(names, "wrap"), "step")
+  local breaks = M.only(names, "break")
+  if #breaks > 0 then
+    -- One server's files at most: what is broken on both is lost.
+    broken = rng:pick(breaks)
+    names = M.without(names, "break")
+    names[#names + 1] = broken
+  end
+  for i = 1, #names > 0 and rng:int(2, 6) or 0 do
+    local name = i == 1 and broken or rng:pick(names)
+    local at = rng:unit() * seconds
+    if name:find("break") then at = seconds * (0.3 + 0.5 * rng:unit()) end -- once there are files
+    -- Often close to another: overlaps are what breaks protocols.
+    if #plan > 0 and rng:chance(0.5) then at = math.max(0, rng:pick(plan).at + (rng:unit() - 0.3) * 0.8) end
+    place(rng, plan, busy, name, at)
+  end
+  return in_order(plan)
+end
+
+-- The same where there are workers: first one server loses data, which the workers are to make good, then others come,
+-- most of them while they do.
+function M.schedule_sync(rng, names, seconds)
+  local plan, busy, losses, others = {}, {}, {}, {}
+  for _, name in ipairs(M.without(M.without(names, "wrap"), "step")) do
+    table.insert(loses_data(name) and losses or others, name)
+  end
+  if #losses > 0 then place(rng, plan, busy, rng:pick(losses), seconds * (0.1 + 0.25 * rng:unit())) end
+  local lost = plan[1] and plan[1].until_ or 0
+  for _ = 1, #others > 0 and rng:int(1, 4) or 0 do
+    local name = rng:pick(others)
+    local at = M.faults[name].who and lost + rng:unit() or rng:unit() * seconds
+    place(rng, plan, busy, name, at)
+  end
+  return in_order(plan)
+end
+
+local function what_happens(rng)
+  return rng:chance(0.7) and "kill" or string.format("pause:%.2f", 0.2 + rng:unit() * 3.5)
+end
+
+-- FAULT_POINTS for each start of chromux in turn.
+function M.step_plan(rng)
+  local out = {}
+  for i = 1, rng:int(1, 3) do
+    local parts = {}
+    for j = 1, rng:int(1, 2) do
+      local name = rng:pick(M.steps)
+      parts[j] = string.format("%s=%d:%s", name, rng:int(1, RARE[name] or 150), what_happens(rng))
+    end
+    out[i] = table.concat(parts, ",")
+  end
+  return out
+end
+
+-- One of these steps in turn: at the first start.
+function M.sync_step_plan(rng, steps, turn)
+  local step = steps[turn % #steps + 1]
+  return { string.format("%s=%d:%s", step[1], rng:int(1, step[2]), what_happens(rng)) }
+end
+
+-- The lines of a plan for wrap.c: now and then a write, in bursts.
+function M.wrap_plan(rng)
+  local out, n = {}, 0
+  while n < 600 do
+    n = n + (rng:chance(0.3) and 1 or rng:int(2, 80))
+    local what = rng:pick { "500", "500", "refuse", "late", "cut" }
+    out[#out + 1] = string.format("%d %s %.2f", n, what, what == "late" and 0.2 + rng:unit() * 2.5 or 0)
+  end
+  return table.concat(out, "\n") .. "\n"
+end
+
+function M.describe(plan)
+  local out = {}
+  for i, f in ipairs(plan) do
+    out[i] = f.missed and f.name .. " (missed)" or string.format("%s@%.2f-%.2f", f.name, f.at, f.until_)
+  end
+  return table.concat(out, " ")
+end
+
+return M
