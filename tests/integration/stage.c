@@ -345,6 +345,26 @@ static const char lines[] =
     "jsonb_array_elements(j->'embeddings'), jsonb_array_elements(j->'documents'), "
     "jsonb_array_elements(j->'metadatas'), jsonb_array_elements(j->'uris')) AS r(id, e, d, m, u)";
 
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The lines of text in order: pages are those of the order in which records came to the server. */
+static char *sorted(char *text)
+{
+    unsigned n = count_lines(text, ""), k = 0;
+    char **line = keep(sizeof *line * (n + 1)), *out = keep(strlen(text) + 2), *to = out;
+    for (char *rest = text, *l; (l = strsep(&rest, "\n")) != NULL;)
+        if (*l)
+            line[k++] = l;
+    qsort(line, k, sizeof *line, by_text);
+    for (unsigned i = 0; i < k; i++)
+        to += sprintf(to, "%s\n", line[i]);
+    *to = 0;
+    return out;
+}
+
 char *records_on(struct stage *s, unsigned i, const char *logical)
 {
     char *all = keepf("%s", "");
@@ -358,7 +378,7 @@ char *records_on(struct stage *s, unsigned i, const char *logical)
         const char *values[] = {a->body};
         char *page = first_value(s, lines, 1, values);
         if (!*page)
-            return all;
+            return sorted(all);
         all = keepf("%s%s\n", all, page);
     }
 }
