@@ -81,12 +81,14 @@ local function collections(lane)
     row.label = c.label .. " on " .. row.instance
     c.copies[#c.copies + 1] = row
     if row.state == "ready" then c.ready = c.ready + 1 end
+    c.counted = c.counted or row.known
   end
   return list
 end
 
 local function refuse_while_paused()
-  local p = query("SELECT paused_by, paused_why, paused_at::text AS at FROM sync_lease WHERE paused_at IS NOT NULL")[1]
+  local p = query([[SELECT paused_by, paused_why, date_trunc('second', paused_at)::text AS at FROM sync_lease
+    WHERE paused_at IS NOT NULL]])[1]
   if p then
     fail(REFUSED, "sync is paused by %s since %s (%s): chromux sync resume comes first", p.paused_by, p.at,
       p.paused_why)
@@ -97,7 +99,7 @@ local function who(options) return options.who or env("USER") or "an operator" e
 
 local function watch(kind, options)
   return Watch.new(command, kind, { asked_by = who(options),
-    dry_run = options["dry-run"] or false, terminal = ffi.C.isatty(1) == 1 })
+    dry_run = options["dry-run"] or false, one = options.instance ~= nil, terminal = ffi.C.isatty(1) == 1 })
 end
 
 -- ---- doing -----------------------------------------------------------------------------------------------
@@ -126,6 +128,8 @@ local function verify(args)
           bad = bad + (is_bad and 1 or 0)
           out("%-12s %s: %s", "not compared", copy.label, why)
         else
+          -- Of those that were ever compared, the one without a count is what the others are compared with.
+          copy.known = copy.known or c.counted and 0
           targets[#targets + 1] = copy
         end
       end
@@ -165,6 +169,7 @@ local function rebuild(args)
       if copy.instance == options.instance then
         local others = c.ready - (copy.state == "ready" and 1 or 0)
         if others > 0 then
+          copy.known = copy.known or c.counted
           targets[#targets + 1] = copy
           if options["dry-run"] then
             out("%-12s %s (now %s), %s", "would be", copy.label, copy.state,
@@ -229,8 +234,8 @@ end
 -- ---- looking ---------------------------------------------------------------------------------------------
 
 local function show_lease()
-  local l = query([[SELECT holder, until > now() AS held, paused_by, paused_why, paused_at::text AS paused
-    FROM sync_lease]])[1]
+  local l = query([[SELECT holder, until > now() AS held, paused_by, paused_why,
+      date_trunc('second', paused_at)::text AS paused FROM sync_lease]])[1]
   out("sync         %s", l.held and "coordinated by " .. l.holder or "coordinated by nobody")
   if l.paused then out("PAUSED       by %s since %s: %s", l.paused_by, l.paused, l.paused_why) end
 end
@@ -275,7 +280,8 @@ end
 local function show_collections()
   local bad, equal, unproven = 0, 0, 0
   for _, r in ipairs(query([[SELECT k.tenant, k.database, k.name, c.instance, c.state, c.reason, s.differences,
-      s.repaired, s.proven_equal_at::text AS proven, extract(epoch FROM now() - s.proven_equal_at)::float8 AS age,
+      s.repaired, date_trunc('second', s.proven_equal_at)::text AS proven,
+      extract(epoch FROM now() - s.proven_equal_at)::float8 AS age,
       s.primary_document_count AS here, s.replica_document_count AS there, s.consecutive_errors AS errors,
       s.last_error_message AS error, s.collection_id IS NOT NULL AS seen, count(s.collection_id) OVER w AS others
     FROM journal_collections k JOIN journal_copies c USING (lane)

@@ -5,7 +5,7 @@
 -- duration of the last one passes.
 local M = {}
 
-local EVERY, RARELY, LATELY, COST = 2, 30, 60, 20
+local EVERY, RARELY, LATELY, COST = 2, 10, 60, 20
 local LISTED = 50 -- jobs
 
 local asked_at, seen, failed, running = 0, nil, nil, false
@@ -54,7 +54,7 @@ local COLLECTIONS = [[WITH c AS (SELECT k.lane, count(*) AS copies, count(*) FIL
 local LAST = "SELECT DISTINCT ON (what) CASE WHEN state = 'failed' THEN 'failure' ELSE kind END AS what, id, kind, "
   .. "collection_name AS name, instance, source, state, records, differences, repaired, error, hold_ms, "
   .. iso("finished_at") .. [[ AS finished_at, extract(epoch FROM finished_at - started_at)::float8 AS seconds
-  FROM sync_jobs WHERE state IN ('done', 'failed') AND finished_at IS NOT NULL ORDER BY what, finished_at DESC]]
+  FROM sync_jobs WHERE state IN ('done', 'failed') AND started_at < finished_at ORDER BY what, finished_at DESC]]
 
 local function document(rows)
   local lease, d = rows[1][1], { jobs_by_state = {}, jobs_open = 0, instances = {}, last = {} }

@@ -20,7 +20,7 @@ local ASKED = "asked for" -- the reason of a job that nobody has found to be moo
 -- Whoever waits here hears of it at once.
 local CHANNEL = "chromux_sync_work"
 
--- command: of lb.command. kind: rebuild | verify. o: {asked_by=, dry_run=, terminal=bool}
+-- command: of lb.command. kind: rebuild | verify. o: {asked_by=, dry_run=, terminal=bool, one= an instance was named}
 function Watch.new(command, kind, o)
   return setmetatable({ command = command, kind = kind, o = o, priority = kind == "rebuild" and 90 or 10,
     samples = {}, over = 0, bad = 0, proven = 0, records = 0 }, Watch)
@@ -99,7 +99,7 @@ end
 
 local LOOK = [[SELECT j.id, j.state, j.source, j.records, j.done_records AS done, j.differences, j.repaired, j.error,
     j.reason, j.hold_ms, j.dry_run, extract(epoch FROM j.finished_at - j.started_at)::float8 AS took,
-    CASE WHEN s.proven_equal_at >= j.created_at THEN s.proven_equal_at::text END AS proven
+    CASE WHEN s.proven_equal_at >= j.created_at THEN date_trunc('second', s.proven_equal_at)::text END AS proven
   FROM sync_jobs j LEFT JOIN sync_collections s ON s.collection_id = j.collection_id AND s.instance = j.instance
   WHERE j.id = ANY($1::bigint[])]]
 
@@ -129,13 +129,14 @@ local function compared(row)
       row.error ~= "" and ": " .. row.error or row.dry_run and ", and nothing was done" or "")
   end
   if row.error ~= "" then return false, "unproven", row.error end
-  return row.reason:find("^it is the authority") ~= nil, "not compared", row.reason
+  if row.reason:find("^it is the authority") then return true, "authority", "the others are compared with it" end
+  return false, "not compared", row.reason
 end
 
 local function rebuilt(row)
   return true, "rebuilt", string.format("%s records from %s%s%s", number(row.done), row.source or "?",
     row.took and string.format(" in %.1f s", row.took) or "",
-    row.hold_ms and string.format(", writes were held for %.0f ms", row.hold_ms) or "")
+    row.hold_ms and string.format(", writes were held for %.1f ms", row.hold_ms) or "")
 end
 
 local function verdict(kind, row)
@@ -151,7 +152,7 @@ function Watch:ended(t, row)
   self.over, self.bad = self.over + 1, self.bad + (well and 0 or 1)
   self.proven = self.proven + (word == "equal" and 1 or 0)
   self.records = self.records + (row and row.done or 0)
-  self:say("%-12s %s: %s", word, t.label, text)
+  if word ~= "authority" or self.o.one then self:say("%-12s %s: %s", word, t.label, text) end
 end
 
 -- ---- how it gets on --------------------------------------------------------------------------------------

@@ -196,6 +196,28 @@ static void a_job_is_cancelled_once(void **state)
     check_run(cli(s, "cancel", job, NULL), 1, "is cancelled already");
 }
 
+/* The wait goes on while PostgreSQL restarts. */
+static void the_wait_outlives_postgresql(void **state)
+{
+    struct stage *s = stage_raise();
+    create(s, "ccc");
+    check_caught_up(s, 10);
+    put_worker(s);
+    const char *argv[] = {"env",          keepf("DATABASE_URL=%s", s->url),
+                          chromux_path(), "sync",
+                          "verify",       "--instance",
+                          "replica",      NULL};
+    pid_t pid = child_start(argv, "verify.log");
+    check_soon(sql_number(s, "SELECT count(*) FROM sync_jobs") == 1, 10);
+    stage_pg_kill(SIGKILL);
+    check_int(child_wait(&pid, 0.5), -1);
+    stage_pg_again();
+    sql(s, "INSERT INTO sync_collections (collection_id, collection_name, instance, "
+           "proven_equal_at) SELECT collection_id, 'ccc', 'replica', now() FROM sync_jobs");
+    sql(s, "UPDATE sync_jobs SET state = 'done', records = 7, finished_at = now()");
+    check_int(child_wait(&pid, 20), 0);
+}
+
 /* ---- with workers ---------------------------------------------------------------------------- */
 
 /* A worker beside the balancer, that compares nothing of its own accord. */
@@ -348,6 +370,7 @@ int main(void)
         STAGE_TEST(a_copy_that_is_not_whole_is_neither_compared_nor_a_source),
         STAGE_TEST(sync_is_paused_and_goes_on),
         STAGE_TEST(a_job_is_cancelled_once),
+        STAGE_TEST(the_wait_outlives_postgresql),
         STAGE_TEST(verify_finds_and_repairs_what_was_done_behind_its_back),
         STAGE_TEST(a_copy_is_made_anew_when_asked_for),
         STAGE_TEST(the_pages_show_sync),
