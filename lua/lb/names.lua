@@ -473,7 +473,9 @@ function Names:at_work_on(lane, instances)
     if not member or member.state ~= "ready" then return true, "the catalogue of " .. instance .. " is lost" end
     from = math.min(from, member.p)
   end
-  for n = from + 1, self.head do
+  local n = from
+  while n < self.head do
+    n = n + 1
     local e = self:entry(n)
     local p, ends = e and parameters(e), e and (e.action == "reset" or e.action == "delete_database")
     if not e then return true, "entry 0/" .. n .. " can't be read" end

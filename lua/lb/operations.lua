@@ -373,7 +373,8 @@ Op.update_collection = {
   -- What else it was before than its name is known to the other copies only.
   undo = function(self, copy, e, p)
     local lane = self.by_lane[p.lane or 0]
-    if not lane or not copy_on(self, lane.id, copy.instance) then return "applied" end
+    local held = lane and lane.copies[copy.instance]
+    if not held or held.physical == "" or held.state == "rebuild" then return "applied" end
     local is = Op.update_collection.look(self, copy, e, p)
     if is == "undone" or not is then return is and "applied" or "later" end
     if p.new_name and p.new_name ~= lane.name then

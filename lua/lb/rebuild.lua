@@ -28,7 +28,7 @@ Rebuilds.__index = Rebuilds
 
 local MOST_IDS, MOST_BYTES = 100, 2 * 1024 * 1024 -- that are brought over while the source is held
 local HOLD_MOST = 0.2      -- seconds
-local PATIENCE = 2         -- seconds for a driver to come to a stop
+local PATIENCE = 2         -- seconds for a driver to come to a stop, or for a source to be ready
 local FIRST_PAUSE, LAST_PAUSE = 0.01, 0.5
 local TRIES = 12           -- to take the hold, before the caller copies what has come meanwhile
 local ANSWER_MOST = 64 * 1024 * 1024
@@ -175,17 +175,24 @@ local function source_copy(self, lane, instance, source)
   if not copy or copy.instance == instance then return nil, tostring(source) .. " has no copy to make this from" end
   if copy.state ~= "ready" then return nil, "the copy on " .. source .. " is " .. copy.state end
   if copy.server.health ~= "up" or not copy.server:usable() then return nil, source .. " can't be used now" end
-  if not sound.known(copy) then return nil, "the copy on " .. source .. " is not looked at yet" end
+  if not lane:is_sound(copy) then return nil, "the copy on " .. source .. " is not looked at yet" end
   return copy
 end
 
--- Until the catalogue has nothing to do on this collection, there or on the source. true | nil, why
-local function await_catalogue(self, lane, instances, until_)
+-- Until the catalogue has nothing to do on this collection, there or on the source, and that can be read from.
+-- the source's copy | nil, why
+local function await_source(self, a, lane)
+  local till = math.min(a.until_, now() + PATIENCE)
   while true do
-    local busy, why = self.names:at_work_on(lane, instances)
-    if not busy then return true end
+    local from, why = source_copy(self, lane, a.instance, a.source)
+    if not from and (why:find("^no_source") or now() > till) then return nil, why end
+    if from then
+      local busy
+      busy, why = self.names:at_work_on(lane, { a.instance, a.source })
+      if not busy then return from end
+    end
     if not lane.open or self.context.dead then return nil, "the collection is gone" end
-    if now() > until_ then return nil, why end
+    if now() > till then return nil, why end
     sleep(0.05)
   end
 end
@@ -279,10 +286,7 @@ function Rebuilds:begin(a)
   if a.adopt and (target.state ~= "unverified" or target.physical == "") then
     return nil, "only a copy that is unverified can be taken over; it is " .. target.state
   end
-  local fine, why = await_catalogue(self, lane, { a.instance, a.source }, a.until_)
-  if not fine then return nil, why end
-  local from
-  from, why = source_copy(self, lane, a.instance, a.source)
+  local from, why = await_source(self, a, lane)
   if not from then return nil, why end
   target = lane.copies[a.instance]
   local before = self.by_copy[copy_key(lane.id, a.instance)]
@@ -298,6 +302,7 @@ function Rebuilds:begin(a)
   end
   self.by_copy[copy_key(lane.id, a.instance)] = r
   lane.pins[token] = r.p0
+  local fine
   fine, why = busily(self, r, prepare)
   why = ended(self, r) or why
   if not fine or why then

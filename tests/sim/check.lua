@@ -493,13 +493,14 @@ function M.new(sim)
   local function check_servers()
     for _, s in ipairs(sim.servers) do
       local member = db.copies[Postgres.copy_key(0, s.name)]
-      if member and member.state == "ready" and (s ~= sim.wiped or sim.sync) then
+      if member and member.state == "ready" and (not touched[s.name] or sim.sync) then
         for id, c in pairs(s.collections) do
           if c.tenant ~= "chromux" and c.name ~= "old" then
             local copy = copy_for(s, { collection = id })
             if c.name:find("^chromux%-") then
               world:violation("TOMB-LEFT", c.name, "on", s.name)
-            elseif c.name:find("%-aside%-") and s == sim.wiped then -- luacheck: ignore 542
+            elseif c.name:find("%-aside%-")
+              and (touched[s.name] or c.name:find("^old")) then -- luacheck: ignore 542
             elseif not copy then
               world:violation("GHOST", c.name, id, "on", s.name)
             elseif db.collections[copy.lane].deleted and copy.state == "ready" then
@@ -511,7 +512,7 @@ function M.new(sim)
           if not s.databases[key] then world:violation("DATABASE-MISSING", key, "on", s.name) end
         end
         for key in pairs(s.databases) do
-          if not db.databases[key] and not key:find("^chromux") and s ~= sim.wiped then
+          if not db.databases[key] and not key:find("^chromux") and not touched[s.name] then
             world:violation("DATABASE-NOT-DELETED", key, "on", s.name)
           end
         end

@@ -175,19 +175,21 @@ local function get(c, body)
   end
   local with = {}
   for _, name in ipairs(b.include or { "documents", "metadatas" }) do with[name] = true end
-  local ids, vectors, docs, metas = {}, {}, {}, {}
+  local ids, vectors, docs, metas, uris = {}, {}, {}, {}, {}
   for _, id in ipairs(Records.matching(c, b.where or {})) do
     if (not wanted or wanted[id]) and (not b.limit or #ids < b.limit) then
       local r = c.records[id]
       ids[#ids + 1] = quote(id)
       if with.embeddings and not r.vector then return says(500, "InternalError", "Error finding id") end
       vectors[#ids], docs[#ids] = "[" .. (r.vector or "") .. "]", r.doc and quote(r.doc) or "null"
+      uris[#ids] = "null"
       metas[#ids] = next(r.meta) and json.encode(r.meta) or "null"
     end
   end
   local function column(name, list) return with[name] and list_of(list) or "null" end
   return ok('{"ids":' .. list_of(ids) .. ',"embeddings":' .. column("embeddings", vectors) .. ',"documents":'
-    .. column("documents", docs) .. ',"uris":null,"metadatas":' .. column("metadatas", metas) .. ',"include":[]}')
+    .. column("documents", docs) .. ',"uris":' .. column("uris", uris) .. ',"metadatas":' .. column("metadatas", metas)
+    .. ',"include":[]}')
 end
 
 function Chroma:record_operation(c, action, body, copied)
@@ -267,7 +269,7 @@ function Chroma:arrive(r)
   self.requests[r.serial] = r
   if self.watch.arrived then self.watch.arrived(self, r) end
   local delay = 0.001 + self.rng:unit() * 0.006
-  if not r.plain and self.rng:chance(self.faults.slow) then delay = 0.5 + self.rng:unit() * (Chroma.SLOW_MOST - 0.5) end
+  if not r.plain and (r.slow or self.rng:chance(self.faults.slow)) then delay = 0.5 + self.rng:unit() * (Chroma.SLOW_MOST - 0.5) end
   if self.paused then
     r.at = self.world.t + delay
     r.left = delay

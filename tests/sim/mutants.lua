@@ -36,6 +36,20 @@ local MUTANTS = {
   { "group resent out of order", "lanes", "if not first or (copy.alone_until or 0) >= e.n then return group end",
     [[if (copy.alone_until or 0) >= e.n then return { lane.entries[copy.alone_until] or e } end
     if not first then return group end]] },
+  { "swap without the last pass", "rebuild", "  if #last.ids == 0 then return true end",
+    "  if #last.ids >= 0 then return true end" },
+  { "hold not taken", "hold", "while not why and (copy.running or in_doubt(copy)) do", "while false do" },
+  { "temporary collection readable before the swap", "rebuild", [[self.context.fault("rebuild.temp_created")]],
+    [[self.context.copies.copy_set(r.lane.logical, r.instance, r.temp, r.lane.head, true)]] },
+  { "old collection deleted before the swap", "rebuild", [[  self.context.fault("rebuild.copied_not_swapped")]],
+    [[  deeds.send(self.context, r.server, "PUT", base_of(self, r.lane) .. "/" .. r.target.physical,
+    '{"new_name":"chromux-tomb-rebuild-0"}', r.target.physical)
+  if not r.adopt then
+    deeds.send(self.context, r.server, "DELETE", base_of(self, r.lane) .. "/chromux-tomb-rebuild-0")
+  end]] },
+  { "what a lost worker sent not waited for", "rebuild", "local from = (a.settle or 0) > 0 and r.p0 or a.upto",
+    "a.settle = 0\n  local from = a.upto" },
+  { "names put right beside the catalogue", "leftovers", "if member then member.held = UNFINISHED end", "" },
 }
 
 local seeds = tonumber(arg[1]) or 20

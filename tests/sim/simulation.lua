@@ -21,7 +21,8 @@ local function faults_of(rng)
     poison = rng:pick { 0, 0, 0, 0.03 }, skew = rng:pick { 0, 0, 0, 0.04 },
     nemesis = rng:pick { 0.3, 1, 2.5 }, wipe = rng:chance(0.2), adopt = rng:chance(0.15),
     errors = rng:pick { 0, 0, 0, 0, 0.8 }, -- of the catalogue
-    sync = rng:chance(0.6), anew = rng:pick { 0, 0.1, 0.4 }, -- copies made anew: because they must be, or for nothing
+    -- Copies are made anew: because they must be, or for nothing; by workers that die.
+    sync = rng:chance(0.6), anew = rng:pick { 0, 0.3, 1 }, workers = rng:pick { 0, 0.03, 0.15 },
   }
 end
 

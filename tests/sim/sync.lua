@@ -11,7 +11,7 @@ local M = {}
 local CHUNK = 3
 local DEAD = 1            -- seconds after a worker's end in which what it has sent may still be executed
 local CALL_TIMEOUT = 12
-local AT_ONCE = 2
+local AT_ONCE = 3
 
 local Sync = {}
 Sync.__index = Sync
@@ -51,7 +51,9 @@ function Sync:request(job, server, method, target, body)
     return nil
   end
   local wake, over = World.wait_begin(self.process), false
-  local r = { method = method, target = target, body = body, balancer = self, sync = true }
+  -- The worker dies in the middle; another takes the task.
+  local dies = not sim.calm and sim.rng:chance(sim.faults.workers)
+  local r = { method = method, target = target, body = body, balancer = self, sync = true, slow = dies }
   self.requests[r] = server
   local function finish(answer)
     if over then return end
@@ -67,10 +69,7 @@ function Sync:request(job, server, method, target, body)
     job.settle_until = sim.world.t + DEAD
     finish(nil)
   end
-  if not sim.calm and sim.rng:chance(0.03) then -- the worker dies; another takes the task
-    sim.world:after(sim.rng:unit() * 0.01, lose, self.process)
-  end
-  sim.world:after(3, lose, self.process)
+  sim.world:after(dies and sim.rng:unit() * 0.01 or 5, lose, self.process)
   local answer = coroutine.yield()
   if answer and answer.status < 300 then return answer.body end
   if answer and answer.status >= 400 and answer.status < 500 and answer.status ~= 429 then job.over = true end
@@ -268,7 +267,7 @@ local function life(sim)
     self.api.spawn(function()
       while true do
         self:round()
-        self.api.sleep(0.2 + sim.rng:unit() * 0.5)
+        self.api.sleep(0.05 + sim.rng:unit() * 0.4)
       end
     end)
   end, self.process)
