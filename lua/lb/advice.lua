@@ -108,10 +108,12 @@ end
 
 local function tell(statements, event) statements[#statements + 1] = notices.insert(notices.make(event)) end
 
-local function told_fields(instance, r)
-  return { { "instance", instance }, { "type", r.type }, { "current_usage", string.format("%.1f", r.current_usage) },
-    { "recommended_tier", r.recommended_tier },
-    { "estimated_monthly_cost", string.format("%g", r.estimated_monthly_cost) }, { "reason", r.reason } }
+local function tell_of(statements, kind, instance, r, title)
+  tell(statements, { kind = kind, key = "recommendation/" .. instance .. "/" .. r.type, urgency = r.urgency,
+    title = title, text = r.reason, value = r.value,
+    fields = { { "instance", instance }, { "type", r.type },
+      { "current_usage", string.format("%.1f", r.current_usage) }, { "recommended_tier", r.recommended_tier },
+      { "estimated_monthly_cost", string.format("%g", r.estimated_monthly_cost) }, { "reason", r.reason } } })
 end
 
 local function opened(self, statements, instance, r)
@@ -119,9 +121,7 @@ local function opened(self, statements, instance, r)
       recommended_tier, estimated_monthly_cost, reason, urgency, instance, host, value)
       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)]], r.type, r.current_usage, r.recommended_tier,
     r.estimated_monthly_cost, r.reason, r.urgency, instance, self.monitor.host, r.value }
-  tell(statements, { kind = "recommendation_opened", key = instance .. "/" .. r.type, urgency = r.urgency,
-    title = instance .. " needs more " .. r.type, text = r.reason, fields = told_fields(instance, r),
-    value = r.value })
+  tell_of(statements, "recommendation_opened", instance, r, instance .. " needs more " .. r.type)
 end
 
 local function goes_on(statements, instance, r, before)
@@ -129,15 +129,14 @@ local function goes_on(statements, instance, r, before)
       estimated_monthly_cost = $4, reason = $5, urgency = $6, value = $7, updated_at = now() WHERE id = $1]],
     before.id, r.current_usage, r.recommended_tier, r.estimated_monthly_cost, r.reason, r.urgency, r.value }
   if RANK[r.urgency] <= RANK[before.urgency] then return end
-  tell(statements, { kind = "recommendation_raised", key = instance .. "/" .. r.type, urgency = r.urgency,
-    title = instance .. " needs more " .. r.type .. ": " .. r.urgency .. " instead of " .. before.urgency,
-    text = r.reason, fields = told_fields(instance, r), value = r.value })
+  tell_of(statements, "recommendation_raised", instance, r, instance .. " needs more " .. r.type .. ": " .. r.urgency
+    .. " instead of " .. before.urgency)
 end
 
 local function closed(statements, before, usage, why)
   statements[#statements + 1] = { "UPDATE upgrade_recommendations SET resolved_at = now(), updated_at = now() "
     .. "WHERE id = $1", before.id }
-  tell(statements, { kind = "recommendation_closed", key = before.instance .. "/" .. before.type,
+  tell(statements, { kind = "recommendation_closed", key = "recommendation/" .. before.instance .. "/" .. before.type,
     title = before.instance .. " needs no more " .. before.type .. " now", text = why, value = usage,
     fields = { { "instance", before.instance }, { "type", before.type },
       { "current_usage", string.format("%.1f", usage) } } })
@@ -149,7 +148,7 @@ local function look_at_disk(statements, instance, latest, above)
   if not percent or (above and percent >= DISK_BELOW) or (not above and percent < DISK_ABOVE) then return end
   statements[#statements + 1] = { "UPDATE monitor_instances SET disk_above = $2 WHERE instance = $1", instance,
     not above }
-  tell(statements, { kind = above and "disk_below" or "disk_above", key = instance,
+  tell(statements, { kind = above and "disk_below" or "disk_above", key = "disk/" .. instance,
     title = string.format("The disk of %s is %s", instance, above and "no longer nearly full" or "nearly full"),
     text = string.format("%.1f %% of it is used, %.0f MB are free.", percent, latest.disk_free_mb), value = percent,
     fields = { { "instance", instance }, { "percent", string.format("%.1f", percent) },

@@ -99,8 +99,9 @@ end
 local function every(life, seconds, fn)
   spawn(function()
     while S == life do
-      if life.migrated and not life.store.away then spawn(fn, life):wait() end
-      sleep(type(seconds) == "function" and seconds(life) or seconds)
+      local can = life.migrated and not life.store.away
+      if can then spawn(fn, life):wait() end
+      sleep(not can and RETRY or type(seconds) == "function" and seconds(life) or seconds)
     end
   end)
 end

@@ -173,6 +173,7 @@ local OLD = {
   { "health_metrics", "checked_at", "KEEP" },
   { "upgrade_recommendations", "resolved_at", RECOMMENDATIONS_DAYS },
   { "balancer_figures", "at", 1 },
+  { "monitors", "last_seen", 1 },
 }
 
 -- Deletes what is older than it is kept, in small pieces.

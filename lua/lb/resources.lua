@@ -33,8 +33,8 @@ local NEWEST = [[
       ORDER BY metric_timestamp DESC LIMIT 1) p]]
 
 local OPEN = [[
-  SELECT instance, recommendation_type AS type, urgency, current_usage, recommended_tier, estimated_monthly_cost, reason,
-      extract(epoch FROM created_at)::double precision AS created_at,
+  SELECT instance, recommendation_type AS type, urgency, current_usage, recommended_tier, estimated_monthly_cost,
+      reason, extract(epoch FROM created_at)::double precision AS created_at,
       extract(epoch FROM updated_at)::double precision AS updated_at
     FROM upgrade_recommendations WHERE resolved_at IS NULL ORDER BY instance, recommendation_type]]
 
@@ -42,7 +42,8 @@ local OPEN = [[
 local function figures_of(n, was, lag)
   local p50, p99 = usage.quantiles(n.latency, was.latency, 0.5, 0.99)
   return { instance = n.name, requests = n.requests - was.requests, in_flight = n.active + n.queued,
-    errors = n.failures - was.failures + n.errors - was.errors, p50_ms = p50 and p50 * 1000, p99_ms = p99 and p99 * 1000,
+    errors = n.failures - was.failures + n.errors - was.errors,
+    p50_ms = p50 and p50 * 1000, p99_ms = p99 and p99 * 1000,
     lag_entries = lag and lag.lag_entries, lag_seconds = lag and lag.lag_seconds }
 end
 
@@ -122,7 +123,8 @@ function M.metrics()
   for i, r in ipairs(M.recommendations) do
     out[#out + 1] = { name = "chromux_recommendation", type = "gauge", value = 1,
       help = i == 1 and "1 for each recommendation that is open." or nil,
-      labels = string.format('instance="%s",type="%s",urgency="%s"', r.instance, r.type:gsub('[\\"\n]', "?"), r.urgency) }
+      labels = string.format('instance="%s",type="%s",urgency="%s"', r.instance, (r.type:gsub('[\\"\n]', "?")),
+        r.urgency) }
   end
   return out
 end
