@@ -331,6 +331,7 @@ static void of_two_balancers_one_sends(void **state)
     check(metric(a, "chromux_messages_teller") == 1);
     check(metric(b, "chromux_messages_teller") == 0);
     chromux_signal(a->x, SIGKILL);
+    check(chromux_wait_exit(a->x, 10));
     event(b, "note", "some/a", "for-the-second");
     check_soon(told(p, "for-the-second") == 1, 30);
     chroma_again(a->server[1]);
@@ -338,7 +339,6 @@ static void of_two_balancers_one_sends(void **state)
     flush(b, p, "by-the-second");
     check_int(told(p, "for-the-second"), 1);
     check_int(told(p, "Server replica is down"), 1);
-    check(chromux_wait_exit(a->x, 10));
 }
 
 /* ---- what operators say ------------------------------------------------------------------------
