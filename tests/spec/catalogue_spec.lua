@@ -56,7 +56,8 @@ local function world(at_put)
   function store.enqueue(_, statements, _, done) done(store:commit(statements)) end
   local context = { settings = { TRY_TIMEOUT = 1, DRAIN_CAP = 1 }, servers = { list = { a, b } }, store = store,
     drives = true, holder = true, fault = silent, encode = tostring, counts = require("lb.figures").counts(),
-    events = { decided = silent }, answer = function(e, who) w.told[#w.told + 1] = { e.verdict, e.status, who } end }
+    rebuilds = { disturbed = silent }, events = { decided = silent },
+    answer = function(e, who) w.told[#w.told + 1] = { e.verdict, e.status, who } end }
   function context.lane_new(row)
     local lane = { id = row.id, logical = row.logical, tenant = "t", database = "d", name = row.name, copies = {},
       order = {} }
