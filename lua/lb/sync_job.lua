@@ -468,8 +468,8 @@ end
 
 local function ended(context, job, e)
   local level = (e.how == "moot" or e.how == "left") and "info" or "warn"
-  log[level]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s", job.kind, job.collection_name, job.instance,
-    job.id, job.state, e.how, tostring(e.why)))
+  log[level]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s", job.kind, job.collection_name,
+    job.instance, job.id, job.state, e.how, tostring(e.why)))
   if e.how == "over" then return start_over(context, job, tostring(e.why)) end
   if e.how == "failed" then return fail(context, job, tostring(e.why)) end
   if e.how == "moot" then return drop(context, job, tostring(e.why)) end

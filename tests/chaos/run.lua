@@ -201,7 +201,8 @@ local function play(seed)
   local began = now()
   local ok, why = xpcall(function()
     stage:raise()
-    local workload = Clients.new { urls = stage.urls, ops = ops, think = 0.03, sync = round.threshold }
+    local workload = Clients.new { urls = stage.urls, ops = ops, think = options.kind == "sync" and 0.01 or 0.03,
+      sync = round.threshold }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
