@@ -57,6 +57,7 @@ help:
 	@echo 'make sim        the journal engine in 2,000 seeds of simulated faults, and whether planted faults are seen'
 	@echo 'make test-newest  the integration tests against the newest Chroma server'
 	@echo 'make chaos      200 rounds of seeded faults, each judged by what clients and servers saw; CHAOS="--seed N"'
+	@echo 'make chaos-sync 20 such rounds with workers, in which servers lose what they have'
 	@echo 'make fuzz       fuzz targets in turn, 10 minutes in all; FUZZ_SECONDS=N for N each'
 	@echo 'make bench      chromux against HAProxy, nginx and a bare relay (MODE=quick: a short look)'
 	@echo 'make bench-writes bench-reads    the journal against one Chroma server alone; MODE=quick here too'
@@ -172,15 +173,18 @@ bench-writes bench-reads bench-sync bench-monitor: bench-%: setup-bench
 
 # ---- the history checker: seeded faults on real servers (tests/chaos/run.lua) -----------------------
 # With a program that may die at named steps (core/fault.h). CHAOS: its options, such as --seed 7.
-CHAOS_ROUNDS ?= 200
 $(BUILD)/chaos/wrap: tests/chaos/wrap.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE -o $@ $< -lpthread
 chaos-build: $(BUILD)/chaos/wrap all
 	@$(MAKE) -s --no-print-directory BUILD=$(BUILD)/faults FAULTS=1 all
+RUN_CHAOS = $(BUILD)/chromux script tests/chaos/run.lua --chromux $(BUILD)/faults/chromux
 chaos: setup-test
 	@$(MAKE) -s --no-print-directory -j$(JOBS) chaos-build
-	@$(BUILD)/chromux script tests/chaos/run.lua --chromux $(BUILD)/faults/chromux --rounds $(CHAOS_ROUNDS) $(CHAOS)
+	@$(RUN_CHAOS) --rounds $(or $(CHAOS_ROUNDS),200) $(CHAOS)
+chaos-sync: setup-test
+	@$(MAKE) -s --no-print-directory -j$(JOBS) chaos-build
+	@$(RUN_CHAOS) --kind sync --rounds $(or $(CHAOS_ROUNDS),20) $(CHAOS)
 
 # ---- installing ----------------------------------------------------------------------------------
 SHARE = $(DESTDIR)$(PREFIX)/share/chromux
@@ -198,4 +202,4 @@ clean:
 -include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
     $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
 .PHONY: all help run reload test check print-ORDER unit unit-build spec sim integration integration-build \
-    test-newest asan asan-build chaos chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync bench-monitor install clean
+    test-newest asan asan-build chaos chaos-sync chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync bench-monitor install clean

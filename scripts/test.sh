@@ -162,7 +162,9 @@ for set in "$@"; do
         ;;
     integration) integration '' "$(realpath -m "$BUILD")/chromux" ;;
     chaos)
-        queue+=("chaos rounds $BUILD/chromux script tests/chaos/run.lua --chromux $BUILD/faults/chromux --seed 1 --rounds ${CHAOS_ROUNDS:-10}")
+        rounds="rounds $BUILD/chromux script tests/chaos/run.lua --chromux $BUILD/faults/chromux --seed"
+        queue+=("chaos $rounds 1 --rounds ${CHAOS_ROUNDS:-10}")
+        queue+=("chaos-sync $rounds 1 --kind sync --rounds ${CHAOS_SYNC_ROUNDS:-3}")
         run_queue 1
         ;;
     asan)

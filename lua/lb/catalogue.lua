@@ -8,20 +8,30 @@ local words = require("lb.words")
 
 local M = {}
 
--- Instances that have done every catalogue operation that was answered, the least behind in `lane` first.
-local function readers(self, lane)
+local function has(lane, instance)
+  local c = lane.copies[instance]
+  return c ~= nil and c.state == "ready" and c.physical ~= ""
+end
+
+-- Instances that have done every catalogue operation that was answered, the least behind in `lane` first; lanes: those
+-- that are to be listed, the instance that lacks the fewest of them first.
+local function readers(self, lane, lanes)
   local out = {}
   for _, server in ipairs(self.context.servers.list) do
     local copy = self.copies[server.name]
     if copy and copy.state == "ready" and copy.doubt == 0 and copy.p >= self.floor and server:usable() then
-      local c = lane and lane.copies[server.name]
-      if not lane or (c and c.state == "ready" and c.physical ~= "") then
-        out[#out + 1] = { copy = copy, p = c and c.p or 0, well = server.health == "up" }
+      if not lane or has(lane, server.name) then
+        local r = { copy = copy, p = lane and lane.copies[server.name].p or 0, well = server.health == "up", lacks = 0 }
+        for _, listed in ipairs(lanes or {}) do
+          if not has(listed, server.name) then r.lacks = r.lacks + 1 end
+        end
+        out[#out + 1] = r
       end
     end
   end
   for i, r in ipairs(out) do r.i = i end
   table.sort(out, function(a, b)
+    if a.lacks ~= b.lacks then return a.lacks < b.lacks end
     if a.well ~= b.well then return a.well end
     if a.p ~= b.p then return a.p > b.p end
     return a.i < b.i
@@ -30,18 +40,21 @@ local function readers(self, lane)
 end
 
 -- One of them answers the GET. Where none can yet, as after a start or while one catches up, that is waited for as long
--- as a try may take. answer, instance | nil, why
-local function ask_one(self, lane, target, until_)
+-- as a try may take. o: {lane=, lanes=: as in readers(), fit(answer, instance) -> may it be taken?}.
+-- answer, instance | nil, why
+local function ask_one(self, target, until_, o)
   local why = "no instance has the whole catalogue"
   local settings = self.context.settings
   local patience = math.min(until_, now() + settings.TRY_TIMEOUT)
   while true do
-    for _, r in ipairs(readers(self, lane)) do
+    for _, r in ipairs(readers(self, o.lane, o.lanes)) do
       local left = until_ - now()
       if left <= 0 then return nil, why end
       local a, kind, text = r.copy.server:ask("GET", target, nil, math.min(left, settings.TRY_TIMEOUT))
-      if a and a.status < 500 then return a, r.copy.instance end
-      why = r.copy.instance .. ": " .. (a and "answered " .. a.status or text or kind)
+      local fine = a and a.status < 500
+      if fine and (not o.fit or o.fit(a, r.copy.instance)) then return a, r.copy.instance end
+      why = r.copy.instance .. (fine and " has another collection of that name"
+        or ": " .. (a and "answered " .. a.status or text or kind))
     end
     if now() + 0.02 >= patience or self.context.dead then return nil, why end
     sleep(0.02)
@@ -62,12 +75,15 @@ end
 
 -- The collection as its clients know it: answer, instance | nil, why
 function M.describe(self, lane, until_)
-  local a, instance = ask_one(self, lane, self:path(lane.tenant, lane.database, "/collections/"
-    .. self.context.encode(lane.name)), until_)
+  local text
+  -- A collection that was made anew has its name a moment later than its records.
+  local function fit(a, instance)
+    text = a.status ~= 200 and a.body or rewritten(self, instance, a.body)
+    return text ~= nil
+  end
+  local a, instance = ask_one(self, self:path(lane.tenant, lane.database, "/collections/"
+    .. self.context.encode(lane.name)), until_, { lane = lane, fit = fit })
   if not a then return nil, instance end
-  if a.status ~= 200 then return a, instance end
-  local text = rewritten(self, instance, a.body)
-  if not text then return nil, instance .. " has another collection of that name" end
   a.body = text
   return a, instance
 end
@@ -81,14 +97,33 @@ local function page(query, name)
   end
 end
 
+local function has_any(lane)
+  for _, copy in ipairs(lane.order) do
+    if has(lane, copy.instance) then return true end
+  end
+  return false
+end
+
+-- What one instance lists, and what it has not because it is yet to be made anew there, from another.
 local function list(self, req)
-  local a, instance = ask_one(self, nil, self:path(req.tenant, req.database, "/collections"), req.deadline)
+  local lanes = self:each_in(req.tenant, req.database)
+  local target = self:path(req.tenant, req.database, "/collections")
+  local a, instance = ask_one(self, target, req.deadline, { lanes = lanes })
   if not a then return nil, instance end
   if a.status ~= 200 then return a, instance end
-  local all = {}
+  local all, listed = {}, {}
   for _, raw in ipairs(slice.elements(a.body) or {}) do
     local text, lane = rewritten(self, instance, raw)
-    if text then all[#all + 1] = { lane.logical, text } end
+    if text and (has(lane, instance) or not has_any(lane)) then
+      all[#all + 1], listed[lane] = { lane.logical, text }, true
+    end
+  end
+  for _, lane in ipairs(lanes) do
+    if lane.open and not listed[lane] and has_any(lane) then
+      local one, why = M.describe(self, lane, req.deadline)
+      if not one then return nil, why end
+      if one.status == 200 then all[#all + 1] = { lane.logical, one.body } end
+    end
   end
   table.sort(all, function(x, y) return x[1] < y[1] end)
   local offset, limit = page(req.query, "offset") or 0, page(req.query, "limit") or #all
@@ -110,14 +145,14 @@ function M.read(self, req)
     -- What Chroma refuses in the query it refuses itself; its list would have its own ids.
     local other = (req.query .. "&"):gsub("limit=%d%d?%d?%d?%d?%d?&", ""):gsub("offset=%d%d?%d?%d?%d?%d?&", "")
     if other:find("[^&]") then
-      local a, instance = ask_one(self, nil, req.target, req.deadline)
+      local a, instance = ask_one(self, req.target, req.deadline, {})
       if not a or a.status ~= 200 then return a, instance end
     end
     return list(self, req)
   elseif req.action == "count_collections" then
     return { status = 200, type = "application/json", body = tostring(#self:each_in(req.tenant, req.database)) }
   end
-  return ask_one(self, nil, req.target, req.deadline)
+  return ask_one(self, req.target, req.deadline, {})
 end
 
 return M

@@ -22,6 +22,7 @@ local M = {}
 M.MOST = 100               -- ids in a call
 local PATIENCE = 2         -- seconds for a driver to come to a stop
 local HOLD_MOST = 0.2
+local LINE_MOST = 1500     -- bytes of a line in the log
 local TRIES, PAUSE = 8, 0.05
 local ANSWER_MOST = 64 * 1024 * 1024
 local EMPTY = '{"ids":[],"embeddings":[],"documents":[],"metadatas":[],"uris":[]}'
@@ -132,6 +133,22 @@ local function look(lane, right, mine, base, ids, cosine)
   return out
 end
 
+-- Every repair is in the log, many in a line: of lines of one event only ten are written in a second.
+local function tell(lane, mine, differing)
+  local parts, bytes = {}, 0
+  local function flush()
+    if #parts == 0 then return end
+    log.warn("record_repaired", lane.logical .. " on " .. mine.instance .. ": " .. table.concat(parts, ", "))
+    parts, bytes = {}, 0
+  end
+  for _, d in ipairs(differing) do
+    local text = slice.quote(d.id) .. " was " .. d.how
+    if bytes + #text > LINE_MOST then flush() end
+    parts[#parts + 1], bytes = text, bytes + #text + 4
+  end
+  flush()
+end
+
 -- Looks, and makes equal what differs, while the copy is held. what look() says | nil, why
 local function look_and_repair(lane, right, mine, base, ids, cosine, until_)
   local hold, why = Hold.take(lane, mine, PATIENCE, HOLD_MOST)
@@ -152,10 +169,7 @@ local function look_and_repair(lane, right, mine, base, ids, cosine, until_)
   hold:release()
   lane:kick_copy(mine)
   if not fine then return nil, why or "it could not be held" end
-  for _, d in ipairs(seen.differing) do
-    log.warn("record_repaired", lane.logical .. " on " .. mine.instance .. ": " .. slice.quote(d.id) .. " was "
-      .. d.how)
-  end
+  tell(lane, mine, seen.differing)
   lane.context.events:note("repaired", mine.instance, nil, #list .. " records of " .. lane.logical)
   seen.repaired = #list
   return seen

@@ -324,9 +324,15 @@ end
 
 -- ---- verify ------------------------------------------------------------------------------------------------
 
-local function begin_verify(context, job)
+-- The job's copy while there is something to compare: one that is to be made anew is that first. copy, all copies
+local function whole_own(context, job)
   local own, copies = situation(context, job)
   if own.state ~= "ready" then stop("moot", "the copy is " .. own.state .. " and is made anew") end
+  return own, copies
+end
+
+local function begin_verify(context, job)
+  local own, copies = whole_own(context, job)
   if not context.able(job.instance) then stop("later", job.instance .. " cannot be used now") end
   local list = whole(context, copies)
   if #list < 2 then stop("moot", "there is no other whole copy to compare it with") end
@@ -412,6 +418,8 @@ function Job.verify(context, job)
     chunk(context, job, "compare")
     await(context, job)
     set(context, job, { state = "confirming" })
+  else
+    whole_own(context, job) -- its repair may have been cut off, which is a job of its own
   end
   local ids, nan, names = suspects(context, job)
   if nan > 0 then
@@ -459,10 +467,9 @@ local function start_over(context, job, why)
 end
 
 local function ended(context, job, e)
-  do
-    log[(e.how == "moot" or e.how == "left") and "info" or "warn"]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s",
-      job.kind, job.collection_name, job.instance, job.id, job.state, e.how, tostring(e.why)))
-  end
+  local level = (e.how == "moot" or e.how == "left") and "info" or "warn"
+  log[level]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s", job.kind, job.collection_name,
+    job.instance, job.id, job.state, e.how, tostring(e.why)))
   if e.how == "over" then return start_over(context, job, tostring(e.why)) end
   if e.how == "failed" then return fail(context, job, tostring(e.why)) end
   if e.how == "moot" then return drop(context, job, tostring(e.why)) end

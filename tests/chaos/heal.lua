@@ -15,7 +15,8 @@ end
 -- What must be empty: { what it is, query of a row with a text as `what` }.
 local OPEN = {
   { "a copy that is not whole", [[SELECT format('lane %s on %s is %s: %s', c.lane, c.instance, c.state,
-      c.reason) AS what FROM journal_copies c JOIN journal_lanes l USING (lane) WHERE l.open AND c.state <> 'ready' LIMIT 1]] },
+      c.reason) AS what
+    FROM journal_copies c JOIN journal_lanes l USING (lane) WHERE l.open AND c.state <> 'ready' LIMIT 1]] },
   { "an instance without a copy", [[SELECT format('lane %s has %s copies', l.lane, count(c.instance)) AS what
     FROM journal_lanes l LEFT JOIN journal_copies c USING (lane) WHERE l.open GROUP BY l.lane
     HAVING count(c.instance) < 2 LIMIT 1]] },
@@ -61,16 +62,19 @@ end
 
 -- ---- comparing -------------------------------------------------------------------------------------------
 
+-- Done, or there was nothing to compare the copy with because others are compared with it.
+local COMPARED = "j.state = 'done' AND (j.reason = '' OR j.reason LIKE 'it is the authority%')"
+
 -- A comparison of each collection with every copy of it, as somebody asks for it.
 local ASK = [[INSERT INTO sync_jobs (kind, lane, instance, asked_by)
   SELECT 'verify', c.lane, c.instance, 'round' FROM journal_copies c JOIN journal_collections k USING (lane)
   WHERE NOT k.deleted AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = c.lane AND j.instance = c.instance
-    AND j.kind = 'verify' AND (j.finished_at IS NULL OR (j.asked_by = 'round' AND j.id > $1)))
+    AND j.kind = 'verify' AND (j.finished_at IS NULL OR (j.asked_by = 'round' AND j.id > $1 AND ]] .. COMPARED .. [[)))
   ON CONFLICT DO NOTHING]]
 local LACKING = [[SELECT format('lane %s on %s', c.lane, c.instance) AS what
   FROM journal_copies c JOIN journal_collections k USING (lane)
   WHERE NOT k.deleted AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = c.lane AND j.instance = c.instance
-    AND j.kind = 'verify' AND j.state = 'done' AND j.asked_by = 'round' AND j.id > $1) LIMIT 1]]
+    AND j.kind = 'verify' AND j.asked_by = 'round' AND j.id > $1 AND ]] .. COMPARED .. [[) LIMIT 1]]
 
 local function last_job() return rows("SELECT COALESCE(max(id), 0) AS id FROM sync_jobs")[1].id end
 
@@ -150,8 +154,10 @@ local function logged(stage)
   for _, name in ipairs(stage.balancers) do
     local f = io.open(stage[name].log)
     for line in f and f:lines() or function() end do
-      local logical, id = line:match('record_repaired.-([%x%-]+) on %w+: \\?"(.-)\\?" was ')
-      if id then out[logical .. "/" .. id] = (out[logical .. "/" .. id] or 0) + 1 end
+      local logical, list = line:match('record_repaired text="([%x%-]+) on %w+: (.*)$')
+      for id in (list or ""):gmatch('\\"(%w+)\\" was ') do
+        out[logical .. "/" .. id] = (out[logical .. "/" .. id] or 0) + 1
+      end
     end
     if f then f:close() end
   end

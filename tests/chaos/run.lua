@@ -201,7 +201,8 @@ local function play(seed)
   local began = now()
   local ok, why = xpcall(function()
     stage:raise()
-    local workload = Clients.new { urls = stage.urls, ops = ops, think = 0.03, sync = round.threshold }
+    local workload = Clients.new { urls = stage.urls, ops = ops, think = options.kind == "sync" and 0.01 or 0.03,
+      sync = round.threshold }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
@@ -216,9 +217,9 @@ local function play(seed)
   if not ok then violations[#violations + 1] = "round: " .. why end
   local t = tally(ops)
   say("seed %d: %.0f s, %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of "
-    .. "them failed; %d copies set aside; faults: %s; %s", seed, now() - began, #ops, t.ack, t.reject, t.not_kept,
-    t.kept, t.unknown, t.reads, t.failed_reads, history and history.aside and #history.aside or 0, describe(round, proved),
-    #violations == 0 and "clean" or #violations .. " VIOLATIONS")
+    .. "them failed; %d copies set aside; faults: %s; %s", seed, now() - began, #ops, t.ack, t.reject,
+    t.not_kept, t.kept, t.unknown, t.reads, t.failed_reads, history and history.aside and #history.aside or 0,
+    describe(round, proved), #violations == 0 and "clean" or #violations .. " VIOLATIONS")
   for i = 1, math.min(#violations, options.shown) do say("    %s", violations[i]) end
   for _, c in ipairs(history and history.aside or {}) do
     say("    set aside: lane %d on %s is %s: %s%s", c.lane, c.instance, c.state, tostring(c.reason),

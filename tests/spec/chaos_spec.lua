@@ -5,6 +5,7 @@ local Model = require("model")
 local Check = require("check")
 local Rng = require("rng")
 local Faults = require("faults")
+local CheckSync = require("check_sync")
 
 local NULL = (require("cjson")).null
 
@@ -325,5 +326,79 @@ describe("a schedule of faults", function()
       assert.equal(plan(5), plan(5))
       assert.not_equal(plan(5), plan(6))
     end
+  end)
+end)
+
+describe("what workers did", function()
+  -- A rebuild of three ids in two chunks and a comparison of them, both done; equal everywhere, nothing left.
+  local function done()
+    return {
+      jobs = {
+        { id = 1, kind = "rebuild", lane = 1, instance = "a", state = "done", records = 3, done_records = 3 },
+        { id = 2, kind = "verify", lane = 1, instance = "a", state = "done", records = 3, done_records = 3 },
+      },
+      tasks = {
+        { id = 11, job = 1, kind = "copy", first = 0, last = 1, status = "completed", records = 2, ids = { "x", "y" } },
+        { id = 12, job = 1, kind = "copy", first = 2, last = 2, status = "completed", records = 0, ids = { "z" } },
+        { id = 13, job = 1, kind = "touched", first = 5, last = 9, status = "completed", records = 4 },
+        { id = 21, job = 2, kind = "compare", first = 0, last = 2, status = "completed", records = 3,
+          ids = { "x", "y", "z" } },
+      },
+      completed = { { task = 11, job = 1 }, { task = 12, job = 1 }, { task = 13, job = 1 }, { task = 21, job = 2 } },
+      hashes = { [1] = { a = { x = "1", y = "2" }, b = { x = "1", y = "2" } } },
+      names = { a = { "c" }, b = { "c" } },
+    }
+  end
+
+  local function found(change)
+    local s = done()
+    change(s)
+    local out = {}
+    for _, text in ipairs(CheckSync.all(s)) do out[text:match("^[^:]+")] = true end
+    local names = {}
+    for name in pairs(out) do names[#names + 1] = name end
+    table.sort(names)
+    return table.concat(names, " ")
+  end
+
+  it("is clean when all was done once", function()
+    assert.equal("", found(function() end))
+  end)
+
+  it("is not when a chunk is counted twice, missing, or its ids are another's too", function()
+    assert.equal("counted twice", found(function(s) table.insert(s.completed, { task = 11, job = 1 }) end))
+    assert.equal("chunks", found(function(s) table.remove(s.tasks, 1) end))
+    assert.equal("chunks", found(function(s) s.tasks[2].ids = { "x" } end))
+    assert.equal("chunks", found(function(s) s.tasks[2].ids = { "z", "w" } end))
+    assert.equal("chunks", found(function(s) s.tasks[1].records = 3 end))
+    assert.equal("chunks", found(function(s) s.tasks[2].status = "pending" end))
+    assert.equal("chunks", found(function(s) s.jobs[1].records = 4 end))
+    assert.equal("chunks", found(function(s) s.jobs[2].done_records = 4 end))
+  end)
+
+  it("is not when something failed for good", function()
+    local failed = { id = 3, kind = "rebuild", lane = 1, instance = "a", state = "failed", records = 0,
+      done_records = 0, error = "why" }
+    assert.equal("failed job", found(function(s) table.insert(s.jobs, failed) end))
+    assert.equal("", found(function(s)
+      table.insert(s.jobs, failed)
+      table.insert(s.jobs, { id = 4, kind = "rebuild", lane = 1, instance = "a", state = "done", records = 0,
+        done_records = 0 })
+    end))
+    assert.equal("failed task", found(function(s)
+      table.insert(s.tasks, { id = 14, job = 1, kind = "touched", first = 0, last = 9, status = "failed", records = 0 })
+    end))
+  end)
+
+  it("is not when copies differ", function()
+    assert.equal("not equal", found(function(s) s.hashes[1].a.x = "3" end))
+    assert.equal("not equal", found(function(s) s.hashes[1].a.x = nil end))
+    assert.equal("not equal", found(function(s) s.hashes[1].b.x = nil end))
+  end)
+
+  it("is not when something of ours is left on a server", function()
+    assert.equal("left over", found(function(s) s.names.a[2] = "chromux-temp-1-a-1-1" end))
+    assert.equal("left over", found(function(s) s.names.a[2] = "chromux-tomb-rebuild-1" end))
+    assert.equal("left over", found(function(s) s.names.a[2] = "c-aside-01234567" end))
   end)
 end)
