@@ -39,5 +39,6 @@ files["lua/lb"] = {
 }
 files["tests/chaos"] = files["scripts"]
 files["tests/bench/sync.lua"] = files["scripts"]
+files["tests/integration/exact.lua"] = files["scripts"]
 files["tests/spec"] = { std = "luajit+busted" }
 files["policies/*_spec.lua"] = { std = "luajit+busted" }

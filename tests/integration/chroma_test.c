@@ -1,6 +1,7 @@
 /* Chroma's own JavaScript client through chromux, against real servers: everything it can do with
  * collections and records, with results equal to those of a direct connection; and the routes that
- * the servers say they have. The programs are tests/integration/js/client.js and routes.js. */
+ * the servers say they have. The programs are tests/integration/js/client.js and routes.js. And
+ * that records are copied exactly (exact.lua). */
 #include "chroma.h"
 #include "fixture.h"
 
@@ -68,11 +69,23 @@ static void every_route_of_the_server_is_known(void **state)
     check_lacks(chromux_log(x), "_down");
 }
 
+static void records_are_copied_to_the_last_bit(void **state)
+{
+    struct chroma *a = chroma_start(keepf("%s/a", temp_folder()));
+    struct chroma *b = chroma_start(keepf("%s/b", temp_folder()));
+    const char *argv[] = {chromux_path(), "script", "tests/integration/exact.lua",
+                          a->url,         b->url,   NULL};
+    struct run r = run_program(argv, NULL, 60);
+    check_has(r.output, "exact\n");
+    check_int(r.status, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(javascript_client_does_everything),
         TEST(every_route_of_the_server_is_known),
+        TEST(records_are_copied_to_the_last_bit),
     };
     return RUN(tests);
 }
