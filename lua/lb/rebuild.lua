@@ -414,7 +414,7 @@ end
 -- A stamp that says: what was written before it is on the server (R9). false: not in time
 local function stamp(self, r, until_)
   while now() < until_ and not ended(self, r) do
-    local done, fresh = r.server:stamp()
+    local done, fresh = r.server:stamp_after_now()
     if done and fresh then return true end
     sleep(0.05)
   end

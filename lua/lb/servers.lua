@@ -239,6 +239,25 @@ function Server:stamp()
   return true, fresh
 end
 
+-- A stamp of what was written before now; who waits for one shares it, for only one at a time says anything.
+-- true, fresh | nil, why
+function Server:stamp_after_now()
+  local batch = self.stamp_next
+  if not batch then
+    batch = { over = Signal.new() }
+    self.stamp_next = batch
+    spawn(function()
+      while self.stamping > 0 do sleep(0.002) end
+      self.stamp_next = nil -- who comes from here on needs the next one
+      local fine, done, fresh = pcall(self.stamp, self)
+      batch.result = { fine and done or nil, fine and fresh or done }
+      batch.over:fire()
+    end)
+  end
+  while not batch.result do batch.over:wait() end
+  return batch.result[1], batch.result[2]
+end
+
 -- A stamp may yet be carried out, for so many seconds of the server's own time: it may stand still meanwhile.
 function Server:hold_stamps(horizon)
   local batch = self:settle_begin(horizon)
