@@ -34,6 +34,7 @@ local function kill(self, copy, tenant, database, physical, lane_id, late)
     json.encode { new_name = tomb }, physical, late)
   if kind == "lost" then return "applied", words.EMPTY end
   if kind ~= "applied" then return kind, answer end
+  self.context.fault("delete.renamed_not_deleted")
   kind, answer = send(self, copy, "DELETE", self:path(tenant, database, "/collections/" .. tomb), nil, nil, late)
   if type(answer) == "table" and answer.status == 404 then return "applied", words.EMPTY end
   -- An error may come after the deed: the server tells.
@@ -202,7 +203,10 @@ Op.create_collection = {
     if again then
       local is, answer, id = Op.create_collection.look(self, copy, e, p)
       if not is then return "later" end
-      if is == "done" then return "applied", answer, id end
+      if is == "done" then
+        self.context.fault("create.by_name_found")
+        return "applied", answer, id
+      end
     end
     local target = self:path(p.tenant, p.database, "/collections")
     local kind, a = send(self, copy, "POST", target, plain_create(e.body), nil, late)
@@ -210,6 +214,7 @@ Op.create_collection = {
     if kind == "applied" then
       local c = slice.collection(a.body)
       if not c then return "unsure", a end
+      self.context.fault("create.answered_unmapped")
       return kind, a, c.id
     end
     if kind == "refused" and a.status == 409 and e.verdict == "applied" then
@@ -250,6 +255,7 @@ Op.create_collection = {
   undo = function(self, copy, e, p)
     local is, _, id = Op.create_collection.look(self, copy, e, p)
     if is ~= "done" then return is and "applied" or "later" end
+    self.context.fault("ghost.found")
     return (kill(self, copy, p.tenant, p.database, id, "undone-" .. e.n))
   end,
 }
@@ -358,6 +364,7 @@ Op.update_collection = {
   look = function(self, copy, e, p)
     local physical = copy_on(self, p.lane, copy.instance)
     local raw = physical and described(self, copy, p.tenant, p.database, physical)
+    if raw == false then return "undone" end -- lost: whoever sends to it sees that
     local is, wanted = raw and slice.members(raw), slice.members(e.body)
     local lane = self.by_lane[p.lane]
     if not is or not wanted then return nil end

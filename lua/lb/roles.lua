@@ -248,6 +248,7 @@ local function leave(context)
   courier.fence(0)
   for call in pairs(context.calls) do call:close() end
   J.role = "standby"
+  M.fault("fenced.answering")
   log.error("journal_fenced", "another balancer has the lease")
   hooks.left()
   context.over:fire()
@@ -284,6 +285,7 @@ local function keep_lease(life, context, store, ttl)
   while J.life == life and not context.dead do
     sleep(ttl / 4)
     if context.dead then break end
+    M.fault("lease.expired_unaware")
     local at = courier.boottime()
     local mine = store:lease_renew(ttl)
     if mine and not context.dead then
@@ -314,6 +316,7 @@ local function hold(life, lease)
   local store = new_store(lease.epoch)
   store.renewed, store.prior = lease.renewed, lease.prior
   if J.role ~= "standby" or not J.context then say("starting", "the lease is ours") end
+  M.fault("takeover.before_load")
   local loaded
   repeat
     local is, why = identity.check(store)

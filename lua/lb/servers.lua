@@ -341,6 +341,7 @@ function Server:admit()
         -- Marked durably before it is stamped anew.
         if fine or (fine == false and context.on_lost(self, self.note)) then
           self.seen = math.max(self.seen, counter)
+          if fine == false then context.fault("admit.marked_not_stamped") end
           local stamped, why = self:look_at_generation()
           if stamped then stamped, why = self:stamp() end
           if stamped and life == self.incarnation then

@@ -41,6 +41,7 @@ local function cut(self, id, from, upto, moved, to_size)
   while from < upto and not (to_size and self.bytes <= to_size) do
     if self.context.dead then return false end
     local most = math.max(1, math.min(BATCH_BYTES, self.bytes - (to_size or -BATCH_BYTES)))
+    self.context.fault("trim.before")
     local rows = self.context.store:commit { Store.trim(id, from, upto, most) }
     if not rows then return false end
     local r = rows[1][1]

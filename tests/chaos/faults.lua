@@ -65,10 +65,14 @@ end
 M.steps = {
   "append.before_commit", "append.committed_unanswered", "send.sent", "resolve.read", "resolve.recorded",
   "decision.before_commit", "verdict.committed_unanswered", "answer.before", "recv.2xx_before_decision",
-  "recv.4xx_before_decision", "settle.begin", "settle.end", "create.sent",
+  "recv.4xx_before_decision", "settle.begin", "settle.end", "create.sent", "create.answered_unmapped",
+  "create.by_name_found", "delete.renamed_not_deleted", "lease.expired_unaware", "takeover.before_load",
+  "fenced.answering",
 }
 local RARE = { ["resolve.read"] = 12, ["resolve.recorded"] = 12, ["recv.4xx_before_decision"] = 8, ["settle.begin"] = 3,
-  ["settle.end"] = 3, ["create.sent"] = 6 }
+  ["settle.end"] = 3, ["create.sent"] = 6, ["create.answered_unmapped"] = 6, ["create.by_name_found"] = 1,
+  ["delete.renamed_not_deleted"] = 3, ["lease.expired_unaware"] = 10, ["takeover.before_load"] = 2,
+  ["fenced.answering"] = 1 }
 
 -- Those of making copies anew: of the holder of the journal's lease, and of workers. value: one of so many hits.
 M.holder_steps = {
