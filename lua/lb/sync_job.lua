@@ -400,7 +400,7 @@ local function verified(context, job, differences, repaired, error_text)
   local primary, replica = counts(context, job, source, target)
   local proven = differences == repaired and error_text == ""
   need(context.store:job_ends(job, "done", { differences = differences, repaired = repaired, error = error_text,
-    done_records = p.records or 0, target_records = target, memory_peak_mb = p.memory_mb or pg.null },
+    done_records = job.records, target_records = target, memory_peak_mb = p.memory_mb or pg.null },
     { status = proven and "synced" or "different", fine = proven, error = error_text ~= "" and error_text or nil,
       primary_count = primary, replica_count = replica, memory_mb = p.memory_mb, proven = proven,
       differences = differences, repaired = repaired,
