@@ -300,7 +300,7 @@ static void balancer_stop(void)
     access_stop();
     policy_unload();
     copies_clear();
-    copies_expected = copies_on = copies_partial = false;
+    copies_expected = copies_on = false;
     server_stop(&bal.a);
     server_stop(&bal.b);
     config_free(bal.cfg);
