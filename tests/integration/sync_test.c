@@ -1,7 +1,7 @@
 /* Sync makes copies anew while clients go on, by processes that run beside the balancer and die in
  * the middle of it. What they did is asked of the database and of both servers. */
 #include "load.h"
-#include "stage.h"
+#include "syncing.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -10,51 +10,12 @@
 
 enum { WRITERS = 2, READERS = 2, HELD_MOST_MS = 200 };
 
-/* The server's data is gone: it is killed and comes back empty. */
-static void wipe(struct chroma *c)
-{
-    const char *const rm[] = {"rm", "-rf", c->folder, NULL};
-    chroma_kill(c);
-    run_program(rm, NULL, 10);
-    chroma_again(c);
-}
-
-/* A process of this role beside the balancer, with its settings and one more. */
-static struct chromux *process(struct stage *s, const char *role, const char *more)
-{
-    const char *list[64];
-    unsigned n = 0;
-    for (; s->settings[n]; n++)
-        list[n] = s->settings[n];
-    if (more)
-        list[n++] = more;
-    list[n++] = "--role";
-    list[n++] = role;
-    list[n] = NULL;
-    return chromux_spawn(list);
-}
-
 static void add_many(struct stage *s, const char *id, unsigned from, unsigned n)
 {
     for (unsigned upto = from + n; from < upto; from += 1000) {
         unsigned some = upto - from < 1000 ? upto - from : 1000;
         check_status(post(s, of(id, "add"), records_body("r", from, some, "")), 201);
     }
-}
-
-static long jobs(struct stage *s, const char *kind, const char *state)
-{
-    return sql_number(s, "SELECT count(*) FROM sync_jobs WHERE kind = '%s' AND state = '%s'", kind,
-                      state);
-}
-
-/* Waits until n jobs of the kind have come to this state. */
-static void check_jobs(struct stage *s, const char *kind, const char *state, long n, double seconds)
-{
-    if (!wait_until(jobs(s, kind, state) >= n, seconds))
-        harness_fail(__FILE__, __LINE__, "no %ld %s jobs that are %s: %s; tasks: %s", n, kind,
-                     state, sql(s, "SELECT string_agg(j::text, ' ') FROM sync_jobs j"),
-                     sql(s, "SELECT string_agg(t::text, ' ') FROM sync_tasks t"));
 }
 
 static long tasks(struct stage *s, const char *status)
@@ -140,15 +101,15 @@ static void traffic_stop(struct traffic *t)
 static void a_wiped_replica_heals_while_clients_go_on(void **state)
 {
     struct stage *s = stage_raise();
-    process(s, "worker", NULL);
+    sync_process(s, "worker", NULL);
     char *id = create(s, "many");
     add_many(s, id, 0, 2500);
     check_caught_up(s, 20);
     char *before = physical(s, 1, id);
     struct traffic *t = traffic_start(s, id);
     check_soon(load_good(t->load) > 40, 10);
-    wipe(s->server[1]);
-    check_jobs(s, "rebuild", "done", 1, 30);
+    chroma_wipe(s->server[1]);
+    sync_check_jobs(s, "rebuild", "done", 1, 30);
     unsigned good = load_good(t->load);
     check_soon(load_good(t->load) > good + 40, 10);
     traffic_stop(t);
@@ -163,13 +124,13 @@ static void a_wiped_replica_heals_while_clients_go_on(void **state)
 static void what_was_changed_or_deleted_is_on_both_after_it(void **state)
 {
     struct stage *s = stage_raise();
-    process(s, "worker", NULL);
+    sync_process(s, "worker", NULL);
     char *id = create(s, "many");
     add_many(s, id, 0, 2500);
     check_status(post(s, of(id, "update"), "{\"ids\":[\"r7\"],\"embeddings\":[[9,9]]}"), 200);
     check_status(post(s, of(id, "delete"), "{\"ids\":[\"r8\"]}"), 200);
-    wipe(s->server[1]);
-    check_jobs(s, "rebuild", "done", 1, 30);
+    chroma_wipe(s->server[1]);
+    sync_check_jobs(s, "rebuild", "done", 1, 30);
     char *all = check_equal(s, id, 20);
     check_int(count_lines(all, "\n"), 2499);
     check_has(all, "[\"r7\", [9.0, 9.0]");
@@ -189,7 +150,7 @@ static void all_kinds_of_collections_and_records_survive(void **state)
 {
     static const char *const spaces[] = {"l2", "ip", "cosine"};
     struct stage *s = stage_raise();
-    process(s, "worker", "SYNC_INTERVAL=1");
+    sync_process(s, "worker", "SYNC_INTERVAL=1");
     check_status(post(s, "/api/v2/tenants", "{\"name\":\"t \xc3\xa9/1\"}"), 200);
     check_status(post(s, "/api/v2/tenants/t%20%C3%A9%2F1/databases", "{\"name\":\"d?#%2F\"}"), 200);
     char *ids[4], *paths[4];
@@ -216,8 +177,8 @@ static void all_kinds_of_collections_and_records_survive(void **state)
     ids[3] = create(s, "empty");
     paths[3] = keepf("%s", "/collections/empty");
     check_caught_up(s, 20);
-    wipe(s->server[1]);
-    check_jobs(s, "rebuild", "done", 4, 40);
+    chroma_wipe(s->server[1]);
+    sync_check_jobs(s, "rebuild", "done", 4, 40);
     check_caught_up(s, 20);
     for (unsigned i = 0; i < 4; i++) {
         if (i != 2)
@@ -250,10 +211,10 @@ static void two_workers_share_the_tasks_and_one_may_die(void **state)
     char *id = create(s, "many");
     add_many(s, id, 0, 12000);
     check_caught_up(s, 30);
-    wipe(s->server[1]);
+    chroma_wipe(s->server[1]);
     struct chromux *w[2];
     for (unsigned i = 0; i < 2; i++)
-        w[i] = process(s, "worker", NULL);
+        w[i] = sync_process(s, "worker", NULL);
     check_soon(sql_number(s, "SELECT count(DISTINCT worker_id) FROM sync_tasks WHERE "
                              "task_status = 'completed'") == 2,
                20);
@@ -267,8 +228,8 @@ static void two_workers_share_the_tasks_and_one_may_die(void **state)
     pid_t pid = victim->pid;
     chromux_signal(victim, SIGKILL);
     check(chromux_wait_exit(victim, 10));
-    check(jobs(s, "rebuild", "done") == 0);
-    check_jobs(s, "rebuild", "done", 1, 40);
+    check(sync_jobs(s, "rebuild", "done") == 0);
+    sync_check_jobs(s, "rebuild", "done", 1, 40);
     check_int(count_lines(check_equal(s, id, 20), "\n"), 12000);
     check_counted(s, 12000);
     check_int(sql_number(s, "SELECT count(*) FROM sync_workers WHERE worker_id LIKE '%%-%d-%%'",
@@ -288,16 +249,16 @@ static void the_coordinator_dies_and_another_goes_on(void **state)
     char *id = create(s, "many");
     add_many(s, id, 0, 8000);
     check_caught_up(s, 30);
-    wipe(s->server[1]);
-    struct chromux *c = process(s, "coordinator", NULL);
+    chroma_wipe(s->server[1]);
+    struct chromux *c = sync_process(s, "coordinator", NULL);
     check_soon(sql_number(s, "SELECT count(*) FROM sync_lease WHERE until > now()") == 1, 10);
     check_int(sql_number(s, "SELECT split_part(holder, '/', 2) FROM sync_lease"), c->pid);
-    process(s, "worker", NULL);
+    sync_process(s, "worker", NULL);
     check_soon(tasks(s, "completed") > 3, 20);
     chromux_signal(c, SIGKILL);
     check(chromux_wait_exit(c, 10));
-    check(jobs(s, "rebuild", "done") == 0);
-    check_jobs(s, "rebuild", "done", 1, 40);
+    check(sync_jobs(s, "rebuild", "done") == 0);
+    sync_check_jobs(s, "rebuild", "done", 1, 40);
     check_int(count_lines(check_equal(s, id, 20), "\n"), 8000);
     check_counted(s, 8000);
     check_int(sql_number(s, "SELECT attempts FROM sync_jobs"), 0);
@@ -310,8 +271,8 @@ static void servers_and_the_database_fail_in_the_middle(void **state)
     char *id = create(s, "many");
     add_many(s, id, 0, 6000);
     check_caught_up(s, 30);
-    wipe(s->server[1]);
-    process(s, "worker", NULL);
+    chroma_wipe(s->server[1]);
+    sync_process(s, "worker", NULL);
     check_soon(tasks(s, "completed") > 3, 20);
     chroma_kill(s->server[1]);
     chroma_again(s->server[1]);
@@ -323,7 +284,7 @@ static void servers_and_the_database_fail_in_the_middle(void **state)
     check_soon(tasks(s, "completed") > 3, 20);
     stage_pg_kill(SIGINT);
     stage_pg_again();
-    check_jobs(s, "rebuild", "done", 1, 60);
+    sync_check_jobs(s, "rebuild", "done", 1, 60);
     check_int(count_lines(check_equal(s, id, 20), "\n"), 6000);
     check_counted(s, 6000);
     check_soon(strcmp(collections_on(s, 1), "many") == 0, 10);
@@ -332,12 +293,12 @@ static void servers_and_the_database_fail_in_the_middle(void **state)
 static void without_a_whole_copy_nothing_is_overwritten(void **state)
 {
     struct stage *s = stage_raise();
-    process(s, "worker", NULL);
+    sync_process(s, "worker", NULL);
     char *id = create(s, "lost");
     add_many(s, id, 0, 10);
     check_caught_up(s, 10);
     chroma_kill(s->server[0]);
-    wipe(s->server[1]);
+    chroma_wipe(s->server[1]);
     check_soon(
         sql_number(s, "SELECT count(*) FROM journal_copies WHERE state = 'rebuild' AND lane > 0 "
                       "AND instance = 'replica'") == 1,
@@ -347,12 +308,12 @@ static void without_a_whole_copy_nothing_is_overwritten(void **state)
         sql_number(s, "SELECT count(*) FROM sync_jobs WHERE state = 'waiting' AND error <> ''") ==
             1,
         10);
-    wipe(s->server[0]);
+    chroma_wipe(s->server[0]);
     check_soon(
         sql_number(s, "SELECT count(*) FROM notify_events WHERE kind = 'no_source' AND key = '%s'",
                    id) == 1,
         20);
-    check_soon(jobs(s, "rebuild", "done") == 0 && jobs(s, "rebuild", "waiting") == 0, 10);
+    check_soon(sync_jobs(s, "rebuild", "done") == 0 && sync_jobs(s, "rebuild", "waiting") == 0, 10);
 }
 
 int main(void)
