@@ -276,8 +276,10 @@ local function finish(context, job)
       context.fault("sync.finished_not_recorded")
       return a
     end
-    far = true
-    set(context, job, { state = "catching_up" })
+    if a.more > 0 then -- else it was only not the time for it
+      far = true
+      set(context, job, { state = "catching_up" })
+    end
   end
   stop("later", "clients write faster than it is caught up with")
 end
