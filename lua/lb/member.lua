@@ -15,6 +15,8 @@ local json = json
 
 local M = {}
 
+local PATIENCE = 5 -- seconds for the server to be admitted
+
 local function ok(a) return a ~= nil and a.status >= 200 and a.status < 300 end
 
 -- Makes it if it is missing. true | nil, why
@@ -125,6 +127,9 @@ function M.renew(context, names, instance, until_)
   if not member then return nil, instance .. " has not joined" end
   if member.state == "ready" then return true end
   local server = member.server
+  -- It is marked lost a moment before it is admitted.
+  local till = math.min(until_, now() + PATIENCE)
+  while not server:usable() and now() < till and not context.dead do sleep(0.05) end
   if not server:usable() then return nil, instance .. " can't be used now" end
   local life = server.admitted
   local dead, why = deleted_ones(names, instance)
