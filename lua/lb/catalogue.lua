@@ -76,10 +76,13 @@ end
 -- The collection as its clients know it: answer, instance | nil, why
 function M.describe(self, lane, until_)
   local text
-  -- A collection that was made anew has its name a moment later than its records.
+  -- A collection that was made anew has its name a moment later than its records: another one has it, or none.
   local function fit(a, instance)
-    text = a.status ~= 200 and a.body or rewritten(self, instance, a.body)
-    return text ~= nil
+    text = a.body
+    if a.status ~= 200 then return a.status ~= 404 or not lane.open or lane.leaving end
+    local own, of = rewritten(self, instance, a.body)
+    text = own
+    return of == lane
   end
   local a, instance = ask_one(self, self:path(lane.tenant, lane.database, "/collections/"
     .. self.context.encode(lane.name)), until_, { lane = lane, fit = fit })

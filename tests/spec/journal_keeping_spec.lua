@@ -81,6 +81,7 @@ local function world(answers)
     calls = {}, copies = setmetatable({}, { __index = function() return silent end }) }
   context.counts = require("lb.figures").counts()
   context.events = require("lb.events").new(context)
+  context.rebuilds = { give_up = silent }
   return context, a, b
 end
 
