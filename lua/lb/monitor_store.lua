@@ -4,7 +4,6 @@
 -- second one is let go, and from then on only every second one is kept (then every fourth …), so that what is written
 -- later still covers all of the time evenly. A write whose answer was lost is
 -- repeated: rows are unique by instance, time and host.
-local M = {}
 local Store = {}
 Store.__index = Store
 
@@ -55,7 +54,7 @@ local BEAT = [[
     ON CONFLICT (monitor) DO UPDATE SET last_seen = now(), every_seconds = $3]]
 
 -- host: of this machine; name: of this monitor; conn: a connection of lb.runtime's.
-function M.new(conn, name, host)
+function Store.new(conn, name, host)
   return setmetatable({ conn = conn, name = name, host = host, started = now(), waiting = {}, bytes = 0, stride = 1,
     seen = 0, let_go = 0, away = nil }, Store)
 end
@@ -163,7 +162,7 @@ local function write_some(self, every)
   return true
 end
 
--- All that waits. true, or nil when PostgreSQL is away.
+-- Writes all that waits. true, or nil when PostgreSQL is away.
 function Store:flush(every)
   repeat
     if not write_some(self, every) then return nil end
@@ -217,4 +216,4 @@ function Store:farewell()
     { "UPDATE monitor_instances SET until = '-infinity' WHERE monitor = $1", self.name } }
 end
 
-return M
+return Store

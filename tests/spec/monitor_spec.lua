@@ -107,7 +107,7 @@ describe("samples that wait for PostgreSQL", function()
     assert.are.equal(1001, all[1])
     assert.is_true(all[#all] >= 100990)
     for i = 2, #all do assert.is_true(all[i] > all[i - 1] and all[i] - all[i - 1] <= 16) end
-    for _, statements in ipairs(conn.sent) do assert.is_true(#statements[2][2] <= 256 * 1024 + 100) end
+    for _, statements in ipairs(conn.sent) do assert.is_true(#statements[2][2] <= 300 * 1024) end
   end)
 
   it("are given up when PostgreSQL refuses what they say", function()
