@@ -223,15 +223,6 @@ local JOURNAL = {
     return { key = "copy/" .. from, title = "A copy on " .. from .. " is out of use until it is made anew",
       fields = { { "instance", from }, { "collection", collection }, { "cause", cause } } }
   end,
-  no_source = function(from, _, reason)
-    local collection, cause = of_collection(reason)
-    return { key = "copy/" .. from, title = "There is no good copy to make " .. from .. "'s anew from",
-      fields = { { "instance", from }, { "collection", collection }, { "cause", cause } } }
-  end,
-  record_repaired = function(from, _, reason)
-    return { kind = "repaired", key = "repaired/" .. from, title = "Records on " .. from
-      .. " differed and were repaired", fields = { { "instance", from }, { "cause", reason } } }
-  end,
   not_adopted = function(from, _, reason)
     return { key = "adopted/" .. from, title = "Not all that is on " .. from .. " can be taken over", text = reason,
       fields = { { "instance", from } } }

@@ -279,9 +279,12 @@ end
 
 -- Those whose time has come, and those that were gathered.
 function Book:turn()
-  local t = self.now()
-  for _, e in ipairs(in_order(self.events)) do
-    if e.ask_at and e.ask_at <= t and e.state ~= "ready" and e.state ~= "queued" then
+  local t, due = self.now(), {}
+  for uid, e in pairs(self.events) do
+    if e.ask_at and e.ask_at <= t and e.state ~= "ready" and e.state ~= "queued" then due[uid] = e end
+  end
+  for _, e in ipairs(in_order(due)) do
+    if e.ask_at then -- asking about another may have ended it
       e.ask_at = nil
       ask(self, e)
     end

@@ -103,8 +103,9 @@ static int place(struct peer *p, const char *part)
 static void event(struct stage *s, const char *kind, const char *key, const char *title)
 {
     sql(s,
-        "WITH e AS (INSERT INTO notify_events (uid, kind, key, urgency, title, raised_at) VALUES "
-        "(md5(random()::text), '%s', '%s', 'medium', '%s', now()) RETURNING 1) "
+        "WITH e AS (INSERT INTO notify_events (uid, kind, key, urgency, title, fields, raised_at) "
+        "VALUES (md5(random()::text), '%s', '%s', 'medium', '%s', "
+        "'[[\"instance\",\"a\"],[\"collection\",\"docs\"]]', now()) RETURNING 1) "
         "SELECT pg_notify('chromux_notify', '') FROM e",
         kind, key, title);
 }
@@ -283,6 +284,41 @@ static void a_killed_sender_loses_and_repeats_nothing_it_was_told_of(void **stat
     stage_again(s);
     check_soon(told(p, "Server replica is up again") == 1, 20);
     check_int(told(p, "Server replica is down"), 1);
+}
+
+/* Killed again and again at any moment, by a hook that fails now and then: each event is told, and
+ * twice only what was under way when it was killed. */
+static void many_kills_lose_nothing(void **state)
+{
+    enum { KILLS = 6, EVENTS = 24 };
+    struct peer *p = hook_start();
+    struct stage *s = stage_new();
+    stage_chromux(s, "POLICY_TIME=1", slack_at(p), NULL);
+    treat((const enum how[]){TAKE, FAIL, TAKE, TAKE, RESET, TAKE, TAKE, FAIL}, 8);
+    unsigned raised = 0, killed = 0, before = 0;
+    while (raised < EVENTS || killed < KILLS) {
+        for (unsigned i = 0; i < EVENTS / KILLS && raised < EVENTS; i++, raised++)
+            event(s, "note", keepf("some/%u", raised), keepf("event-%02u.", raised));
+        /* Right when the next request comes, or once it is answered. */
+        check_soon(killed % 2 ? peer_requests(p) > before : atomic_load(&answered) > killed / 2,
+                   30);
+        chromux_signal(s->x, SIGKILL);
+        stage_again(s);
+        before = peer_requests(p);
+        killed++;
+    }
+    flush(s, p, "that-was-all");
+    check_soon(rows(s, "queued") + rows(s, "sending") == 0, 30);
+    unsigned again = 0;
+    for (unsigned i = 0; i < EVENTS; i++) {
+        unsigned n = told(p, keepf("event-%02u.", i));
+        check(n >= 1);
+        again += n > 1;
+    }
+    /* A message holds up to the events between two kills; failed tries come again as well. */
+    check(peer_requests(p) <= (unsigned)rows(s, "sent") + KILLS + 3);
+    check(again < EVENTS);
+    check_int(sql_number(s, "SELECT count(*) FROM notify_events WHERE state <> 'told'"), 0);
 }
 
 static void without_postgresql_people_are_told_and_it_is_recorded_later(void **state)
@@ -474,6 +510,7 @@ int main(void)
         STAGE_TEST(a_hook_that_fails_gets_each_message_in_the_end),
         STAGE_TEST(what_is_refused_is_not_sent_again),
         STAGE_TEST(a_killed_sender_loses_and_repeats_nothing_it_was_told_of),
+        STAGE_TEST(many_kills_lose_nothing),
         STAGE_TEST(without_postgresql_people_are_told_and_it_is_recorded_later),
         STAGE_TEST(of_two_balancers_one_sends),
         STAGE_TEST(a_reload_changes_words_and_limits_at_once),
