@@ -95,7 +95,7 @@ end
 function Book:view(e)
   local story = (e.opens or e.ends) and story_id(e.opens or e.ends, e.key)
   return { kind = e.kind, key = e.key, urgency = e.urgency, at = e.at, now = self.now(), since = e.since or e.at,
-    ends = e.ends ~= nil, repeats = e.repeats + e.told, title = e.title, text = e.text, fields = e.fields, group = {},
+    ends = e.ends ~= nil, repeats = e.repeats, title = e.title, text = e.text, fields = e.fields, group = {},
     openings = story and self.beginnings[story] and within(self.beginnings[story], self.now(), HOUR) or 1 }
 end
 

@@ -115,7 +115,7 @@ end
 -- ---- copies ----------------------------------------------------------------------------------------------
 
 local function copies(book, name, i)
-  local key = "copy/" .. name
+  local key = "copies/" .. name
   local told = going_on(book, "copies", key)
   if not told or i.copies_not_ready > 0 or i.retired then return end
   local one = told.event.kind == "copy_lost" and told.known <= 1 and told.event.fields[2]
