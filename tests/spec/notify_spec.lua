@@ -108,6 +108,12 @@ describe("the book", function()
     for i = 1, 12 do raise("note", "some/" .. i) end
     local out = goes_out(book, 10)
     assert.equals(2, #out)
+    for _ = 1, 3 do
+      raise("note", "some/same")
+      raise("server_lost_data", "copies/b")
+    end
+    assert.same({ "note server_lost_data" }, goes_out(book, 10))
+    assert.equals(1, book:story("copies", "copies/b").known)
   end)
 
   it("tells neither beginning nor end of what is over before it was told", function()
