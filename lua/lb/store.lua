@@ -242,7 +242,8 @@ function Store:trouble()
   if state ~= "ready" or self.trying then
     return "PostgreSQL does not answer: " .. (state ~= "ready" and why ~= "" and why or self.last_error)
   end
-  for _, message in pairs(self.refusals) do return "PostgreSQL refuses what is to be written: " .. message end
+  local _, message = next(self.refusals)
+  if message then return "PostgreSQL refuses what is to be written: " .. message end
   if self.lease_error then return "the lease cannot be renewed: " .. self.lease_error end
 end
 
