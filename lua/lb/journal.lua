@@ -83,7 +83,7 @@ local function send_verdict(e, instance)
         local p = json.decode(e.rest) or {}
         local lane = J.names:find(p.tenant, p.database, p.name)
         local a, who = nil, "the collection is gone again"
-        if lane then a, who = Catalogue.describe(J.names, lane, t.deadline) end
+        if lane then a, who = Catalogue.existing(J.names, lane, e.body, t.deadline) end
         if a then
           send(t, a, who, "X-Chromux-Entry: " .. entry_name(e) .. "\r\n")
         else
@@ -298,7 +298,7 @@ local function write_catalogue(t, req)
     and J.names:find(p.tenant, p.database, p.name)
   if there and J.names.floor == J.names.head then
     spawn(function()
-      local a, who = Catalogue.describe(J.names, there, t.deadline)
+      local a, who = Catalogue.existing(J.names, there, req.body, t.deadline)
       if a then return send(t, a, who) end
       refuse(t, "no_instance", "the collection exists, but cannot be described: " .. tostring(who))
     end)

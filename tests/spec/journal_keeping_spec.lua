@@ -55,6 +55,7 @@ local function store(answers)
   end
   function s.enqueue(_, statements, _, done) done(s:commit(statements)) end
   function s.healthy() return true end
+  function s.trouble() return nil end
   function s.commit_ms() return 1.5, 4 end
   function s.table_size() return 4096 end
   -- Those that begin so, in order.
