@@ -70,6 +70,7 @@ local function read(job, instance, method, rest, body)
     body = body, type = body and "application/json" or nil, max = MOST_IDS, timeout = LIST_SECONDS }
   if not a then stop("later", instance .. ": " .. tostring(text or kind)) end
   if a.status == 404 then stop("over", instance .. " does not know the collection") end
+  if a.status == 500 then stop("over", string.format("%s answered 500: %s", instance, a.body:sub(1, 200))) end
   if a.status ~= 200 then stop("later", string.format("%s answered %d: %s", instance, a.status, a.body:sub(1, 200))) end
   return a.body
 end
@@ -413,13 +414,11 @@ local function verified(context, job, differences, repaired, error_text)
 end
 
 function Job.verify(context, job)
-  if job.state == "waiting" then begin_verify(context, job) end
+  if job.state == "waiting" then begin_verify(context, job) else whole_own(context, job) end
   if job.state == "comparing" then
     chunk(context, job, "compare")
     await(context, job)
     set(context, job, { state = "confirming" })
-  else
-    whole_own(context, job) -- its repair may have been cut off, which is a job of its own
   end
   local ids, nan, names = suspects(context, job)
   if nan > 0 then
