@@ -1,9 +1,11 @@
 -- check_sync.lua: judges what workers have done in a round. Pure, as check.lua:
 --
---   s.jobs         {id=, kind=, lane=, instance=, state=, records=, done_records=, error=, deleted= its collection}
+--   s.jobs         {id=, kind=, lane=, instance=, state=, records=, done_records=, error=, hold_ms=, deleted= its
+--                  collection}
 --   s.tasks        of these jobs: {id=, job=, kind=, first=, last=, status=, records=, error=, ids={...} | nil}
 --   s.completed    each time that a task was counted: {task=, job=, epoch=}
 --   s.hashes       lane -> instance -> id -> canonical hash of the record, asked directly; h.copies say of which
+--   s.hold_most    milliseconds for which a copy may be held; nil: any
 --   s.names        instance -> names of its collections, of all tenants and databases
 local M = {}
 
@@ -86,6 +88,15 @@ function M.chunks(s, v)
   end
 end
 
+-- No copy was held longer than it may be.
+function M.holds(s, v)
+  for _, job in ipairs(s.jobs) do
+    if s.hold_most and (job.hold_ms or 0) > s.hold_most then
+      complain(v, "hold", "%s held the source for %.0f ms", name_of(job), job.hold_ms)
+    end
+  end
+end
+
 -- Every copy has the same records, by their hashes.
 function M.equal(s, v)
   for lane, by_instance in pairs(s.hashes) do
@@ -119,6 +130,7 @@ function M.all(s)
   local v = {}
   M.failures(s, v)
   M.chunks(s, v)
+  M.holds(s, v)
   M.equal(s, v)
   M.leftovers(s, v)
   return v

@@ -229,6 +229,7 @@ function M.prove(stage, workload, rng, seconds)
     JOIN sync_jobs j ON j.lane = c.lane AND j.instance = c.instance AND j.kind = 'verify' AND j.asked_by = 'round'
       AND j.source IS NOT NULL WHERE NOT k.deleted ORDER BY c.lane, j.id DESC]])
   local before, by_server, from = logged(stage), {}, rows("SELECT now()::text AS at")[1].at
+  local found = rows("SELECT COALESCE(sum(repaired), 0)::bigint AS n FROM sync_jobs WHERE kind = 'verify'")[1].n
   for _, c in ipairs(copies) do
     by_server[c.instance] = by_server[c.instance] or {}
     table.insert(by_server[c.instance], c)
@@ -251,7 +252,8 @@ function M.prove(stage, workload, rng, seconds)
   why = why or M.await(stage, seconds)
   if why then v[#v + 1] = "unhealed: after the repairs: " .. why end
   judge(v, stage, before, from, count, touched, not disturbed)
-  return v, string.format("%d records touched directly%s", total, disturbed and " (" .. disturbed .. " killed)" or "")
+  return v, string.format("%d found to differ; %d records touched directly%s", found, total,
+    disturbed and " (" .. disturbed .. " killed)" or "")
 end
 
 return M

@@ -390,6 +390,11 @@ describe("what workers did", function()
     end))
   end)
 
+  it("is not when a copy was held too long", function()
+    assert.equal("", found(function(s) s.jobs[1].hold_ms, s.hold_most = 250, 250 end))
+    assert.equal("hold", found(function(s) s.jobs[1].hold_ms, s.hold_most = 251, 250 end))
+  end)
+
   it("is not when copies differ", function()
     assert.equal("not equal", found(function(s) s.hashes[1].a.x = "3" end))
     assert.equal("not equal", found(function(s) s.hashes[1].a.x = nil end))
