@@ -361,7 +361,7 @@ end
 
 local function confirm(job, ids, from, repair)
   local some = { unpack(ids, from, math.min(from + CONFIRM - 1, #ids)) }
-  return ask("confirm", job, { authority = job.source, ids = some, repair = repair })
+  return ask("confirm", job, { authority = job.source, ids = some, repair = repair, job = job.id })
 end
 
 -- So much differs that it is made anew. A sample is looked at under a hold first: a copy that was only behind is not.
@@ -370,24 +370,34 @@ local function too_much(job, ids)
   return #confirm(job, ids, 1, false).differing > CONFIRM / 2
 end
 
--- Looks at these ids, and repairs what differs. The ids that were being written to
-local function confirm_once(context, job, ids)
+-- What was repaired is counted by the answers, also those that an earlier coordinator did not live to write down.
+local function count_differing(context, job, differing)
+  local repaired = job.dry_run and 0 or need(context.store:repaired(job))
+  if not job.dry_run then differing = repaired end
+  if differing ~= job.differences or repaired ~= job.repaired then
+    set(context, job, { differences = differing, repaired = repaired })
+  end
+end
+
+-- Looks at these ids, and repairs what differs; differing: how many did before. The ids that were being written to,
+-- differing
+local function confirm_once(context, job, ids, differing)
   local busy = {}
   for from = 1, #ids, CONFIRM do
     local a = confirm(job, ids, from, not job.dry_run)
     context.fault("sync.confirmed_not_recorded")
     for _, id in ipairs(a.busy or {}) do busy[#busy + 1] = id end
-    if #a.differing > 0 then
-      set(context, job, { differences = job.differences + #a.differing, repaired = job.repaired + (a.repaired or 0) })
-    end
+    differing = differing + #a.differing
+    count_differing(context, job, differing)
   end
-  return busy
+  return busy, differing
 end
 
 -- How many could not be looked at because clients wrote to them all the time.
 local function confirm_all(context, job, ids)
+  local differing = 0
   for _ = 1, BUSY_LOOKS do
-    ids = confirm_once(context, job, ids)
+    ids, differing = confirm_once(context, job, ids, differing)
     if #ids == 0 then return 0 end
     sleep(BUSY_PAUSE)
   end
