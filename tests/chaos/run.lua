@@ -154,7 +154,14 @@ local function trouble(stage, round, seed, workload, events)
   for _, t in ipairs(tasks) do assert(t:wait()) end
   over = true
   watcher:wait()
-  for _, name in ipairs(stage.ours) do stage[name].env.FAULT_POINTS = false end
+  -- Who may still die at a step ends in peace, and is started again without.
+  for _, name in ipairs(stage.ours) do
+    local p = stage[name]
+    if p.env.FAULT_POINTS then
+      p.env.FAULT_POINTS = false
+      p:kill(process.TERM)
+    end
+  end
 end
 
 local HOLD_MOST = 250 -- milliseconds; chromux lets go after 200
