@@ -1,7 +1,7 @@
 -- check_sync.lua: judges what workers have done in a round. Pure, as check.lua:
 --
---   s.jobs         {id=, kind=, lane=, instance=, state=, records=, done_records=, error=, hold_ms=, deleted= its
---                  collection}
+--   s.jobs         {id=, kind=, lane=, instance=, state=, records=, done_records=, error=, hold_ms=, reason=,
+--                  deleted= its collection}
 --   s.tasks        of these jobs: {id=, job=, kind=, first=, last=, status=, records=, error=, ids={...} | nil}
 --   s.completed    each time that a task was counted: {task=, job=, epoch=}
 --   s.hashes       lane -> instance -> id -> canonical hash of the record, asked directly; h.copies say of which
@@ -69,6 +69,9 @@ local function check_chunks(v, job, tasks)
   end
 end
 
+-- A comparison that was dropped says why.
+local function was_dropped(job) return job.kind == "verify" and job.reason ~= "" and job.reason ~= "scheduled" end
+
 -- The chunks of a job that is done are all ids, each once.
 function M.chunks(s, v)
   local of = {}
@@ -79,7 +82,7 @@ function M.chunks(s, v)
     end
   end
   for _, job in ipairs(s.jobs) do
-    if job.state == "done" and of[job.id] then check_chunks(v, job, of[job.id]) end
+    if job.state == "done" and of[job.id] and not was_dropped(job) then check_chunks(v, job, of[job.id]) end
   end
   local times = {}
   for _, c in ipairs(s.completed) do

@@ -18,7 +18,7 @@ package.path = (arg[0]:match("^(.*)/[^/]*$") or ".") .. "/?.lua;" .. package.pat
 local process = require("process")
 
 local options = { kind = "journal", rounds = 10, seed = nil, balancers = nil, workers = nil, faults = nil, clients = 6,
-  seconds = 5, rebuilds = 0,
+  seconds = nil, rebuilds = 0,
   chromux = "build/chromux", keep = false, shown = 12 }
 do
   local i = 1
@@ -60,6 +60,7 @@ local Heal = require("heal")
 
 local root = os.getenv("CHAOS_DIR")
 local postgres -- one for all rounds
+options.seconds = options.seconds or options.kind == "sync" and 7 or 5
 local first_seed = options.seed or os.time() % 1000000
 local function say(...)
   io.stdout:write(string.format(...), "\n")

@@ -35,7 +35,7 @@ end
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux", "second" } do ports[name] = process.free_port(s.rng) end
-  local stage = setmetatable({ dir = s.dir, ports = ports, servers = {}, revived = 0, -- how often one of ours had ended by itself
+  local stage = setmetatable({ dir = s.dir, ports = ports, servers = {},
     broken = { primary = {}, replica = {} }, -- ids, on that server, of the collections whose files were damaged -> how
   }, { __index = M })
   for _, name in ipairs { "primary", "replica" } do
@@ -172,10 +172,7 @@ end
 function M:revive(before)
   for _, name in ipairs(self.ours) do
     local p = self[name]
-    if not p.held and p:ended() and (not before or before(p)) then
-      p:start()
-      self.revived = self.revived + 1
-    end
+    if not p.held and p:ended() and (not before or before(p)) then p:start() end
   end
 end
 
