@@ -28,7 +28,7 @@ static const char help[] =
     "  chromux test [FILE]...                                run specs of policies\n"
     "  chromux script FILE [ARG]...                          run a Lua program\n"
     "  chromux journal COMMAND [ARG]...                      look into the journal\n"
-    "  chromux sync COMMAND [ARG]...                         prove servers equal, make them so\n"
+    "  chromux sync COMMAND [ARG]...                         prove servers equal\n"
     "  chromux advise                                        which servers need more\n"
     "  chromux notify COMMAND [ARG]...                       try, mute messages\n"
     "  chromux version\n"

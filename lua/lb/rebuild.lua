@@ -459,6 +459,8 @@ local function finish(self, r, a)
   -- What a lost worker has sent may have brought back any record that was changed since the beginning.
   local from = (a.settle or 0) > 0 and r.p0 or a.upto
   if not settled(r, a.settle, a.until_) then return { more = 0, position = r.from.p, from = a.upto } end
+  -- There it may have deleted any record, after another worker had made it equal.
+  if r.adopt and from == r.p0 and (a.settle or 0) > 0 then return nil, "a worker was lost while it changed records" end
   local last, more, at_or_why = last_records(self, r, from, a.until_)
   if not last and not more then return nil, at_or_why end
   if not last then return { more = more, position = at_or_why, from = from } end

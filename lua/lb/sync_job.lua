@@ -195,6 +195,28 @@ end
 
 -- ---- rebuild, adopt ------------------------------------------------------------------------------------------
 
+-- Until nothing that a lost worker sent can be executed any more. Was one lost since the last call for this job?
+local function settle(context, job)
+  while true do
+    local is = need(context.store:job(job.id))
+    if not is or is.state ~= job.state then stop("left", "its state was changed") end
+    if is.settle <= 0 then
+      local lost = is.settle_until ~= (job.settled_until or is.created_at)
+      job.settled_until = is.settle_until
+      return lost
+    end
+    sleep(math.min(is.settle + 0.01, 1))
+  end
+end
+
+-- Was no worker lost? What one of them sent last may have been done after another had done its work: in a collection
+-- that was made for it that concerns only what was touched since the beginning, elsewhere anything.
+local function settled(context, job)
+  local lost = settle(context, job)
+  if lost and job.kind == "adopt" then stop("over", "a worker was lost while it changed records") end
+  return not lost
+end
+
 local MB = 1024 * 1024
 
 -- Does the disk of the target have room for it, as far as that is known? Chroma keeps a vector in the queue of its
@@ -224,6 +246,7 @@ local function begin(context, job)
   local source = choose_source(context, job, copies)
   local cosine, dimension = look_at(job, source.instance)
   if job.kind == "rebuild" then check_room(context, job, source, dimension) end
+  settle(context, job)
   local a = ask("begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
   context.fault("sync.begun_not_recorded")
   job.lives = { [source.instance] = context.life(source.instance), [job.instance] = context.life(job.instance) }
@@ -231,16 +254,6 @@ local function begin(context, job)
     source_physical = a.source_physical, p0 = a.p0, upto = a.p0, cosine = cosine, chunked = false, started_at = "now",
     collection_id = job.collection_id, collection_name = job.collection_name, tenant = job.tenant,
     database = job.database }, { Store.collection_begins(job) })
-end
-
--- Nothing that a lost worker sent can be executed any more.
-local function settle(context, job)
-  while true do
-    local is = need(context.store:job(job.id))
-    if not is or is.state ~= job.state then stop("left", "its state was changed") end
-    if is.settle <= 0 then return end
-    sleep(math.min(is.settle + 0.01, 1))
-  end
 end
 
 local function position_of_source(context, job)
@@ -260,8 +273,7 @@ local function catch_up(context, job, far)
   set(context, job, {}, { Store.task_new(job.id, { kind = "touched", first = job.upto, last = at, ids = "[]" }),
     Store.TASKS_TOLD })
   await(context, job)
-  settle(context, job)
-  set(context, job, { upto = at })
+  set(context, job, { upto = settled(context, job) and at or job.p0 })
 end
 
 -- Done: the answer. Asked again of what is done, the holder says that it is.
@@ -316,11 +328,11 @@ function Job.rebuild(context, job)
   if job.state == "copying" then
     chunk(context, job, job.kind == "adopt" and "mend" or "copy")
     await(context, job)
-    settle(context, job)
+    settled(context, job)
     set(context, job, { state = "catching_up" })
   elseif job.state == "catching_up" then -- what an earlier coordinator began
     await(context, job)
-    settle(context, job)
+    if not settled(context, job) then set(context, job, { upto = job.p0 }) end
   end
   rebuilt(context, job, finish(context, job))
 end

@@ -129,6 +129,7 @@ function M.new(sim)
     if not WRITES[r.action or ""] then return end
     local c = copy_for(server, r)
     if not c then return end -- the witness, or a copy whose making is not committed yet
+    if r.sync then return end -- what stood there before is made equal: nobody reads it
     for _, o in pairs(server.requests) do
       if o ~= r and o.collection == r.collection and WRITES[o.action] and not o.executed then
         local ours = not o.closed and o.balancer == r.balancer
