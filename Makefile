@@ -11,7 +11,7 @@ JOBS     ?= $(shell nproc)
 # (scripts/order.sh checks it), and a unit test links its module and those left of it.
 ORDER := base end log buf metrics roster value config slice records \
          http1_bytes http1_chunks http1 body reply route wheel dns stream fetch \
-         pg_url pg_pipe pg_news pg kernel usage \
+         pg_url pg_pipe pg_news pg kernel disk usage \
          fleet copies pool courier \
          script sandbox cage ask lb loader verdict settings policy kit \
          pg_lua fault api api_slice api_records api_route api_policy api_copies api_courier api_usage engine \

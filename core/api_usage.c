@@ -2,6 +2,7 @@
  * answers. */
 #include "api_usage.h"
 
+#include "disk.h"
 #include "fleet.h"
 #include "usage.h"
 
@@ -131,8 +132,8 @@ static int folder(lua_State *L)
 
 static int disk(lua_State *L)
 {
-    struct usage_disk d;
-    if (!usage_disk(luaL_checkstring(L, 1), &d))
+    struct disk d;
+    if (!disk_space(luaL_checkstring(L, 1), &d))
         return refuse(L);
     lua_pushnumber(L, (double)d.total);
     lua_pushnumber(L, (double)d.used);
@@ -144,35 +145,35 @@ static int disk(lua_State *L)
 static int tree(lua_State *L)
 {
     const char *path = luaL_checkstring(L, 1);
-    struct usage_tree **t = lua_newuserdata(L, sizeof *t);
+    struct disk_tree **t = lua_newuserdata(L, sizeof *t);
     *t = NULL;
     luaL_getmetatable(L, TREE_TYPE);
     lua_setmetatable(L, -2);
-    *t = usage_tree_new(path);
+    *t = disk_tree_new(path);
     return *t ? 1 : refuse(L);
 }
 
 static int tree_step(lua_State *L)
 {
-    struct usage_tree **t = luaL_checkudata(L, 1, TREE_TYPE);
+    struct disk_tree **t = luaL_checkudata(L, 1, TREE_TYPE);
     double entries = luaL_checknumber(L, 2);
     int64_t bytes, database;
     luaL_argcheck(L, entries >= 1 && entries <= 1e6, 2, "a number of entries");
     luaL_argcheck(L, *t, 1, "a tree that has not ended");
-    if (!usage_tree_step(*t, (unsigned)entries, &bytes, &database))
+    if (!disk_tree_step(*t, (unsigned)entries, &bytes, &database))
         return 0;
     lua_pushnumber(L, (double)bytes);
     lua_pushnumber(L, (double)database);
-    lua_pushnumber(L, usage_tree_seen(*t));
-    usage_tree_free(*t);
+    lua_pushnumber(L, disk_tree_seen(*t));
+    disk_tree_free(*t);
     *t = NULL;
     return 3;
 }
 
 static int tree_gc(lua_State *L)
 {
-    struct usage_tree **t = luaL_checkudata(L, 1, TREE_TYPE);
-    usage_tree_free(*t);
+    struct disk_tree **t = luaL_checkudata(L, 1, TREE_TYPE);
+    disk_tree_free(*t);
     *t = NULL;
     return 0;
 }

@@ -48,23 +48,4 @@ void usage_find(struct usage_place *places, unsigned n, bool *denied);
  * found too: *shown is the path as the process itself calls it, fresh memory as well. */
 char *usage_folder(pid_t pid, char **shown) MUST_CHECK;
 
-/* The file system under a folder, in bytes: all, what is used, what may still be written by anybody
- * but root, and how much of used and free is used, in percent, as df counts. */
-struct usage_disk {
-    int64_t total, used, free;
-    double percent;
-};
-bool usage_disk(const char *folder, struct usage_disk *out) MUST_CHECK;
-
-/* What a folder's files take up on disk, found in small steps; other file systems below it, and
- * what is deeper than 8 folders, don't count. */
-struct usage_tree;
-struct usage_tree *usage_tree_new(const char *folder) MUST_CHECK; /* NULL: errno says why */
-/* Looks at this many entries more; true when all were seen: *bytes of all, *database of those that
- * SQLite keeps (*.sqlite3 and its journals). */
-bool usage_tree_step(struct usage_tree *t, unsigned entries, int64_t *bytes,
-                     int64_t *database) MUST_CHECK;
-unsigned usage_tree_seen(const struct usage_tree *t); /* entries so far */
-void usage_tree_free(struct usage_tree *t);
-
 #endif

@@ -531,7 +531,7 @@ static void a_month_of_samples_is_forgotten_in_time_and_asked_quickly(void **sta
     sql(s, "INSERT INTO health_metrics (instance_name, instance_url, is_healthy, checked_at, host) "
            "SELECT 'server1', 'u', true, now() - make_interval(mins => i), 'h' FROM "
            "generate_series(1, 43200) i");
-    sql(s, "ANALYZE");
+    sql(s, "VACUUM ANALYZE"); /* as PostgreSQL does of itself */
     sql(s, "CREATE FUNCTION explained(q text) RETURNS SETOF text LANGUAGE plpgsql AS $$ BEGIN "
            "RETURN QUERY EXECUTE 'EXPLAIN ANALYZE ' || q; END $$");
     static const char *const queries[] = {
@@ -542,6 +542,8 @@ static void a_month_of_samples_is_forgotten_in_time_and_asked_quickly(void **sta
         "SELECT date_trunc('minute', metric_timestamp), avg(memory_percent), max(cpu_percent) FROM "
         "performance_metrics WHERE instance = 'server7' AND metric_timestamp > now() - interval '1 "
         "day' GROUP BY 1",
+        "SELECT date_trunc('hour', metric_timestamp), avg(memory_percent), max(cpu_percent) FROM "
+        "performance_metrics WHERE instance = 'server7' GROUP BY 1",
         "SELECT instance, count(*), avg(memory_percent), percentile_cont(0.95) WITHIN GROUP (ORDER "
         "BY memory_percent) FROM performance_metrics WHERE host = 'h' AND metric_timestamp > now() "
         "- interval '10 minutes' GROUP BY instance",

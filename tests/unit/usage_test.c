@@ -2,6 +2,8 @@
  * looks as the kernel's, and this very process in the real one. */
 #include "usage.h"
 
+#include "disk.h"
+
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <netinet/in.h>
@@ -299,8 +301,8 @@ static void a_servers_folder_is_where_its_database_is_open(void **state)
     put_link("proc/42/fd/12", "/srv/data/chroma.sqlite3");
     path = usage_folder(42, &shown);
     assert_string_equal(shown, "/srv/data");
-    struct usage_disk d;
-    assert_true(usage_disk(path, &d));
+    struct disk d;
+    assert_true(disk_space(path, &d));
     assert_true(d.total >= d.free && d.percent >= 0 && d.percent <= 100);
     free(path);
     free(shown);
@@ -344,20 +346,20 @@ static void a_folders_size_is_found_in_small_steps(void **state)
     put("d/chroma.sqlite3-journal", "%*d", 5000, 1);
     put("d/1/2/3/4/5/6/7/8/9/deep", "%*d", 100000, 1);
     put_link("d/link", "/");
-    struct usage_tree *t = usage_tree_new(folder);
+    struct disk_tree *t = disk_tree_new(folder);
     assert_non_null(t);
-    while (!usage_tree_step(t, 7, &bytes, &database))
+    while (!disk_tree_step(t, 7, &bytes, &database))
         steps++;
     assert_true(steps >= 8);
-    assert_true(usage_tree_seen(t) >= 30 * 2 + 3);
+    assert_true(disk_tree_seen(t) >= 30 * 2 + 3);
     assert_true(database >= 55000 && database < 70000);
     assert_true(bytes >= 30 * 9000 + database && bytes < 30 * (9000 + 4096 + 4096) + 200000);
-    usage_tree_free(t);
-    t = usage_tree_new(folder);
-    assert_false(usage_tree_step(t, 40, &bytes, &database));
-    usage_tree_free(t); /* half-way */
+    disk_tree_free(t);
+    t = disk_tree_new(folder);
+    assert_false(disk_tree_step(t, 40, &bytes, &database));
+    disk_tree_free(t); /* half-way */
     free(folder);
-    assert_null(usage_tree_new("/nowhere at all"));
+    assert_null(disk_tree_new("/nowhere at all"));
 }
 
 static unsigned files_of(pid_t pid)
