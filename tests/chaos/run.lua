@@ -95,10 +95,11 @@ local function round_of(seed)
   if round.workers < 2 then names = Faults.without(names, "_2$") end
   local stepped = has(names, "step") and (#names == 1 or rng:chance(0.5))
   if options.kind == "sync" then
-    if stepped then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
-    if stepped or rng:chance(0.5) then
-      round.worker_steps = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
-    end
+    local calm
+    round.worker_steps, calm = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
+    if calm then names = { "wipe_primary", "wipe_replica" } end
+    if stepped and not calm then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
+    if not (stepped or calm) and rng:chance(0.5) then round.worker_steps = nil end
   elseif stepped then
     round.steps = Faults.step_plan(rng)
   end
@@ -289,6 +290,6 @@ end
 if postgres then postgres:kill(process.QUIT) end
 os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
 if not say_hits() then failed = failed + 1 end
-if failed == 0 then os.execute("rm -rf " .. root) end
+if failed == 0 and not options.keep then os.execute("rm -rf " .. root) end
 say("%d passed, %d failed, 0 skipped", passed, failed)
 os.exit(failed == 0 and 0 or 1)
