@@ -15,6 +15,9 @@ local function name_of(job)
   return string.format("job %d (%s of lane %d on %s)", job.id, job.kind, job.lane, job.instance)
 end
 
+-- A comparison that was dropped says why.
+local function was_dropped(job) return job.kind == "verify" and job.reason ~= "" and job.reason ~= "scheduled" end
+
 -- Nothing failed for good: a job that failed was done later, or there is nothing left to do it for.
 function M.failures(s, v)
   local done = {} -- lane/instance -> highest id
@@ -31,7 +34,7 @@ function M.failures(s, v)
   end
   for _, t in ipairs(s.tasks) do
     local job = by_id[t.job]
-    if t.status == "failed" and job and job.state == "done" then
+    if t.status == "failed" and job and job.state == "done" and not was_dropped(job) then
       complain(v, "failed task", "task %d of %s, which is done: %s", t.id, name_of(job), tostring(t.error))
     end
   end
@@ -68,9 +71,6 @@ local function check_chunks(v, job, tasks)
     complain(v, "chunks", "%s says that %d records were compared, its tasks %d", name_of(job), job.done_records, total)
   end
 end
-
--- A comparison that was dropped says why.
-local function was_dropped(job) return job.kind == "verify" and job.reason ~= "" and job.reason ~= "scheduled" end
 
 -- The chunks of a job that is done are all ids, each once.
 function M.chunks(s, v)

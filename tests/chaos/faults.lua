@@ -76,7 +76,7 @@ local RARE = { ["resolve.read"] = 12, ["resolve.recorded"] = 12, ["recv.4xx_befo
 
 -- Those of making copies anew: of the holder of the journal's lease, and of workers. {step, one of so many hits, what
 -- else has to happen for it to be met: so much is written meanwhile that workers have to catch up}
-local SLOWLY = "sync.added=1:pause:1.2,sync.added=2:pause:1.2,sync.added=3:pause:1.2,"
+local SLOWLY = "sync.added=1:pause:1.2,sync.added=2:pause:1.2,sync.added=3:pause:1.2,sync.added=4:pause:1.2,"
 M.holder_steps = {
   { "rebuild.recorded", 4 }, { "rebuild.temp_created", 4 }, { "rebuild.hold_taken", 4 },
   { "rebuild.copied_not_swapped", 4 }, { "rebuild.swapped_old_alive", 4 }, { "reconcile.deleted_not_added", 2 },
@@ -187,10 +187,10 @@ function M.step_plan(rng)
   return out
 end
 
--- One of these steps in turn: at the first start.
+-- One of these steps in turn, at the first start; and whether nothing else may come in its way.
 function M.sync_step_plan(rng, steps, turn)
   local step = steps[turn % #steps + 1]
-  return { string.format("%s%s=%d:%s", step[3] or "", step[1], rng:int(1, step[2]), what_happens(rng)) }
+  return { string.format("%s%s=%d:%s", step[3] or "", step[1], rng:int(1, step[2]), what_happens(rng)) }, step[3] ~= nil
 end
 
 -- The lines of a plan for wrap.c: now and then a write, in bursts.

@@ -79,8 +79,8 @@ end
 
 local function has(names, pattern) return #Faults.only(names, pattern) > 0 end
 
--- What a round is, all by its seed: {balancers=, workers=, plan=, wraps=, steps=, worker_steps=, threshold=: after so
--- many writes Chroma keeps vectors in files}
+-- What a round is, all by its seed: {balancers=, workers=, plan=, wraps=, steps=, worker_steps=, favour=: of Clients,
+-- threshold=: after so many writes Chroma keeps vectors in files}
 local function round_of(seed)
   local names, rng = fault_names(seed), Rng.new(seed, "wraps")
   local round = { balancers = options.balancers or seed % 4 == 3 and 2 or 1 }
@@ -95,10 +95,12 @@ local function round_of(seed)
   if round.workers < 2 then names = Faults.without(names, "_2$") end
   local stepped = has(names, "step") and (#names == 1 or rng:chance(0.5))
   if options.kind == "sync" then
-    if stepped then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
-    if stepped or rng:chance(0.5) then
-      round.worker_steps = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
-    end
+    local calm
+    round.worker_steps, calm = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
+    round.favour = calm and 0.9 or 0.5
+    if calm then names = { "wipe_primary", "wipe_replica" } end
+    if stepped and not calm then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
+    if not (stepped or calm) and rng:chance(0.5) then round.worker_steps = nil end
   elseif stepped then
     round.steps = Faults.step_plan(rng)
   end
@@ -221,7 +223,7 @@ local function play(seed)
   local ok, why = xpcall(function()
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
-      think = options.kind == "sync" and 0.01 or 0.03, favour = options.kind == "sync" and 0.5 or nil }
+      think = options.kind == "sync" and 0.01 or 0.03, favour = round.favour }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
@@ -289,6 +291,6 @@ end
 if postgres then postgres:kill(process.QUIT) end
 os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
 if not say_hits() then failed = failed + 1 end
-if failed == 0 then os.execute("rm -rf " .. root) end
+if failed == 0 and not options.keep then os.execute("rm -rf " .. root) end
 say("%d passed, %d failed, 0 skipped", passed, failed)
 os.exit(failed == 0 and 0 or 1)
