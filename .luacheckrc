@@ -38,6 +38,7 @@ files["lua/lb"] = {
   read_globals = { "fetch", "pg", "sleep", "now", "spawn", "json", "log", "env" },
 }
 files["tests/chaos"] = files["scripts"]
+files["tests/integration"] = files["scripts"]
 files["tests/bench/sync.lua"] = files["scripts"]
 files["tests/integration/exact.lua"] = files["scripts"]
 files["tests/spec"] = { std = "luajit+busted" }

@@ -1,7 +1,9 @@
--- aside.lua: collections on the instances that the journal does not know: shown, never touched (PROTOCOL.md R10).
+-- aside.lua: collections on the instances that the journal does not know: shown, never touched (PROTOCOL.md R10), but
+-- for those that have names of chromux's own and that nobody needs: these are left over, and deleted.
 --
 -- Somebody made them past chromux, or they were there when the instance joined. Looked for every SYNC_INTERVAL.
 local slice = require("chromux.slice")
+local words = require("lb.words")
 
 local Aside = {}
 Aside.__index = Aside
@@ -28,8 +30,9 @@ local function unknown_on(self, server)
     if not a or (a.status ~= 200 and a.status ~= 404) then return nil end
     for _, raw in ipairs(a.status == 200 and slice.elements(a.body) or {}) do
       local c = slice.collection(raw)
-      if c and not known[c.id] and not tostring(c.name):find("^chromux%-") then
-        out[#out + 1] = { instance = server.name, tenant = tenant, database = database, name = c.name, id = c.id }
+      if c and not known[c.id] and not self.context.rebuilds:knows(server.name, c.name) then
+        out[#out + 1] = { instance = server.name, tenant = tenant, database = database, name = c.name, id = c.id,
+          own = words.own(tostring(c.name)) }
       end
     end
   end
@@ -53,7 +56,9 @@ function Aside:look()
       local key = server.name .. "\0" .. c.id
       local before = self.seen[key]
       seen[key] = before or c
-      if before then
+      if before and before.own then
+        self.context.rebuilds:sweep(before)
+      elseif before then
         count = count + 1
         by_instance[server.name] = (by_instance[server.name] or 0) + 1
         if not before.told then

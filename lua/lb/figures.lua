@@ -124,8 +124,8 @@ function M.status(J)
     out.replication, out.reason = "degraded", J.why
   elseif not context.trusted then
     out.replication, out.reason = "degraded", "what the holder commits is not heard: nothing is read until it is"
-  elseif not store:healthy() then
-    out.replication, out.reason = "degraded", "PostgreSQL does not answer: " .. store.last_error
+  elseif store:trouble() then
+    out.replication, out.reason = "degraded", store:trouble()
   elseif trim.full then
     out.replication, out.reason = "degraded", "the journal is full (JOURNAL_MAX_BYTES): writes are refused"
   elseif w.not_ready > 0 then

@@ -83,7 +83,7 @@ local function send_verdict(e, instance)
         local p = json.decode(e.rest) or {}
         local lane = J.names:find(p.tenant, p.database, p.name)
         local a, who = nil, "the collection is gone again"
-        if lane then a, who = Catalogue.describe(J.names, lane, t.deadline) end
+        if lane then a, who = Catalogue.existing(J.names, lane, e.body, t.deadline) end
         if a then
           send(t, a, who, "X-Chromux-Entry: " .. entry_name(e) .. "\r\n")
         else
@@ -268,9 +268,6 @@ local function write_records(t, req)
     body = req.body, logical = lane.logical })
 end
 
--- Collections that are about to end (operations.lua), or to take the place of others (rebuild.lua, member.lua).
-local OWN = { ["chromux-tomb-"] = true, ["chromux-temp-"] = true, ["chromux-old-"] = true }
-
 local function write_catalogue(t, req)
   local p = { tenant = req.tenant, database = req.database, collection = req.collection, by_name = req.by_name }
   local body = req.body ~= "" and json.decode(req.body) or nil
@@ -292,7 +289,7 @@ local function write_catalogue(t, req)
       return send(t, words.says(400, "InvalidArgumentError", words.KEPT:gsub("^t", "T")))
     end
   end
-  if req.action:find("collection", 1, true) and OWN[(p.new_name or p.name or ""):match("^chromux%-%l+%-")] then
+  if req.action:find("collection", 1, true) and words.own(p.new_name or p.name or "") then
     return send(t, { status = 400, type = "application/json", body = '{"error":"InvalidArgumentError","message":'
       .. '"Names that begin with chromux-tomb-, -temp- or -old- are chromux\'s own"}' })
   end
@@ -301,7 +298,7 @@ local function write_catalogue(t, req)
     and J.names:find(p.tenant, p.database, p.name)
   if there and J.names.floor == J.names.head then
     spawn(function()
-      local a, who = Catalogue.describe(J.names, there, t.deadline)
+      local a, who = Catalogue.existing(J.names, there, req.body, t.deadline)
       if a then return send(t, a, who) end
       refuse(t, "no_instance", "the collection exists, but cannot be described: " .. tostring(who))
     end)

@@ -239,6 +239,8 @@ local function bodies_of(group)
   return out
 end
 
+Lane.REFUSES = "it refuses entry " -- the beginning of the reason why a copy is made anew, which its next self keeps
+
 -- ---- what an answer means (R6, R7) -----------------------------------------------------------------------
 
 local REFUSALS = { [400] = true, [409] = true, [413] = true, [415] = true, [422] = true, [501] = true }
@@ -552,7 +554,10 @@ local function digest(lane, copy, group, kind, answer)
     lane.context.fault("recv.4xx_before_decision")
     await_verdict(lane, e)
     if e.verdict == "applied" then
-      lane:mark(copy, "rebuild", "it refuses entry " .. e.n .. ", which another copy applied: " .. answer.status)
+      -- One that was made anew because of that and does it again will never be equal.
+      local again = copy.reason:find(Lane.REFUSES, 1, true) == 1
+      lane:mark(copy, again and "incompatible" or "rebuild", Lane.REFUSES .. e.n .. ", which another copy applied: "
+        .. answer.status)
       return STOP
     end
     if e.verdict then return decided(lane, copy, advance(lane, copy, e.n)) end

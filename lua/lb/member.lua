@@ -2,16 +2,20 @@
 -- backup. Its tenants and databases are made again, and its part in lane 0 goes on from where the catalogue is now.
 --
 -- Collections are not made here: what it is to have and has not is a copy to be made anew (rebuild.lua). Of what it has
--- brought along, collections that the journal knows to be deleted are deleted; those that are a copy's old self keep
--- their place until that is made anew; and whatever nobody knows is given a name that is in nobody's way.
+-- brought along, collections that the journal knows to be deleted are deleted, and those that have names of chromux's
+-- own; those that are a copy's old self stay until that is made anew; and what nobody knows keeps all that is in it.
+-- These get names that are in nobody's way.
 --
 --   Member.renew(context, names, instance, until_) -> true | nil, why
 local Store = require("lb.store")
 local deeds = require("lb.deeds")
+local words = require("lb.words")
 local slice = require("chromux.slice")
 local json = json
 
 local M = {}
+
+local PATIENCE = 5 -- seconds for the server to be admitted
 
 local function ok(a) return a ~= nil and a.status >= 200 and a.status < 300 end
 
@@ -79,9 +83,11 @@ local function sort_out(self, server, base, dead)
     local fine, why = true, nil
     if c and dead[c.id] then
       fine, why = delete(self, server, base, c.id, dead[c.id])
-    elseif c and mine[c.id] and not name:find("^chromux%-") then
+    elseif c and mine[c.id] then
       fine, why = rename(self, server, base, c.id, "chromux-old-" .. mine[c.id].id .. "-" .. c.id:sub(1, 8))
-    elseif c and not mine[c.id] and not name:find("^chromux%-") and not name:find("%-aside%-%x+$") then
+    elseif c and words.own(name) then
+      fine, why = delete(self, server, base, c.id, 0)
+    elseif c and not name:find("%-aside%-%x+$") then
       fine, why = rename(self, server, base, c.id, name:sub(1, 400) .. "-aside-" .. c.id:sub(1, 8))
       log.warn("collection_moved_aside", name .. " (" .. c.id .. ") on " .. server.name)
     end
@@ -121,6 +127,9 @@ function M.renew(context, names, instance, until_)
   if not member then return nil, instance .. " has not joined" end
   if member.state == "ready" then return true end
   local server = member.server
+  -- It is marked lost a moment before it is admitted.
+  local till = math.min(until_, now() + PATIENCE)
+  while not server:usable() and now() < till and not context.dead do sleep(0.05) end
   if not server:usable() then return nil, instance .. " can't be used now" end
   local life = server.admitted
   local dead, why = deleted_ones(names, instance)

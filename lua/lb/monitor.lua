@@ -5,6 +5,7 @@
 -- goes on while PostgreSQL is away.
 local usage = require("chromux.usage")
 local courier = require("lb.courier")
+local process = require("lb.process")
 local Schema = require("lb.schema")
 local Samples = require("lb.samples")
 local Store = require("lb.monitor_store")
@@ -17,16 +18,16 @@ local M = {}
 local OLD_EVERY = 600    -- seconds between two looks for what is kept no longer
 local TOTALS_EVERY = 60  -- seconds between two sums over all collections
 local RETRY = 1          -- seconds until PostgreSQL is tried again, doubled up to RETRY_MOST
-local RETRY_MOST = 10
+local RETRY_MOST = 5
 
 local S      -- of the engine that runs
 local ending -- it was told to stop; "over": all is written
 
-local function read_line(path)
-  local f = io.open(path)
-  local line = f and f:read("*l") or "?"
-  if f then f:close() end
-  return line
+local function host_name()
+  local f = assert(io.open("/proc/sys/kernel/hostname"))
+  local name = f:read("*l")
+  f:close()
+  return name
 end
 
 -- ---- measuring -------------------------------------------------------------------------------------------
@@ -53,6 +54,7 @@ local function add_totals(row)
 end
 
 local function take()
+  if not S then return end
   local nodes = usage.nodes()
   local rows = S.samples:take(courier.boottime(), nodes)
   for _, row in ipairs(rows) do
@@ -61,7 +63,6 @@ local function take()
     S.latest[row.instance] = row
   end
   S.store:keep(now(), rows, health_rows(nodes))
-  S.ticks = S.ticks + 1
   S.more:fire()
 end
 
@@ -69,7 +70,7 @@ end
 local function measure(life)
   local due = courier.boottime()
   while S == life do
-    take()
+    spawn(take):wait() -- an error costs this tick
     local t = courier.boottime()
     due = math.max(due + life.settings.MONITOR_INTERVAL, t + 0.01)
     sleep(due - t)
@@ -80,12 +81,12 @@ end
 
 local function write(life)
   local wait = RETRY
-  while not Schema.migrate(life.conn) do sleep(RETRY_MOST / 2) end
+  while not Schema.migrate(life.conn) do sleep(RETRY) end
   life.migrated = true
   while S == life do
     if #life.store.waiting == 0 then
       life.more:wait()
-    elseif life.store:flush(life.settings.MONITOR_INTERVAL) then
+    elseif select(2, spawn(Store.flush, life.store, life.settings.MONITOR_INTERVAL):wait()) == true then
       wait = RETRY
     else
       sleep(wait)
@@ -108,10 +109,10 @@ end
 
 function M.start(settings)
   local conn = pg.connection("default")
-  local host = read_line("/proc/sys/kernel/hostname")
-  local name = string.format("%s/%s/%d", host, read_line("/proc/sys/kernel/random/boot_id"):sub(1, 8), usage.self)
+  local host = host_name()
+  local name = process.name()
   S = { settings = settings, conn = conn, host = host, name = name, samples = Samples.new(), latest = {}, checked = {},
-    store = Store.new(conn, name, host), ticks = 0, more = Signal.new() }
+    store = Store.new(conn, name, host), more = Signal.new() }
   S.sizes = Sizes.new(conn)
   S.advice = Advice.new(S)
   spawn(measure, S)
@@ -138,11 +139,8 @@ function M.stop()
   return ending ~= "on its way"
 end
 
-function M.status()
-  if not S then return {} end
-  return { host = S.host, ticks = S.ticks, waiting = #S.store.waiting, let_go = S.store.let_go,
-    away = S.store.away }
-end
+-- Pages are the balancer's, which reads what was written (resources.lua).
+function M.status() return {} end
 
 function M.metrics() return {} end
 

@@ -1,9 +1,9 @@
 -- monitor_store.lua: samples on their way to PostgreSQL, and the rows of this monitor there.
 --
 -- A tick is what one moment gave. While PostgreSQL is away ticks wait here, within BYTES; when there are too many every
--- second one is let go, so that what is written later still covers all of the time. A write whose answer was lost is
+-- second one is let go, and from then on only every second one is kept (then every fourth …), so that what is written
+-- later still covers all of the time evenly. A write whose answer was lost is
 -- repeated: rows are unique by instance, time and host.
-local M = {}
 local Store = {}
 Store.__index = Store
 
@@ -54,9 +54,9 @@ local BEAT = [[
     ON CONFLICT (monitor) DO UPDATE SET last_seen = now(), every_seconds = $3]]
 
 -- host: of this machine; name: of this monitor; conn: a connection of lb.runtime's.
-function M.new(conn, name, host)
-  return setmetatable({ conn = conn, name = name, host = host, started = now(), waiting = {}, bytes = 0, written = 0,
-    let_go = 0, away = nil }, Store)
+function Store.new(conn, name, host)
+  return setmetatable({ conn = conn, name = name, host = host, started = now(), waiting = {}, bytes = 0, stride = 1,
+    seen = 0, let_go = 0, away = nil }, Store)
 end
 
 -- ---- what waits ------------------------------------------------------------------------------------------
@@ -81,12 +81,17 @@ local function thin_out(self)
     end
   end
   self.let_go = self.let_go + #self.waiting - #kept
-  self.waiting, self.bytes = kept, bytes
+  self.waiting, self.bytes, self.stride = kept, bytes, self.stride * 2
 end
 
 -- at: unix time of all of it; samples: rows of samples.lua; health: {{name=, url=, healthy=, ms=, error=, at=}, …}
 function Store:keep(at, samples, health)
   for _, row in ipairs(samples) do row.at = at end
+  self.seen = self.seen + 1
+  if self.seen % self.stride ~= 0 then
+    self.let_go = self.let_go + 1
+    return
+  end
   local tick = { samples = text_of(samples), health = text_of(health) }
   self.waiting[#self.waiting + 1] = tick
   self.bytes = self.bytes + #tick.samples + #tick.health
@@ -143,7 +148,6 @@ local function write_some(self, every)
     self.let_go = self.let_go + #batch
   else
     said(self, nil)
-    self.written = self.written + #batch
   end
   local taken, rest = {}, {}
   for _, tick in ipairs(batch) do taken[tick] = true end
@@ -158,11 +162,12 @@ local function write_some(self, every)
   return true
 end
 
--- All that waits. true, or nil when PostgreSQL is away.
+-- Writes all that waits. true, or nil when PostgreSQL is away.
 function Store:flush(every)
   repeat
     if not write_some(self, every) then return nil end
   until #self.waiting == 0
+  self.stride = 1
   return true
 end
 
@@ -211,4 +216,4 @@ function Store:farewell()
     { "UPDATE monitor_instances SET until = '-infinity' WHERE monitor = $1", self.name } }
 end
 
-return M
+return Store

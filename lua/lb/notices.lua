@@ -41,7 +41,7 @@ M.KINDS = {
   monitor_back = { urgency = "low", ends = "monitor" },
   messages_failing = { urgency = "high", opens = "messages" },
   messages_delivered = { urgency = "low", ends = "messages" },
-  repaired = { urgency = "medium" },
+  repaired = { urgency = "low" },
   not_adopted = { urgency = "medium" },
   entry_skipped = { urgency = "low" },
   instance_retired = { urgency = "low" },
@@ -211,33 +211,24 @@ end
 
 local JOURNAL = {
   failover = function(from, to, reason)
-    return { key = "failover/" .. from, title = "Writes go to " .. to .. " instead of " .. from,
+    return { key = "writes/" .. from, title = "Writes go to " .. to .. " instead of " .. from,
       fields = { { "instance", to }, { "from", from }, { "cause", reason } } }
   end,
   failback = function(from, to, reason)
-    return { key = "failover/" .. to, title = "Writes go to " .. to .. " again",
+    return { key = "writes/" .. to, title = "Writes go to " .. to .. " again",
       fields = { { "instance", to }, { "from", from }, { "cause", reason } } }
   end,
   copy_lost = function(from, _, reason)
     local collection, cause = of_collection(reason)
-    return { key = "copy/" .. from, title = "A copy on " .. from .. " is out of use until it is made anew",
+    return { key = "copies/" .. from, title = "A copy on " .. from .. " is out of use until it is made anew",
       fields = { { "instance", from }, { "collection", collection }, { "cause", cause } } }
-  end,
-  no_source = function(from, _, reason)
-    local collection, cause = of_collection(reason)
-    return { key = "copy/" .. from, title = "There is no good copy to make " .. from .. "'s anew from",
-      fields = { { "instance", from }, { "collection", collection }, { "cause", cause } } }
-  end,
-  record_repaired = function(from, _, reason)
-    return { kind = "repaired", key = "repaired/" .. from, title = "Records on " .. from
-      .. " differed and were repaired", fields = { { "instance", from }, { "cause", reason } } }
   end,
   not_adopted = function(from, _, reason)
-    return { key = "adopted/" .. from, title = "Not all that is on " .. from .. " can be taken over", text = reason,
+    return { key = "server/" .. from, title = "Not all that is on " .. from .. " can be taken over", text = reason,
       fields = { { "instance", from } } }
   end,
   server_lost_data = function(from, _, reason)
-    return { key = "copy/" .. from, title = from .. " came back without what it had",
+    return { key = "copies/" .. from, title = from .. " came back without what it had",
       text = "It is not read from until its collections are made anew.",
       fields = { { "instance", from }, { "cause", reason } } }
   end,

@@ -17,6 +17,7 @@ local M = {}
 
 local TICK = 0.2  -- seconds between steps
 local ALONE = 10  -- seconds after the start for which a balancer that never reached PostgreSQL tells nothing
+local LISTED = 50 -- troubles on /status
 local DRAIN = 15  -- seconds for what is under way, when stopping
 
 local N -- this life: {settings=, teller=, busy={[sink]=true}, began=, stopping=, over=}
@@ -129,6 +130,7 @@ function M.status()
     if e.state == "held" then out.held = out.held + 1 end
   end
   for _, s in pairs(book.stories) do
+    if #out.open == LISTED then break end
     out.open[#out.open + 1] = { kind = s.event.kind, key = s.event.key, urgency = s.event.urgency,
       title = s.event.title, since = s.since, told = s.known }
   end

@@ -95,7 +95,7 @@ end
 function Book:view(e)
   local story = (e.opens or e.ends) and story_id(e.opens or e.ends, e.key)
   return { kind = e.kind, key = e.key, urgency = e.urgency, at = e.at, now = self.now(), since = e.since or e.at,
-    ends = e.ends ~= nil, repeats = e.repeats + e.told, title = e.title, text = e.text, fields = e.fields, group = {},
+    ends = e.ends ~= nil, repeats = e.repeats, title = e.title, text = e.text, fields = e.fields, group = {},
     openings = story and self.beginnings[story] and within(self.beginnings[story], self.now(), HOUR) or 1 }
 end
 
@@ -156,12 +156,20 @@ local function ask(self, e)
   if e.ends then close_story(self, e) end
 end
 
+-- e comes instead of one that was not told yet.
+local function replace(self, was, e)
+  for i, other in ipairs(self.ready) do
+    if other == was then table.remove(self.ready, i) break end
+  end
+  e.repeats = e.repeats + was.repeats + 1
+  self:drop(was, "overtaken by a newer one")
+end
+
 -- Equal ones that still wait make place for e, which counts them.
 local function overtake(self, e)
   for _, was in pairs(self.events) do
-    if was ~= e and undecided(was) and limit_id(was) == limit_id(e) then
-      e.repeats = e.repeats + was.repeats + 1
-      self:drop(was, "overtaken by a newer one")
+    if was ~= e and (undecided(was) or was.state == "ready") and limit_id(was) == limit_id(e) then
+      replace(self, was, e)
     end
   end
 end
@@ -173,8 +181,10 @@ local function open_story(self, e)
     local was = s.event
     if s.ending then self:drop(s.ending, "it began again before this was told") end
     if undecided(was) then
-      e.repeats = e.repeats + was.repeats + 1
-      self:drop(was, "overtaken by a newer one")
+      replace(self, was, e)
+    elseif was.state == "ready" and was.told == 0 and limit_id(was) == limit_id(e) then
+      s.known = s.known - 1
+      replace(self, was, e)
     end
     was.open, was.ask_at, s.ending = false, nil, nil
     self:touch(was)
@@ -279,9 +289,12 @@ end
 
 -- Those whose time has come, and those that were gathered.
 function Book:turn()
-  local t = self.now()
-  for _, e in ipairs(in_order(self.events)) do
-    if e.ask_at and e.ask_at <= t and e.state ~= "ready" and e.state ~= "queued" then
+  local t, due = self.now(), {}
+  for uid, e in pairs(self.events) do
+    if e.ask_at and e.ask_at <= t and e.state ~= "ready" and e.state ~= "queued" then due[uid] = e end
+  end
+  for _, e in ipairs(in_order(due)) do
+    if e.ask_at then -- asking about another may have ended it
       e.ask_at = nil
       ask(self, e)
     end

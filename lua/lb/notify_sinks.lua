@@ -14,6 +14,7 @@ Sinks.__index = Sinks
 Sinks.TIMEOUT = 10         -- seconds for a request
 local ANSWER_MOST = 65536  -- bytes of an answer
 local SAID_MOST = 200      -- bytes of it that are kept
+local SECRET_LEAST = 6     -- bytes of a part of the URL that is left out of that
 local AFTER_MOST = 3600    -- seconds: a Retry-After beyond that is not believed
 local TEXT_MOST = 12000    -- bytes of a plain text; Slack takes 40,000 characters
 local URLS = { slack = "SLACK_WEBHOOK_URL", webhook = "WEBHOOK_URL" }
@@ -138,10 +139,12 @@ function Sinks.retry_after(field, t)
   return seconds and math.max(0, math.min(seconds, AFTER_MOST))
 end
 
+-- What the sink answered, without what in the URL may be the secret.
 local function said(body, url)
-  local text = notices.clean(body, SAID_MOST)
-  local from, to = text:find(url, 1, true)
-  return from and text:sub(1, from - 1) .. "…" .. text:sub(to + 1) or text
+  for word in (url:match("^%a+://[^/?]*[/?](.+)$") or ""):gmatch("[^/?&=]+") do
+    if #word >= SECRET_LEAST then body = body:gsub((word:gsub("%p", "%%%0")), "…") end
+  end
+  return notices.clean(body, SAID_MOST)
 end
 
 local function meaning(answer, url)

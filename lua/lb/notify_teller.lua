@@ -135,7 +135,7 @@ local function take_in(self)
   if not rows then return end
   for _, e in ipairs(rows) do
     if e.state == "new" then
-      self.book:add(e)
+      if not self.book:add(e) then break end
     elseif e.open then
       self.book:adopt(e)
     end
@@ -231,6 +231,7 @@ end
 local function result(self, book, m, outcome, status, why, seconds)
   local s = self.trouble[m.sink]
   if outcome == "accepted" then
+    log.info("message_sent", m.sink .. ": " .. m.title)
     book:accepted(m, status)
     went_well(self, m.sink)
   elseif outcome == "refused" then

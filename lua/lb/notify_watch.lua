@@ -17,10 +17,11 @@ local SECOND, OFTEN, SELDOM = 1, 5, 10 -- seconds between looks: at memory, at a
 local GRACE = 5             -- seconds that PostgreSQL may be away before people are told
 local LAGGING = 2           -- looks in a row
 local SILENT_LEAST = 60     -- seconds without a sample
+local DEAD_AFTER = 30       -- seconds after the end of a worker's lease
 local UNDEFINED_TABLE = "42P01"
 
 function Watch.new(options)
-  local self = setmetatable({ at = {}, lagging = {}, workers = {} }, Watch)
+  local self = setmetatable({ at = {}, lagging = {} }, Watch)
   for name, value in pairs(options) do self[name] = value end
   self.began = self.clock()
   return self
@@ -33,6 +34,12 @@ local function due(self, what, seconds)
   return true
 end
 
+-- The story that goes on as far as people will know; nil: none, or its end waits to be told.
+local function going_on(book, family, key)
+  local s = book:story(family, key)
+  return s and not s.ending and s or nil
+end
+
 local function raise(kind, key, title, fields, text)
   notices.raise { kind = kind, key = key, title = title, text = text, fields = fields }
 end
@@ -43,7 +50,7 @@ local function servers(self, book)
   local there = {}
   for _, node in ipairs(self.nodes()) do
     local key = "server/" .. node.name
-    local told = book:story("server", key)
+    local told = going_on(book, "server", key)
     there[key] = true
     if node.health == "down" and not told then
       raise("server_down", key, "Server " .. node.name .. " is down", { { "instance", node.name },
@@ -74,7 +81,7 @@ local function postgres(self, teller)
   local book, store = teller.book, teller.store
   local why = away(self, store)
   self.away_since = why and (self.away_since or self.clock()) or nil
-  local told = book:story("journal", "journal")
+  local told = going_on(book, "journal", "journal")
   -- Its own evidence is as old as the grace already.
   local long = why and (why == store.last_error or self.clock() - self.away_since > GRACE)
   if long and not told then
@@ -88,7 +95,7 @@ end
 
 local function restored(self, book)
   local J = self.journal
-  local told = book:story("restored", "journal/restored")
+  local told = going_on(book, "restored", "journal/restored")
   if J.phase == "restored" and not told then
     raise("postgres_restored", "journal/restored", "PostgreSQL was restored from a backup: writes are stopped",
       { { "cause", J.why } }, "An operator must say which side is right: chromux journal accept-restore")
@@ -99,7 +106,7 @@ end
 
 local function room(self, book)
   local context = self.journal.context
-  local told = book:story("room", "journal/room")
+  local told = going_on(book, "room", "journal/room")
   if told and context and context.trim and not context.trim.full and not context.trim.warned then
     raise("journal_room", "journal/room", "The journal has room again")
   end
@@ -108,8 +115,8 @@ end
 -- ---- copies ----------------------------------------------------------------------------------------------
 
 local function copies(book, name, i)
-  local key = "copy/" .. name
-  local told = book:story("copies", key)
+  local key = "copies/" .. name
+  local told = going_on(book, "copies", key)
   if not told or i.copies_not_ready > 0 or i.retired then return end
   local one = told.event.kind == "copy_lost" and told.known <= 1 and told.event.fields[2]
   raise("copy_rebuilt", key, "All copies on " .. name .. " are whole again", { { "instance", name },
@@ -118,7 +125,7 @@ end
 
 local function lag(self, book, name, i, up)
   local most, key = self.settings().LAG_ALERT or 0, "lag/" .. name
-  local told = book:story("lag", key)
+  local told = going_on(book, "lag", key)
   if most <= 0 or i.retired or not up then
     self.lagging[name] = nil
     if not told or up == false then return end -- a server that is down lags; that it is down was told
@@ -151,7 +158,7 @@ local function policies(self, book)
   for _, p in ipairs(self.tripped()) do
     local key = "policy/" .. p.file
     tripped[key] = true
-    if not book:story("policy", key) then
+    if not going_on(book, "policy", key) then
       raise("policy_tripped", key, "Policy " .. p.file .. " failed too often and is set aside",
         { { "file", p.file }, { "cause", p.last_error } }, "What is built in decides instead, until the next reload.")
     end
@@ -173,40 +180,35 @@ local function rows_of(store, sql, ...)
   return rows
 end
 
--- A worker is dead when its lease has run out, though its row may be gone by now.
-local function workers(self, store, book)
-  local rows = rows_of(store, [[SELECT worker_id, role, current_task_id, lease_until < now() AS over,
-      extract(epoch FROM lease_until)::float8 AS lease FROM sync_workers]])
-  if not rows then return end
-  local seen, alive = {}, 0
-  for _, w in ipairs(rows) do
-    seen[w.worker_id] = w
-    if not w.over then alive = alive + 1 end
-  end
-  for id, w in pairs(self.workers) do
-    if not seen[id] and (w.over or w.lease < now()) then seen[id] = { over = true, gone = true, role = w.role,
-      current_task_id = w.current_task_id, worker_id = id } end
-  end
-  for id, w in pairs(seen) do
-    local key = "worker/" .. id
-    local told = book:story("worker", key)
-    if w.over and not told and not (w.gone and self.workers[id].told) then
-      w.told = true
-      raise("worker_dead", key, "Sync " .. w.role .. " " .. id .. " has died", { { "worker", id },
-        { "task", w.current_task_id or "none" } })
-    elseif told and not w.over then
-      raise("worker_back", key, "Sync " .. w.role .. " " .. id .. " is back", { { "worker", id } })
-    end
-    if w.gone then seen[id] = nil end
-  end
-  self.workers = seen
+local function place_taken(book, there, alive)
   for _, s in pairs(book.stories) do
     local e = s.event
-    local id = e.opens == "worker" and e.key:match("^worker/(.*)$")
-    if id and not seen[id] and alive > 0 and not s.ending and s.event.state ~= "ready" then
+    local id = e.opens == "worker" and (e.key:match("^worker/(.*)$") or e.key)
+    if id and not there[id] and alive > 0 and not s.ending then
       raise("worker_back", e.key, "Others have taken the place of sync worker " .. id, { { "worker", id } })
     end
   end
+end
+
+-- Who coordinates tells of a worker that died when it takes its row away (sync_coordinate.lua). Here those are told of
+-- whose row nobody takes away, because the coordinator is gone as well.
+local function workers(store, book)
+  local rows = rows_of(store, [[SELECT worker_id, role, current_task_id, lease_until > now() AS alive,
+      lease_until < now() - $1 * interval '1 second' AS dead FROM sync_workers]], DEAD_AFTER)
+  if not rows then return end
+  local there, alive = {}, 0
+  for _, w in ipairs(rows) do
+    local key = "worker/" .. w.worker_id
+    there[w.worker_id] = true
+    alive = alive + (w.alive and 1 or 0)
+    if w.dead and not going_on(book, "worker", key) then
+      raise("worker_dead", key, "Sync " .. w.role .. " " .. w.worker_id .. " is silent, and nobody coordinates",
+        { { "worker", w.worker_id }, { "task", w.current_task_id or "none" } })
+    elseif w.alive and going_on(book, "worker", key) then
+      raise("worker_back", key, "Sync " .. w.role .. " " .. w.worker_id .. " is back", { { "worker", w.worker_id } })
+    end
+  end
+  place_taken(book, there, alive)
 end
 
 local function monitors(self, store, book)
@@ -215,7 +217,7 @@ local function monitors(self, store, book)
   local most = math.max(3 * (self.settings().MONITOR_INTERVAL or 30), SILENT_LEAST)
   for _, m in ipairs(rows or {}) do
     local key = "monitor/" .. m.host
-    local told = book:story("monitor", key)
+    local told = going_on(book, "monitor", key)
     if m.age > most and not told then
       raise("monitor_silent", key, "The monitor on " .. m.host .. " is silent", { { "monitor", m.host },
         { "seconds", math.floor(m.age) } })
@@ -238,7 +240,7 @@ function Watch:look(teller)
   room(self, book)
   if due(self, "lanes", OFTEN) then instances(self, book) end
   if teller.leased and due(self, "tables", SELDOM) then
-    workers(self, teller.store, teller.book)
+    workers(teller.store, teller.book)
     monitors(self, teller.store, teller.book)
   end
 end

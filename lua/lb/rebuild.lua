@@ -16,6 +16,7 @@
 --   disturbed(lane_id)                                a catalogue operation on it begins
 local Hold = require("lb.hold")
 local Touched = require("lb.touched")
+local Lane = require("lb.lanes")
 local Leftovers = require("lb.leftovers")
 local deeds = require("lb.deeds")
 local exact = require("lb.exact")
@@ -437,9 +438,7 @@ local function swapped(self, r, last, reason)
 end
 
 -- What stays to be known of why it was made anew: a server that refuses what others take is not made anew for ever.
-local function remembered(target)
-  return target.state == "rebuild" and target.reason:match("^it refuses entry .*") or ""
-end
+local function remembered(target) return target.reason:find(Lane.REFUSES, 1, true) == 1 and target.reason or "" end
 
 -- true, leftover | false, why
 local function commit(self, r, last)
@@ -557,7 +556,16 @@ end
 -- Nothing of it is on its way to a server.
 function Rebuilds:idle() return self.active == 0 and self.leftovers.active == 0 end
 
--- Is this temporary collection needed?
+-- A collection with a name of ours that nobody knows any more, {instance=, tenant=, database=, name=}: an old backup
+-- may have brought it back. It goes; if not now, it will be found again.
+function Rebuilds:sweep(c)
+  local server = self.context.servers.by_name[c.instance]
+  if not server or self:knows(c.instance, c.name) then return end
+  log.warn("collection_left_over", c.name .. " on " .. c.instance .. " is deleted")
+  deeds.send(self.context, server, "DELETE", self.names:path(c.tenant, c.database, "/collections/" .. c.name))
+end
+
+-- Is this temporary collection needed, or known to be left over?
 function Rebuilds:knows(instance, name)
   for _, r in pairs(self.by_copy) do
     if r.instance == instance and r.temp_name == name then return true end

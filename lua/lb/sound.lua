@@ -14,17 +14,21 @@ local BROKEN_AFTER = 5         -- looks in a row that found it broken; a delete 
 local FIRST_PAUSE, LAST_PAUSE = 0.05, 0.5
 local DOUBTED = 1000           -- entries in doubt whose ids are looked up
 
--- Was it found whole in the server's present life?
+local IN_DOUBT = "in doubt"
+
+-- Was it found whole in the server's present life? What was found while entries were in doubt holds no longer than
+-- they are: an update that is sent again gives no record its vector back.
 function M.known(copy)
   local sound = copy.server.sound
-  return sound ~= nil and sound.life == copy.server.admitted and sound[copy.physical] == true
+  local is = sound and sound.life == copy.server.admitted and sound[copy.physical]
+  return is == true or (is == IN_DOUBT and copy.doubt > 0)
 end
 
--- It is so: it is new, or was looked at.
-function M.found(copy, life)
+-- It is so: it is new, or was looked at. spared: but for records of entries in doubt.
+function M.found(copy, life, spared)
   local sound = copy.server.sound
   if not sound or sound.life ~= life then sound = { life = life } end
-  sound[copy.physical] = true
+  sound[copy.physical] = spared and IN_DOUBT or true
   copy.server.sound = sound
 end
 
@@ -99,8 +103,9 @@ local function follow(lane, copy, base)
   local life, bad, pause = copy.server.admitted, 0, FIRST_PAUSE
   while wanted(lane, copy) do
     if life ~= copy.server.admitted then life, bad, pause = copy.server.admitted, 0, FIRST_PAUSE end
+    local doubtful = copy.doubt > 0
     local is, said = look(lane, copy, base())
-    if is == "whole" then return M.found(copy, life) end
+    if is == "whole" then return M.found(copy, life, doubtful) end
     bad = is == "broken" and bad + 1 or 0
     if bad >= BROKEN_AFTER then
       if not stands_elsewhere(lane, copy) then

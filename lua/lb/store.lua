@@ -33,7 +33,7 @@ Store.ROW = 200    -- bytes of an entry beside its texts
 function Store.new(append, reader)
   return setmetatable({
     append = append, reader = reader, epoch = 0, queue = {}, running = false,
-    commits = 0, recent = {}, last_error = "", trying = false, renewed = 0, suspended = nil,
+    commits = 0, recent = {}, last_error = "", trying = false, renewed = 0, suspended = nil, refusals = {},
     on_fenced = function() end, on_restored = function() end,
   }, Store)
 end
@@ -113,6 +113,7 @@ local function attempt(self, items)
     self.commits = self.commits + 1
     self.recent[self.commits % RECENT + 1] = now() - began
     self.last_error = ""
+    for _, s in ipairs(all) do self.refusals[s[1]] = nil end
     local at = 1
     for _, item in ipairs(items) do
       local mine = {}
@@ -134,6 +135,8 @@ local function attempt(self, items)
     or state == "25006" then
     return "again"
   end
+  -- 42: the statement itself, as of a user who may not do it any more.
+  if state:match("^42") and info and info.index then self.refusals[all[info.index][1]] = message end
   return "failed", message
 end
 
@@ -233,6 +236,17 @@ function Store:healthy()
   return self.append:state() == "ready" and not self.trying
 end
 
+-- What keeps writes from being kept, for people; nil: nothing, as far as we know.
+function Store:trouble()
+  local state, why = self.append:state()
+  if state ~= "ready" or self.trying then
+    return "PostgreSQL does not answer: " .. (state ~= "ready" and why ~= "" and why or self.last_error)
+  end
+  local _, message = next(self.refusals)
+  if message then return "PostgreSQL refuses what is to be written: " .. message end
+  if self.lease_error then return "the lease cannot be renewed: " .. self.lease_error end
+end
+
 -- Mean and 99th percentile of the last commits, in milliseconds; 0 without any.
 function Store:commit_ms()
   local times, sum = {}, 0
@@ -279,6 +293,7 @@ function Store:lease_renew(ttl)
   local rows, why = self.reader:query({ [[UPDATE journal_lease SET until = now() + $1 * interval '1 second',
       renewed = renewed + 1 WHERE epoch = $2 AND renewed >= $3 RETURNING renewed]], timeout = ttl },
     ttl, self.epoch, self.renewed)
+  self.lease_error = not rows and why or nil
   if not rows then return nil, why end
   if #rows == 1 then
     self.renewed = math.max(self.renewed, rows[1].renewed)

@@ -70,6 +70,7 @@ local function read(job, instance, method, rest, body)
     body = body, type = body and "application/json" or nil, max = MOST_IDS, timeout = LIST_SECONDS }
   if not a then stop("later", instance .. ": " .. tostring(text or kind)) end
   if a.status == 404 then stop("over", instance .. " does not know the collection") end
+  if a.status == 500 then stop("over", string.format("%s answered 500: %s", instance, a.body:sub(1, 200))) end
   if a.status ~= 200 then stop("later", string.format("%s answered %d: %s", instance, a.status, a.body:sub(1, 200))) end
   return a.body
 end
@@ -276,8 +277,10 @@ local function finish(context, job)
       context.fault("sync.finished_not_recorded")
       return a
     end
-    far = true
-    set(context, job, { state = "catching_up" })
+    if a.more > 0 then -- else it was only not the time for it
+      far = true
+      set(context, job, { state = "catching_up" })
+    end
   end
   stop("later", "clients write faster than it is caught up with")
 end
@@ -360,7 +363,7 @@ end
 
 local function confirm(job, ids, from, repair)
   local some = { unpack(ids, from, math.min(from + CONFIRM - 1, #ids)) }
-  return ask("confirm", job, { authority = job.source, ids = some, repair = repair })
+  return ask("confirm", job, { authority = job.source, ids = some, repair = repair, job = job.id })
 end
 
 -- So much differs that it is made anew. A sample is looked at under a hold first: a copy that was only behind is not.
@@ -369,24 +372,34 @@ local function too_much(job, ids)
   return #confirm(job, ids, 1, false).differing > CONFIRM / 2
 end
 
--- Looks at these ids, and repairs what differs. The ids that were being written to
-local function confirm_once(context, job, ids)
+-- What was repaired is counted by the answers, also those that an earlier coordinator did not live to write down.
+local function count_differing(context, job, differing)
+  local repaired = job.dry_run and 0 or need(context.store:repaired(job))
+  if not job.dry_run then differing = repaired end
+  if differing ~= job.differences or repaired ~= job.repaired then
+    set(context, job, { differences = differing, repaired = repaired })
+  end
+end
+
+-- Looks at these ids, and repairs what differs; differing: how many did before. The ids that were being written to,
+-- differing
+local function confirm_once(context, job, ids, differing)
   local busy = {}
   for from = 1, #ids, CONFIRM do
     local a = confirm(job, ids, from, not job.dry_run)
     context.fault("sync.confirmed_not_recorded")
     for _, id in ipairs(a.busy or {}) do busy[#busy + 1] = id end
-    if #a.differing > 0 then
-      set(context, job, { differences = job.differences + #a.differing, repaired = job.repaired + (a.repaired or 0) })
-    end
+    differing = differing + #a.differing
+    count_differing(context, job, differing)
   end
-  return busy
+  return busy, differing
 end
 
 -- How many could not be looked at because clients wrote to them all the time.
 local function confirm_all(context, job, ids)
+  local differing = 0
   for _ = 1, BUSY_LOOKS do
-    ids = confirm_once(context, job, ids)
+    ids, differing = confirm_once(context, job, ids, differing)
     if #ids == 0 then return 0 end
     sleep(BUSY_PAUSE)
   end
@@ -413,13 +426,11 @@ local function verified(context, job, differences, repaired, error_text)
 end
 
 function Job.verify(context, job)
-  if job.state == "waiting" then begin_verify(context, job) end
+  if job.state == "waiting" then begin_verify(context, job) else whole_own(context, job) end
   if job.state == "comparing" then
     chunk(context, job, "compare")
     await(context, job)
     set(context, job, { state = "confirming" })
-  else
-    whole_own(context, job) -- its repair may have been cut off, which is a job of its own
   end
   local ids, nan, names = suspects(context, job)
   if nan > 0 then

@@ -390,6 +390,15 @@ function Store:show_progress(jobs)
       WHERE j.id = s.job AND j.done_records <> s.n]], numbers(jobs) } }
 end
 
+-- How many records the holder of the journal has repaired for a comparison, by its answers.
+function Store:repaired(job)
+  local rows, why = self.conn:query([[SELECT COALESCE(sum((answer::json->>'repaired')::bigint), 0)::bigint AS n
+    FROM sync_calls WHERE kind = 'confirm' AND lane = $2 AND done AND (arguments::json->>'job')::bigint = $1]],
+    job.id, job.lane)
+  if not rows then return nil, why end
+  return rows[1].n
+end
+
 -- What tasks of the job found to differ: json texts.
 function Store:found(job)
   local rows, why = self.conn:query([[SELECT found FROM sync_chunks JOIN sync_tasks t ON t.id = task

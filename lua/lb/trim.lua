@@ -2,10 +2,10 @@
 --
 -- An entry that every copy has behind it is kept for JOURNAL_KEEP seconds more (an Idempotency-Key is known so long),
 -- and less when all entries together exceed JOURNAL_KEEP_BYTES. Copies that are to be made anew hold nothing back. At
--- JOURNAL_MAX_BYTES the copies that hold the journal back most are given up, to be made anew; while that does not help,
--- writes are refused. Lane 0, the catalogue, is kept whole: an instance that joins makes it again from its beginning.
--- Lanes of deleted collections are kept as long, and until every instance has deleted them; their rows in
--- journal_collections stay.
+-- JOURNAL_MAX_BYTES rebuilds end, and the copies that hold the journal back most are given up, to be made anew; while
+-- that does not help, writes are refused. Lane 0, the catalogue, is kept whole: an instance that joins makes it again
+-- from its beginning. Lanes of deleted collections are kept as long, and until every instance has deleted them; their
+-- rows in journal_collections stay.
 local Store = require("lb.store")
 
 local Trim = {}
@@ -173,6 +173,7 @@ function Trim:step()
   trim_closed(self)
   watch_size(self)
   if self.full then
+    self.context.rebuilds:give_up("the journal is full, and it held back what could be deleted")
     shed(self)
     trim_lanes(self)
     watch_size(self)

@@ -1,4 +1,5 @@
--- words.lua: answers of our own to requests of the catalogue, in Chroma's words (1.0.20), and which names can be kept.
+-- words.lua: names of our own, which names can be kept, and answers of our own to requests of the catalogue, in
+-- Chroma's words (1.0.20).
 local slice = require("chromux.slice")
 
 local M = {}
@@ -13,6 +14,12 @@ M.EMPTY = { status = 200, type = "application/json", body = "{}" }
 function M.no_collection_of_id(id)
   return M.says(404, "NotFoundError", "Collection [" .. id .. "] does not exists.")
 end
+
+-- Names of collections that are about to end (operations.lua), that are to take the place of others (rebuild.lua), or
+-- whose place is to be taken (member.lua). Clients get none of them.
+local OWN = { ["chromux-tomb-"] = true, ["chromux-temp-"] = true, ["chromux-old-"] = true }
+
+function M.own(name) return OWN[name:match("^chromux%-%l+%-") or ""] == true end
 
 function M.is_id(text) return #text == 36 and text:find("^%x+%-%x+%-%x+%-%x+%-%x+$") ~= nil end
 

@@ -1,9 +1,11 @@
 -- check_sync.lua: judges what workers have done in a round. Pure, as check.lua:
 --
---   s.jobs         {id=, kind=, lane=, instance=, state=, records=, done_records=, error=, deleted= its collection}
+--   s.jobs         {id=, kind=, lane=, instance=, state=, records=, done_records=, error=, hold_ms=, reason=,
+--                  deleted= its collection}
 --   s.tasks        of these jobs: {id=, job=, kind=, first=, last=, status=, records=, error=, ids={...} | nil}
 --   s.completed    each time that a task was counted: {task=, job=, epoch=}
 --   s.hashes       lane -> instance -> id -> canonical hash of the record, asked directly; h.copies say of which
+--   s.hold_most    milliseconds for which a copy may be held; nil: any
 --   s.names        instance -> names of its collections, of all tenants and databases
 local M = {}
 
@@ -67,6 +69,9 @@ local function check_chunks(v, job, tasks)
   end
 end
 
+-- A comparison that was dropped says why.
+local function was_dropped(job) return job.kind == "verify" and job.reason ~= "" and job.reason ~= "scheduled" end
+
 -- The chunks of a job that is done are all ids, each once.
 function M.chunks(s, v)
   local of = {}
@@ -77,12 +82,21 @@ function M.chunks(s, v)
     end
   end
   for _, job in ipairs(s.jobs) do
-    if job.state == "done" and of[job.id] then check_chunks(v, job, of[job.id]) end
+    if job.state == "done" and of[job.id] and not was_dropped(job) then check_chunks(v, job, of[job.id]) end
   end
   local times = {}
   for _, c in ipairs(s.completed) do
     times[c.task] = (times[c.task] or 0) + 1
     if times[c.task] == 2 then complain(v, "counted twice", "task %d of job %d", c.task, c.job) end
+  end
+end
+
+-- No copy was held longer than it may be.
+function M.holds(s, v)
+  for _, job in ipairs(s.jobs) do
+    if s.hold_most and (job.hold_ms or 0) > s.hold_most then
+      complain(v, "hold", "%s held the source for %.0f ms", name_of(job), job.hold_ms)
+    end
   end
 end
 
@@ -119,6 +133,7 @@ function M.all(s)
   local v = {}
   M.failures(s, v)
   M.chunks(s, v)
+  M.holds(s, v)
   M.equal(s, v)
   M.leftovers(s, v)
   return v

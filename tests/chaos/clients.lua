@@ -10,7 +10,8 @@ local API = "/api/v2/tenants/default_tenant/databases/default_database/collectio
 local IDS, GROUPS, NAMES = 9, 4, 3
 
 -- {urls={one for each balancer}, ops={}: where operations are recorded, think=seconds at most between two,
---  sync=after so many writes Chroma keeps a collection's vectors in files}
+--  sync=after so many writes Chroma keeps a collection's vectors in files, favour=share of operations on what stays
+--  that go to the first of it}
 function M.new(w)
   w.known = {}       -- {logical=, name=}: collections that somebody was told of, to be renamed and deleted
   w.lasting = {}     -- those that stay
@@ -270,7 +271,7 @@ end
 function M:run(rng, till)
   while now() < till do
     local list = (#self.known == 0 or rng:chance(0.7)) and self.lasting or self.known
-    local c = #list > 0 and rng:pick(list)
+    local c = #list > 0 and (list == self.lasting and rng:chance(self.favour or 0) and list[1] or rng:pick(list))
     local dice = rng:unit()
     if not c or dice < 0.05 then self:catalogue(rng)
     elseif dice < 0.6 then self:write(rng, c)

@@ -74,7 +74,9 @@ local RARE = { ["resolve.read"] = 12, ["resolve.recorded"] = 12, ["recv.4xx_befo
   ["delete.renamed_not_deleted"] = 3, ["lease.expired_unaware"] = 10, ["takeover.before_load"] = 2,
   ["fenced.answering"] = 1 }
 
--- Those of making copies anew: of the holder of the journal's lease, and of workers. value: one of so many hits.
+-- Those of making copies anew: of the holder of the journal's lease, and of workers. {step, one of so many hits, what
+-- else has to happen for it to be met: so much is written meanwhile that workers have to catch up}
+local SLOWLY = "sync.added=1:pause:1.2,sync.added=2:pause:1.2,sync.added=3:pause:1.2,"
 M.holder_steps = {
   { "rebuild.recorded", 4 }, { "rebuild.temp_created", 4 }, { "rebuild.hold_taken", 4 },
   { "rebuild.copied_not_swapped", 4 }, { "rebuild.swapped_old_alive", 4 }, { "reconcile.deleted_not_added", 2 },
@@ -82,7 +84,7 @@ M.holder_steps = {
 M.worker_steps = {
   { "sync.claimed", 12 }, { "sync.read", 8 }, { "sync.added", 8 }, { "sync.done_not_reported", 12 },
   { "sync.reported", 12 }, { "sync.begun_not_recorded", 3 }, { "sync.chunked", 5 },
-  { "sync.finished_not_recorded", 2 }, { "sync.deleted_not_added", 1 }, { "sync.confirmed_not_recorded", 1 },
+  { "sync.finished_not_recorded", 2 }, { "sync.deleted_not_added", 1, SLOWLY }, { "sync.confirmed_not_recorded", 1 },
 }
 
 function M.without(names, pattern)
@@ -188,7 +190,7 @@ end
 -- One of these steps in turn: at the first start.
 function M.sync_step_plan(rng, steps, turn)
   local step = steps[turn % #steps + 1]
-  return { string.format("%s=%d:%s", step[1], rng:int(1, step[2]), what_happens(rng)) }
+  return { string.format("%s%s=%d:%s", step[3] or "", step[1], rng:int(1, step[2]), what_happens(rng)) }
 end
 
 -- The lines of a plan for wrap.c: now and then a write, in bursts.

@@ -126,8 +126,9 @@ end
 -- Everything that workers did, for check_sync.all.
 function M.gather_sync(servers)
   local s = { names = {}, hashes = hashes_of(servers) }
-  s.jobs = rows([[SELECT j.id, j.kind, j.lane, j.instance, j.state, j.records, j.done_records, j.error,
-    COALESCE(k.deleted, true) AS deleted FROM sync_jobs j LEFT JOIN journal_collections k USING (lane) ORDER BY j.id]])
+  s.jobs = rows([[SELECT j.id, j.kind, j.lane, j.instance, j.state, j.records, j.done_records, j.error, j.hold_ms, j.reason,
+    COALESCE(k.deleted, true) AS deleted
+    FROM sync_jobs j LEFT JOIN journal_collections k USING (lane) ORDER BY j.id]])
   s.tasks = rows([[SELECT t.id, t.job, t.kind, t.chunk_start_offset AS first, t.chunk_end_offset AS last,
     t.task_status AS status, t.records, t.error_message AS error, convert_from(c.ids, 'UTF8') AS ids
     FROM sync_tasks t LEFT JOIN (SELECT * FROM chaos_chunks UNION ALL SELECT * FROM sync_chunks) c ON c.task = t.id

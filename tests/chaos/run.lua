@@ -18,7 +18,7 @@ package.path = (arg[0]:match("^(.*)/[^/]*$") or ".") .. "/?.lua;" .. package.pat
 local process = require("process")
 
 local options = { kind = "journal", rounds = 10, seed = nil, balancers = nil, workers = nil, faults = nil, clients = 6,
-  seconds = 5, rebuilds = 0,
+  seconds = nil, rebuilds = 0,
   chromux = "build/chromux", keep = false, shown = 12 }
 do
   local i = 1
@@ -60,6 +60,7 @@ local Heal = require("heal")
 
 local root = os.getenv("CHAOS_DIR")
 local postgres -- one for all rounds
+options.seconds = options.seconds or options.kind == "sync" and 7 or 5
 local first_seed = options.seed or os.time() % 1000000
 local function say(...)
   io.stdout:write(string.format(...), "\n")
@@ -154,7 +155,24 @@ local function trouble(stage, round, seed, workload, events)
   for _, t in ipairs(tasks) do assert(t:wait()) end
   over = true
   watcher:wait()
-  for _, name in ipairs(stage.ours) do stage[name].env.FAULT_POINTS = false end
+  -- Who may still die at a step ends in peace, and is started again without.
+  for _, name in ipairs(stage.ours) do
+    local p = stage[name]
+    if p.env.FAULT_POINTS then
+      p.env.FAULT_POINTS = false
+      p:kill(process.TERM)
+    end
+  end
+end
+
+local HOLD_MOST = 250 -- milliseconds; chromux lets go after 200
+
+-- Does a process that holds copies stand still in it? Its holds last until it goes on.
+local function pauses_holder(round)
+  for _, f in ipairs(round.plan) do
+    if f.kind == "pause" and (f.target == "chromux" or f.target == "second") then return true end
+  end
+  return round.steps ~= nil and table.concat(round.steps):find("pause") ~= nil
 end
 
 -- What is found when it is all over: history, violations.
@@ -172,6 +190,7 @@ local function judge(stage, round, ops)
   local found, aside = Check.all(history)
   if history.healed then
     history.sync = History.gather_sync(stage.servers)
+    history.sync.hold_most = not pauses_holder(round) and HOLD_MOST or nil
     for _, text in ipairs(CheckSync.all(history.sync)) do found[#found + 1] = text end
   end
   for _, text in ipairs(found) do violations[#violations + 1] = text end
@@ -201,8 +220,8 @@ local function play(seed)
   local began = now()
   local ok, why = xpcall(function()
     stage:raise()
-    local workload = Clients.new { urls = stage.urls, ops = ops, think = options.kind == "sync" and 0.01 or 0.03,
-      sync = round.threshold }
+    local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
+      think = options.kind == "sync" and 0.01 or 0.03, favour = options.kind == "sync" and 0.5 or nil }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()

@@ -75,6 +75,42 @@ static void an_error_after_the_deed_is_no_refusal(void **state)
     check_equal(s, id, 5);
 }
 
+/* What a server says of a body with a name that is there, chromux says too, and nothing is made. */
+static void a_create_of_what_is_there_is_checked_as_chroma_does(void **state)
+{
+    static const char *const more[] = {
+        "",
+        ",\"metadata\":null,\"configuration\":null",
+        ",\"metadata\":{\"k\":1},\"configuration\":{\"hnsw\":{\"space\":\"cosine\"}}",
+        ",\"metadata\":5",
+        ",\"metadata\":{}",
+        ",\"configuration\":{\"hnsw\":{\"space\":\"nope\"}}",
+        ",\"configuration\":{\"hnsw\":{\"space\":\"l2\"},\"spann\":{\"space\":\"l2\"}}",
+        ",\"metadata\":{\"hnsw:space\":\"nope\"}",
+        ",\"unknown\":1",
+    };
+    struct stage *s = stage_raise();
+    char *id = create(s, "there");
+    unsigned refused = 0;
+    check_caught_up(s, 5);
+    for (unsigned i = 0; i < COUNT_OF(more); i++) {
+        char *body = keepf("{\"name\":\"there\",\"get_or_create\":true%s}", more[i]);
+        struct answer *said = ask_server(s->server[0], "POST", "/collections", body);
+        struct answer *a = post(s, "/collections", body);
+        check_int(a->status, said->status);
+        if (a->status == 200) {
+            check_str(json_field(a->body, "id"), keepf("\"%s\"", id));
+            check_str(json_field(a->body, "metadata"), "null");
+        } else {
+            check_str(a->body, said->body);
+            refused++;
+        }
+    }
+    check_int(refused, 5);
+    check_str(collections_on(s, 0), "there");
+    check_int(sql_number(s, "SELECT count(*) FROM journal_entries WHERE lane = 0"), 1);
+}
+
 /* ---- what stands there already --------------------------------------------------------------- */
 
 #define ACME "/api/v2/tenants/acme/databases"
@@ -202,6 +238,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         STAGE_TEST(an_error_after_the_deed_is_no_refusal),
+        STAGE_TEST(a_create_of_what_is_there_is_checked_as_chroma_does),
         STAGE_TEST(tenants_that_are_named_are_taken_over),
         STAGE_TEST(a_tenant_is_taken_over_later),
         STAGE_TEST(a_name_that_cannot_be_kept_stops_no_start),

@@ -327,6 +327,38 @@ static void a_balancer_that_slept_reads_nothing_of_a_servers_new_life(void **sta
     }
 }
 
+/* The replica loses the vectors of a collection while it is down. What it then gets first are
+ * entries that another holder may have sent already, of the same records, and they bring no
+ * vectors. */
+static void lost_vectors_are_seen_behind_entries_in_doubt(void **state)
+{
+    struct stage *s = stage_new();
+    stage_chromux(s, NULL);
+    struct answer *a = post(s, "/collections",
+                            "{\"name\":\"some\",\"configuration\":{\"hnsw\":{\"batch_size\":5,"
+                            "\"sync_threshold\":5}}}");
+    check_status(a, 200);
+    char *id = keep_text(json_field(a->body, "id") + 1, 36);
+    check_status(post(s, of(id, "add"), records_body("r", 0, 10, "")), 201);
+    check_equal(s, id, 5);
+    chroma_kill(s->server[1]);
+    const char *const argv[] = {"sh", "-c", "rm -r \"$0\"/*-*", s->server[1]->folder, NULL};
+    check_int(run_program(argv, NULL, 30).status, 0);
+    for (unsigned i = 0; i < 10; i++)
+        check_status(
+            post(s, of(id, "update"), keepf("{\"ids\":[\"r%u\"],\"metadatas\":[{\"k\":1}]}", i)),
+            200);
+    chromux_signal(s->x, SIGKILL);
+    check(chromux_wait_exit(s->x, 10));
+    chroma_again(s->server[1]);
+    stage_again(s);
+    check_soon(sql_number(s,
+                          "SELECT count(*) FROM failover_events WHERE event_type = 'copy_lost' "
+                          "AND from_instance = 'replica' AND reason LIKE '%%lost vectors%%'") > 0,
+               15);
+    check_status(post(s, of(id, "get"), "{\"include\":[\"embeddings\"]}"), 200);
+}
+
 /* ---- servers that knew something ------------------------------------------------------------- */
 
 static char *fill(struct chroma *c, const char *name, unsigned n)
@@ -396,6 +428,7 @@ int main(void)
         STAGE_TEST(a_server_that_returns_empty_is_set_aside),
         STAGE_TEST(a_server_with_an_old_backup_is_set_aside),
         STAGE_TEST(a_balancer_that_slept_reads_nothing_of_a_servers_new_life),
+        STAGE_TEST(lost_vectors_are_seen_behind_entries_in_doubt),
         STAGE_TEST(what_servers_hold_already_is_taken_over),
         STAGE_TEST(a_full_disk_refuses_and_recovers), /* the last: it takes PostgreSQL with it */
     };

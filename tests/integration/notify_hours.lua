@@ -2,6 +2,7 @@
 -- Run by notify_test.c with an empty DATABASE_URL; exits 1 with what is wrong.
 local Book = require("lb.notify_book")
 local Store = require("lb.notify_store")
+local Sinks = require("lb.notify_sinks")
 local Teller = require("lb.notify_teller")
 local contract = require("lb.contract")
 local kit = require("lb.testkit")
@@ -23,19 +24,20 @@ local decide = kit.load("policies/notify.lua", { settings = {} }).decide
 local format = kit.load("policies/slack.lua", { settings = { DEPLOYMENT_NAME = "x", PUBLIC_URL = "" } }).format
 
 local sent -- {{at= hours since the start, kind=, key=}, ...}
-local sink = { TIMEOUT = 10 }
-function sink.names() return { "slack" } end
-function sink.send(_, _, _, events)
-  for _, e in ipairs(events) do
-    local why = contract.check("slack.format", format(e), nil, nil, e)
-    expect(not why, "%s: %s", e.kind, why)
-    sent[#sent + 1] = { at = (T - START) / HOUR, kind = e.kind, key = e.key }
-  end
-  return "accepted", 200
+local sinks = Sinks.new { secrets = { SLACK_WEBHOOK_URL = "http://hook" }, deployment = "x", call = function(_, e)
+  return format(e)
+end, fetch = function(r)
+  local why = contract.check("slack.format", json.decode(r.body))
+  expect(not why, "a payload: %s", why)
+  return { status = 200, headers = {}, body = "ok" }
+end }
+local sink = setmetatable({}, { __index = sinks })
+function sink.send(_, name, m, events)
+  for _, e in ipairs(events) do sent[#sent + 1] = { at = (T - START) / HOUR, kind = e.kind, key = e.key } end
+  return sinks:send(name, m, events)
 end
 
-local function real_policy(name, event, history)
-  expect(name == "notify.decide", "asked for %s", name)
+local function real_policy(_, event, history)
   local fine, why = contract.fits("event", event)
   expect(fine, "%s", why)
   fine, why = contract.fits("sent", history)
@@ -92,7 +94,9 @@ end
 local function at(list, hour, what) list[#list + 1] = { at = START + hour * HOUR, order = #list, what = what } end
 
 local function outage(list, key, from, to)
-  at(list, from, function() raise { kind = "server_down", key = key, title = "down", fields = { { "instance", key } } } end)
+  at(list, from, function()
+    raise { kind = "server_down", key = key, title = "down", fields = { { "instance", key } } }
+  end)
   at(list, to, function() raise { kind = "server_up", key = key, title = "up" } end)
 end
 
@@ -105,8 +109,8 @@ end
 local function advice(list, hour, kind, urgency)
   at(list, hour, function()
     raise { kind = kind, key = "recommendation/a/memory", urgency = urgency, title = "memory", elsewhere = true,
-      fields = { { "instance", "a" }, { "type", "memory" }, { "current_usage", 88.5 }, { "recommended_tier", "standard" },
-        { "estimated_monthly_cost", 21 }, { "reason", "memory over 85 %" } } }
+      fields = { { "instance", "a" }, { "type", "memory" }, { "current_usage", 88.5 }, { "estimated_monthly_cost", 21 },
+        { "recommended_tier", "standard" }, { "reason", "memory over 85 %" } } }
   end)
 end
 

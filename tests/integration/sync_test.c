@@ -1,69 +1,331 @@
-/* Sync: copies are made anew, compared and repaired while clients go on, by the processes that
- * chromux supervises or that run alone. What it did is asked of the database and of both servers. */
+/* Sync makes copies anew while clients go on, by processes that run beside the balancer and die in
+ * the middle of it. What they did is asked of the database and of both servers. */
 #include "load.h"
-#include "stage.h"
+#include "syncing.h"
 
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-/* The server's data is gone: it is killed and comes back empty. */
-static void wipe(struct chroma *c)
+enum { WRITERS = 2, READERS = 2, HELD_MOST_MS = 200 };
+
+static void add_many(struct stage *s, const char *id, unsigned from, unsigned n)
 {
-    const char *const rm[] = {"rm", "-rf", c->folder, NULL};
-    chroma_kill(c);
-    run_program(rm, NULL, 10);
-    chroma_again(c);
+    for (unsigned upto = from + n; from < upto; from += 1000) {
+        unsigned some = upto - from < 1000 ? upto - from : 1000;
+        check_status(post(s, of(id, "add"), records_body("r", from, some, "")), 201);
+    }
 }
 
-/* A process of this role beside the balancer, with its settings. */
-static struct chromux *process(struct stage *s, const char *role)
+static long tasks(struct stage *s, const char *status)
 {
-    const char *list[64];
-    unsigned n = 0;
-    for (; s->settings[n]; n++)
-        list[n] = s->settings[n];
-    list[n++] = "--role";
-    list[n++] = role;
-    list[n] = NULL;
-    return chromux_spawn(list);
+    return sql_number(s, "SELECT count(*) FROM sync_tasks WHERE task_status = '%s'", status);
 }
 
-static void add_many(struct stage *s, const char *id, const char *prefix, unsigned n)
+/* Every chunk of the last rebuild was counted once, and nothing is stuck. */
+static void check_counted(struct stage *s, long records)
 {
-    for (unsigned from = 0; from < n; from += 500)
-        check_status(post(s, of(id, "add"), records_body(prefix, from, n - from < 500 ? n - from : 500, "")),
-                     201);
+    check_int(sql_number(s, "SELECT sum(records) FROM sync_tasks WHERE kind = 'copy'"), records);
+    check_int(sql_number(s, "SELECT count(*) - count(DISTINCT chunk_start_offset) FROM sync_tasks "
+                            "WHERE kind = 'copy'"),
+              0);
+    check_int(tasks(s, "completed"), sql_number(s, "SELECT count(*) FROM sync_tasks"));
+    check_int(sql_number(s, "SELECT records FROM sync_jobs ORDER BY id DESC LIMIT 1"), records);
 }
 
-/* Waits until n jobs of the kind have come to this state. */
-static void check_jobs(struct stage *s, const char *kind, const char *state, long n, double seconds)
+/* ---- traffic: each writer writes, changes and deletes records of its own; readers read ----------
+ */
+
+struct traffic {
+    char *id;
+    struct load *load;
+};
+
+static const char *request(unsigned client, unsigned n, void *arg)
 {
-    if (!wait_until(sql_number(s, "SELECT count(*) FROM sync_jobs WHERE kind = '%s' AND state = '%s'",
-                               kind, state) >= n,
-                    seconds))
-        harness_fail(__FILE__, __LINE__, "no %ld %s jobs that are %s: %s; tasks: %s", n, kind, state,
-                     sql(s, "SELECT string_agg(j::text, ' ') FROM sync_jobs j"),
-                     sql(s, "SELECT string_agg(t::text, ' ') FROM sync_tasks t"));
+    static __thread char text[1024];
+    struct traffic *t = arg;
+    char body[300];
+    const char *verb = "get";
+    if (client >= WRITERS) {
+        snprintf(body, sizeof body, "{\"ids\":[\"r%u\"],\"include\":[\"embeddings\"]}", n % 500);
+    } else if (n % 3 == 2) {
+        verb = "delete";
+        snprintf(body, sizeof body, "{\"ids\":[\"w%u-%u\",\"r%u\"]}", client, n - 2, 1000 + n);
+    } else {
+        verb = n % 3 ? "update" : "upsert";
+        snprintf(body, sizeof body,
+                 "{\"ids\":[\"w%u-%u\",\"r%u\"],\"embeddings\":[[%u,%u.25],[1,%u]],"
+                 "\"metadatas\":[{\"n\":%u},{\"c\":true}]}",
+                 client, n, 500 + (n % 2000 + client * 7) % 500, client, n, n, n);
+    }
+    snprintf(text, sizeof text,
+             "POST " CHROMA_DB "/collections/%s/%s HTTP/1.1\r\nHost: h\r\n"
+             "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+             t->id, verb, strlen(body), body);
+    return text;
 }
 
-static void a_wiped_replica_heals_by_itself(void **state)
+static bool right(unsigned client, unsigned n, int status, const char *body, void *arg)
+{
+    char part[64];
+    (void)arg;
+    if (client < WRITERS)
+        return status == 200;
+    snprintf(part, sizeof part, "[[%u.0,%u.5]]", n % 500, n % 500 % 7);
+    return status == 200 && strstr(body, part);
+}
+
+static struct traffic *traffic_start(struct stage *s, const char *id)
+{
+    struct traffic *t = keep(sizeof *t);
+    *t = (struct traffic){.id = keepf("%s", id)};
+    struct load_plan plan = {request, right, t, 0.02};
+    t->load = load_start(s->x->port, WRITERS + READERS, &plan);
+    return t;
+}
+
+static void traffic_stop(struct traffic *t)
+{
+    load_stop(t->load);
+    check(load_good(t->load) > 50);
+    if (load_bad(t->load) > 0)
+        harness_fail(__FILE__, __LINE__, "%u of %u requests were answered wrongly; the first: %s",
+                     load_bad(t->load), load_bad(t->load) + load_good(t->load),
+                     load_complaint(t->load));
+}
+
+/* ---- tests ---------------------------------------------------------------------------------- */
+
+static void a_wiped_replica_heals_while_clients_go_on(void **state)
 {
     struct stage *s = stage_raise();
-    process(s, "worker");
+    sync_process(s, "worker", NULL);
     char *id = create(s, "many");
-    add_many(s, id, "r", 2500);
+    add_many(s, id, 0, 2500);
     check_caught_up(s, 20);
-    wipe(s->server[1]);
-    check_jobs(s, "rebuild", "done", 1, 30);
-    check_int(count_lines(check_equal(s, id, 20), "\n"), 2500);
+    char *before = physical(s, 1, id);
+    struct traffic *t = traffic_start(s, id);
+    check_soon(load_good(t->load) > 40, 10);
+    chroma_wipe(s->server[1]);
+    sync_check_jobs(s, "rebuild", "done", 1, 30);
+    unsigned good = load_good(t->load);
+    check_soon(load_good(t->load) > good + 40, 10);
+    traffic_stop(t);
+    check_equal(s, id, 20);
+    check(strcmp(before, physical(s, 1, id)) != 0);
+    check(
+        strcmp(sql(s, "SELECT max(hold_ms) < %d AND max(hold_ms) > 0 FROM sync_jobs", HELD_MOST_MS),
+               "t") == 0);
+    check_str(collections_on(s, 1), "many"); /* nothing temporary is left */
+}
+
+static void what_was_changed_or_deleted_is_on_both_after_it(void **state)
+{
+    struct stage *s = stage_raise();
+    sync_process(s, "worker", NULL);
+    char *id = create(s, "many");
+    add_many(s, id, 0, 2500);
+    check_status(post(s, of(id, "update"), "{\"ids\":[\"r7\"],\"embeddings\":[[9,9]]}"), 200);
+    check_status(post(s, of(id, "delete"), "{\"ids\":[\"r8\"]}"), 200);
+    chroma_wipe(s->server[1]);
+    sync_check_jobs(s, "rebuild", "done", 1, 30);
+    char *all = check_equal(s, id, 20);
+    check_int(count_lines(all, "\n"), 2499);
+    check_has(all, "[\"r7\", [9.0, 9.0]");
+    check_lacks(all, "\"r8\"");
+    check_str(sql(s, "SELECT primary_document_count || ' ' || replica_document_count || ' ' || "
+                     "sync_status FROM sync_collections WHERE instance = 'replica'"),
+              "2499 2499 synced");
+    check_status(post(s, of(id, "update"), "{\"ids\":[\"r9\"],\"embeddings\":[[9,9]]}"), 200);
+    check_status(post(s, of(id, "delete"), "{\"ids\":[\"r10\"]}"), 200);
+    check_int(count_lines(check_equal(s, id, 20), "\n"), 2498);
+}
+
+/* "/api/…/collections", in a tenant and a database whose names need care in a path. */
+#define ODD "/api/v2/tenants/t%20%C3%A9%2F1/databases/d%3F%23%252F/collections"
+
+static void all_kinds_of_collections_and_records_survive(void **state)
+{
+    static const char *const spaces[] = {"l2", "ip", "cosine"};
+    struct stage *s = stage_raise();
+    sync_process(s, "worker", "SYNC_INTERVAL=1");
+    check_status(post(s, "/api/v2/tenants", "{\"name\":\"t \xc3\xa9/1\"}"), 200);
+    check_status(post(s, "/api/v2/tenants/t%20%C3%A9%2F1/databases", "{\"name\":\"d?#%2F\"}"), 200);
+    char *ids[4], *paths[4];
+    for (unsigned i = 0; i < 3; i++) {
+        const char *place = i == 2 ? ODD : "/collections";
+        struct answer *a =
+            post(s, place,
+                 keepf("{\"name\":\"Odd.%u-_name\",\"configuration\":{\"hnsw\":{\"space\":\"%s\","
+                       "\"ef_construction\":77}},\"metadata\":{\"k\":%u,\"f\":1.0}}",
+                       i, spaces[i], i));
+        check_status(a, 200);
+        ids[i] = keep_text(json_field(a->body, "id") + 1, 36);
+        paths[i] = keepf("%s/Odd.%u-_name", place, i);
+        check_status(
+            post(s, keepf("%s/%s/add", place, ids[i]),
+                 "{\"ids\":[\"\xc3\xa9\",\"q\\\"\\\\\",\"a/b\",\"\\ud83d\\ude00\",\"e\"],"
+                 "\"embeddings\":[[0.1,1e-30],[3,-4.25],[1e10,7],[0.3333333,-0.0],[5,6]],"
+                 "\"documents\":[\"a \\t b\",null,\"\",\"d\",null],"
+                 "\"uris\":[null,\"file:///x\",null,null,null],"
+                 "\"metadatas\":[{\"i\":9007199254740993,\"f\":1.0,\"g\":0.1,\"s\":\"\\n\","
+                 "\"b\":true},{\"i\":1},null,{\"b\":false,\"m\":-9223372036854775807},null]}"),
+            201);
+    }
+    ids[3] = create(s, "empty");
+    paths[3] = keepf("%s", "/collections/empty");
+    check_caught_up(s, 20);
+    chroma_wipe(s->server[1]);
+    sync_check_jobs(s, "rebuild", "done", 4, 40);
+    check_caught_up(s, 20);
+    for (unsigned i = 0; i < 4; i++) {
+        if (i != 2)
+            check_equal(s, ids[i], 20);
+        struct answer *a = ask_server(s->server[0], "GET", paths[i], NULL),
+                      *b = ask_server(s->server[1], "GET", paths[i], NULL);
+        check_status(a, 200);
+        check_status(b, 200);
+        check_str(canonical(s, json_field(a->body, "configuration_json")),
+                  canonical(s, json_field(b->body, "configuration_json")));
+        check_str(canonical(s, json_field(a->body, "metadata")),
+                  canonical(s, json_field(b->body, "metadata")));
+        check_str(json_field(a->body, "dimension"), json_field(b->body, "dimension"));
+    }
+    /* Vectors of the cosine may differ in the last bits: a comparison says that they are equal. */
+    check_soon(sql_number(s, "SELECT count(*) FROM sync_collections WHERE "
+                             "proven_equal_at IS NOT NULL AND differences = 0") == 4,
+               30);
+    check_int(sql_number(s,
+                         "SELECT replica_document_count FROM sync_collections "
+                         "WHERE collection_id = '%s'",
+                         ids[2]),
+              5);
+}
+
+static void two_workers_share_the_tasks_and_one_may_die(void **state)
+{
+    struct stage *s = stage_new();
+    stage_chromux(s, "SYNC_CHUNK_SIZE=100", "DEFAULT_BATCH_SIZE=50", NULL);
+    char *id = create(s, "many");
+    add_many(s, id, 0, 12000);
+    check_caught_up(s, 30);
+    chroma_wipe(s->server[1]);
+    struct chromux *w[2];
+    for (unsigned i = 0; i < 2; i++)
+        w[i] = sync_process(s, "worker", NULL);
+    check_soon(sql_number(s, "SELECT count(DISTINCT worker_id) FROM sync_tasks WHERE "
+                             "task_status = 'completed'") == 2,
+               20);
+    long coordinator = sql_number(s, "SELECT split_part(holder, '/', 2) FROM sync_lease");
+    struct chromux *victim = w[0]->pid == coordinator ? w[1] : w[0];
+    check_soon(sql_number(s,
+                          "SELECT count(*) FROM sync_tasks WHERE task_status = 'processing' AND "
+                          "worker_id LIKE '%%-%d-%%'",
+                          (int)victim->pid) > 0,
+               10);
+    pid_t pid = victim->pid;
+    chromux_signal(victim, SIGKILL);
+    check(chromux_wait_exit(victim, 10));
+    check(sync_jobs(s, "rebuild", "done") == 0);
+    sync_check_jobs(s, "rebuild", "done", 1, 40);
+    check_int(count_lines(check_equal(s, id, 20), "\n"), 12000);
+    check_counted(s, 12000);
+    check_int(sql_number(s, "SELECT count(*) FROM sync_workers WHERE worker_id LIKE '%%-%d-%%'",
+                         (int)pid),
+              0);
+    check_int(sql_number(s, "SELECT count(*) FROM sync_workers WHERE last_heartbeat > now() - "
+                            "interval '3 seconds'"),
+              1);
+    check(sql_number(s, "SELECT max(memory_peak_mb) FROM sync_collections") > 5);
+    check(sql_number(s, "SELECT max(memory_peak_mb) FROM sync_collections") < 200);
+}
+
+static void the_coordinator_dies_and_another_goes_on(void **state)
+{
+    struct stage *s = stage_new();
+    stage_chromux(s, "SYNC_CHUNK_SIZE=100", "DEFAULT_BATCH_SIZE=50", NULL);
+    char *id = create(s, "many");
+    add_many(s, id, 0, 8000);
+    check_caught_up(s, 30);
+    chroma_wipe(s->server[1]);
+    struct chromux *c = sync_process(s, "coordinator", NULL);
+    check_soon(sql_number(s, "SELECT count(*) FROM sync_lease WHERE until > now()") == 1, 10);
+    check_int(sql_number(s, "SELECT split_part(holder, '/', 2) FROM sync_lease"), c->pid);
+    sync_process(s, "worker", NULL);
+    check_soon(tasks(s, "completed") > 3, 20);
+    chromux_signal(c, SIGKILL);
+    check(chromux_wait_exit(c, 10));
+    check(sync_jobs(s, "rebuild", "done") == 0);
+    sync_check_jobs(s, "rebuild", "done", 1, 40);
+    check_int(count_lines(check_equal(s, id, 20), "\n"), 8000);
+    check_counted(s, 8000);
+    check_int(sql_number(s, "SELECT attempts FROM sync_jobs"), 0);
+}
+
+static void servers_and_the_database_fail_in_the_middle(void **state)
+{
+    struct stage *s = stage_new();
+    stage_chromux(s, "SYNC_CHUNK_SIZE=100", "DEFAULT_BATCH_SIZE=50", NULL);
+    char *id = create(s, "many");
+    add_many(s, id, 0, 6000);
+    check_caught_up(s, 30);
+    chroma_wipe(s->server[1]);
+    sync_process(s, "worker", NULL);
+    check_soon(tasks(s, "completed") > 3, 20);
+    chroma_kill(s->server[1]);
+    chroma_again(s->server[1]);
+    check_soon(sql_number(s, "SELECT max(attempts) FROM sync_jobs") >= 1, 20);
+    check_soon(tasks(s, "completed") > 3, 20);
+    chroma_kill(s->server[0]);
+    chroma_again(s->server[0]);
+    check_soon(sql_number(s, "SELECT max(attempts) FROM sync_jobs") >= 2, 20);
+    check_soon(tasks(s, "completed") > 3, 20);
+    stage_pg_kill(SIGINT);
+    stage_pg_again();
+    sync_check_jobs(s, "rebuild", "done", 1, 60);
+    check_int(count_lines(check_equal(s, id, 20), "\n"), 6000);
+    check_counted(s, 6000);
+    check_soon(strcmp(collections_on(s, 1), "many") == 0, 10);
+}
+
+static void without_a_whole_copy_nothing_is_overwritten(void **state)
+{
+    struct stage *s = stage_raise();
+    sync_process(s, "worker", NULL);
+    char *id = create(s, "lost");
+    add_many(s, id, 0, 10);
+    check_caught_up(s, 10);
+    chroma_kill(s->server[0]);
+    chroma_wipe(s->server[1]);
+    check_soon(
+        sql_number(s, "SELECT count(*) FROM journal_copies WHERE state = 'rebuild' AND lane > 0 "
+                      "AND instance = 'replica'") == 1,
+        10);
+    /* The other one is whole, though it is down: that is waited for. */
+    check_soon(
+        sql_number(s, "SELECT count(*) FROM sync_jobs WHERE state = 'waiting' AND error <> ''") ==
+            1,
+        10);
+    chroma_wipe(s->server[0]);
+    check_soon(
+        sql_number(s, "SELECT count(*) FROM notify_events WHERE kind = 'no_source' AND key = '%s'",
+                   id) == 1,
+        20);
+    check_soon(sync_jobs(s, "rebuild", "done") == 0 && sync_jobs(s, "rebuild", "waiting") == 0, 10);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        STAGE_TEST(a_wiped_replica_heals_by_itself),
+        STAGE_TEST(a_wiped_replica_heals_while_clients_go_on),
+        STAGE_TEST(what_was_changed_or_deleted_is_on_both_after_it),
+        STAGE_TEST(all_kinds_of_collections_and_records_survive),
+        STAGE_TEST(two_workers_share_the_tasks_and_one_may_die),
+        STAGE_TEST(the_coordinator_dies_and_another_goes_on),
+        STAGE_TEST(servers_and_the_database_fail_in_the_middle),
+        STAGE_TEST(without_a_whole_copy_nothing_is_overwritten),
     };
     return STAGE_RUN(tests);
 }

@@ -269,7 +269,8 @@ function Chroma:arrive(r)
   self.requests[r.serial] = r
   if self.watch.arrived then self.watch.arrived(self, r) end
   local delay = 0.001 + self.rng:unit() * 0.006
-  if not r.plain and (r.slow or self.rng:chance(self.faults.slow)) then delay = 0.5 + self.rng:unit() * (Chroma.SLOW_MOST - 0.5) end
+  local slow = r.slow or (not r.plain and self.rng:chance(self.faults.slow))
+  if slow then delay = 0.5 + self.rng:unit() * (Chroma.SLOW_MOST - 0.5) end
   if self.paused then
     r.at = self.world.t + delay
     r.left = delay

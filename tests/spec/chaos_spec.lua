@@ -334,8 +334,10 @@ describe("what workers did", function()
   local function done()
     return {
       jobs = {
-        { id = 1, kind = "rebuild", lane = 1, instance = "a", state = "done", records = 3, done_records = 3 },
-        { id = 2, kind = "verify", lane = 1, instance = "a", state = "done", records = 3, done_records = 3 },
+        { id = 1, kind = "rebuild", lane = 1, instance = "a", state = "done", records = 3, done_records = 3,
+          reason = "lost" },
+        { id = 2, kind = "verify", lane = 1, instance = "a", state = "done", records = 3, done_records = 3,
+          reason = "scheduled" },
       },
       tasks = {
         { id = 11, job = 1, kind = "copy", first = 0, last = 1, status = "completed", records = 2, ids = { "x", "y" } },
@@ -374,6 +376,7 @@ describe("what workers did", function()
     assert.equal("chunks", found(function(s) s.tasks[2].status = "pending" end))
     assert.equal("chunks", found(function(s) s.jobs[1].records = 4 end))
     assert.equal("chunks", found(function(s) s.jobs[2].done_records = 4 end))
+    assert.equal("", found(function(s) s.jobs[2].done_records, s.jobs[2].reason = 0, "it was dropped" end))
   end)
 
   it("is not when something failed for good", function()
@@ -388,6 +391,11 @@ describe("what workers did", function()
     assert.equal("failed task", found(function(s)
       table.insert(s.tasks, { id = 14, job = 1, kind = "touched", first = 0, last = 9, status = "failed", records = 0 })
     end))
+  end)
+
+  it("is not when a copy was held too long", function()
+    assert.equal("", found(function(s) s.jobs[1].hold_ms, s.hold_most = 250, 250 end))
+    assert.equal("hold", found(function(s) s.jobs[1].hold_ms, s.hold_most = 251, 250 end))
   end)
 
   it("is not when copies differ", function()

@@ -55,6 +55,7 @@ local function store(answers)
   end
   function s.enqueue(_, statements, _, done) done(s:commit(statements)) end
   function s.healthy() return true end
+  function s.trouble() return nil end
   function s.commit_ms() return 1.5, 4 end
   function s.table_size() return 4096 end
   -- Those that begin so, in order.
@@ -81,6 +82,7 @@ local function world(answers)
     calls = {}, copies = setmetatable({}, { __index = function() return silent end }) }
   context.counts = require("lb.figures").counts()
   context.events = require("lb.events").new(context)
+  context.rebuilds = { give_up = silent }
   return context, a, b
 end
 

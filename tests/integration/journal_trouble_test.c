@@ -1,0 +1,190 @@
+/* PostgreSQL is there, but slow, locked, or refuses what it is asked: reads go on, writes get the
+ * right answer within their time, nothing is lost, and /status says why. */
+#include "stage.h"
+#include "tap.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static char *filled(struct stage *s, unsigned n)
+{
+    char *id = create(s, "some");
+    check_status(post(s, of(id, "add"), records_body("r", 0, n, "")), 201);
+    check_caught_up(s, 5);
+    return id;
+}
+
+static void check_reads(struct stage *s, const char *id)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        double began = now_seconds();
+        check_status(get(s, of(id, "count")), 200);
+        check_status(post(s, of(id, "query"), "{\"query_embeddings\":[[1,2]]}"), 200);
+        check_status(get(s, "/collections/some"), 200);
+        check(now_seconds() - began < slow(1));
+    }
+}
+
+static struct answer *add(struct stage *s, const char *id, const char *prefix, unsigned n)
+{
+    return post(s, of(id, "add"), records_body(prefix, n, 1, ""));
+}
+
+static bool kept(struct stage *s, const char *record)
+{
+    return sql_number(s, "SELECT count(*) FROM journal_entries WHERE body LIKE '%%\"%s\"%%'",
+                      record) > 0;
+}
+
+/* An answer is true: what was acknowledged is there, what was not kept is nowhere, and of what is
+ * not known both servers say the same. */
+static void check_answers(struct stage *s, const char *id, const char *prefix,
+                          struct answer *const *a, unsigned n)
+{
+    char *all = check_equal(s, id, 15);
+    check_int(sql_number(s, "SELECT count(*) FROM journal_entries WHERE verdict IS NULL"), 0);
+    for (unsigned i = 0; i < n; i++) {
+        bool there = strstr(all, keepf("\"%s%u\"", prefix, i)) != NULL;
+        bool refused = a[i]->status == 503 && strstr(a[i]->body, "not kept");
+        check(a[i]->status == 201 || a[i]->status == 503 || a[i]->status == 504);
+        check(a[i]->status != 201 || there);
+        check(!refused || (!there && !kept(s, keepf("%s%u", prefix, i))));
+        check(a[i]->status != 503 || refused || there); /* kept: applied by now */
+        check(refused == (head_field(a[i]->head, "Retry-After") != NULL));
+    }
+}
+
+static void a_slow_postgresql_makes_writes_slow_and_reads_not(void **state)
+{
+    enum { N = 3 };
+    struct answer *a[N];
+    struct stage *s = stage_new();
+    struct tap *tap = tap_start_at(keepf("%s/.s.PGSQL.5432", stage_pg_folder()));
+    char *name = strstr(s->url, "@/") + 2;
+    stage_chromux(s,
+                  keepf("DATABASE_URL=postgresql://postgres@127.0.0.1:%u/%.*s"
+                        "?sslmode=disable&gssencmode=disable",
+                        tap_port(tap), (int)strcspn(name, "?"), name),
+                  "REQUEST_TIMEOUT=3", "LEASE_TIMEOUT=30", NULL);
+    char *id = filled(s, 3);
+    tap_delay(tap, 0.25);
+    check_reads(s, id);
+    double began = now_seconds();
+    check_status(add(s, id, "slow", 0), 201);
+    check(now_seconds() - began > 0.5);
+    check(journal_figure(s, "head") > 0);
+    /* Slower than the client waits. */
+    tap_delay(tap, slow(1.8));
+    for (unsigned i = 0; i < N; i++) {
+        began = now_seconds();
+        a[i] = add(s, id, "late", i);
+        check(now_seconds() - began < slow(5));
+        check(a[i]->status == 504 || a[i]->status == 503);
+        check_reads(s, id);
+    }
+    tap_delay(tap, 0);
+    check_soon(add(s, id, "after", 0)->status == 201, 20);
+    check_answers(s, id, "late", a, N);
+}
+
+/* A long statement of somebody else holds the table. */
+static void a_locked_table_holds_writes_until_their_deadline(void **state)
+{
+    enum { N = 3 };
+    struct answer *a[N];
+    struct stage *s = stage_new();
+    stage_chromux(s, "REQUEST_TIMEOUT=1.5", "LEASE_TIMEOUT=20", NULL);
+    char *id = filled(s, 3);
+    sql(s, "BEGIN");
+    sql(s, "LOCK TABLE journal_entries IN ACCESS EXCLUSIVE MODE");
+    for (unsigned i = 0; i < N; i++) {
+        double began = now_seconds();
+        a[i] = add(s, id, "held", i);
+        check(a[i]->status == 503 || a[i]->status == 504);
+        check(now_seconds() - began < slow(3));
+        check_reads(s, id);
+    }
+    /* What lies in a transaction is not known, what waits behind it is not kept. */
+    check_status(a[0], 504);
+    check_status(a[N - 1], 503);
+    sql(s, "COMMIT");
+    check_soon(add(s, id, "after", 0)->status == 201, 10);
+    check_answers(s, id, "held", a, N);
+}
+
+static void check_trouble(struct stage *s, const char *why)
+{
+    if (!wait_until(strstr(json_field(get(s, "/status")->body, "replication_reason"), why), 10))
+        check_str(json_field(get(s, "/status")->body, "replication_reason"), why);
+    check_str(json_field(get(s, "/status")->body, "replication"), "\"degraded\"");
+}
+
+/* A user of its own, who owns no more than its schema. */
+static void stage_limited(struct stage *s)
+{
+    char *name = strstr(s->url, "@/") + 2;
+    sql(s, "DO $$ BEGIN CREATE ROLE limited LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
+           "END $$");
+    sql(s, "ALTER ROLE limited LOGIN");
+    sql(s, "CREATE SCHEMA limited AUTHORIZATION limited");
+    sql(s, "SET search_path = limited");
+    stage_chromux(s, keepf("DATABASE_URL=postgresql://limited@/%s", name), "REQUEST_TIMEOUT=1.5",
+                  "LEASE_TIMEOUT=20", NULL);
+}
+
+static void a_refused_login_is_said_and_ends(void **state)
+{
+    struct stage *s = stage_new();
+    stage_limited(s);
+    char *id = filled(s, 3);
+    sql(s, "ALTER ROLE limited NOLOGIN");
+    sql(s, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'limited'");
+    check_trouble(s, "is not permitted to log in");
+    check_reads(s, id);
+    struct answer *a = add(s, id, "refused", 0);
+    check_status(a, 503);
+    check(head_field(a->head, "Retry-After") != NULL);
+    sql(s, "ALTER ROLE limited LOGIN");
+    check_soon(add(s, id, "after", 0)->status == 201, 20);
+    check_lacks(check_equal(s, id, 10), "refused0");
+}
+
+static void lost_rights_are_said_and_end(void **state)
+{
+    struct stage *s = stage_new();
+    stage_limited(s);
+    char *id = filled(s, 3);
+    sql(s, "REVOKE INSERT ON journal_entries FROM limited");
+    struct answer *a = add(s, id, "refused", 0);
+    check_status(a, 503);
+    check_has(a->body, "permission denied for table journal_entries");
+    check_has(a->body, "not kept");
+    check_trouble(s, "permission denied for table journal_entries");
+    check_reads(s, id);
+    sql(s, "GRANT INSERT ON journal_entries TO limited");
+    check_status(add(s, id, "after", 0), 201);
+    check_str(json_field(get(s, "/status")->body, "replication"), "\"on\"");
+    /* The verdict can't be recorded: kept, and applied later. */
+    sql(s, "REVOKE UPDATE ON journal_entries FROM limited");
+    a = add(s, id, "kept", 0);
+    check_status(a, 503);
+    check_lacks(a->body, "not kept");
+    check_trouble(s, "permission denied for table journal_entries");
+    check_reads(s, id);
+    sql(s, "GRANT UPDATE ON journal_entries TO limited");
+    check_soon(strstr(records_on(s, 0, id), "kept0") != NULL, 10);
+    check_status(add(s, id, "after", 1), 201);
+    check_answers(s, id, "kept", &a, 1);
+    check_str(json_field(get(s, "/status")->body, "replication"), "\"on\"");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        STAGE_TEST(a_slow_postgresql_makes_writes_slow_and_reads_not),
+        STAGE_TEST(a_locked_table_holds_writes_until_their_deadline),
+        STAGE_TEST(a_refused_login_is_said_and_ends),
+        STAGE_TEST(lost_rights_are_said_and_end),
+    };
+    return STAGE_RUN(tests);
+}

@@ -1,0 +1,478 @@
+-- What people are told (lua/lb/notices.lua, notify_book.lua, notify_watch.lua, notify_sinks.lua), with stand-ins for
+-- the clock, PostgreSQL, the servers and the webhooks.
+local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json", "fetch" }
+local saved, t, logged
+
+local function note(_, text) logged[#logged + 1] = text end
+
+local function set_up()
+  saved, t, logged = {}, 1700000000, {}
+  for _, name in ipairs(GLOBALS) do saved[name] = rawget(_G, name) end
+  rawset(_G, "now", function() return t end)
+  rawset(_G, "log", { debug = note, info = note, warn = note, error = note })
+  rawset(_G, "json", require("cjson.safe"))
+end
+
+local function tear_down()
+  require("lb.notices").consume(nil)
+  require("lb.notices").pending = {}
+  for _, name in ipairs(GLOBALS) do rawset(_G, name, saved[name]) end
+end
+
+-- A book of one sink that takes all; asked[i] is what was decided about.
+local function new_book(decide, sinks)
+  local Book, notices = require("lb.notify_book"), require("lb.notices")
+  local asked = {}
+  local counts = { accepted = 0, refused = 0, retries = 0, dropped = 0 }
+  local book = Book.new { now = function() return t end, counts = counts,
+    sinks = function() return sinks or { "slack" } end, decide = function(event, sent)
+      asked[#asked + 1] = { event = event, sent = sent }
+      if decide then return decide(event, sent) end
+      return "send"
+    end }
+  rawset(_G, "spawn", function() end)
+  notices.pending = {}
+  notices.consume(function(e) book:add(e) end)
+  return book, asked
+end
+
+local function raise(kind, key, given)
+  given = given or {}
+  given.kind, given.key = kind, key
+  given.title = given.title or kind
+  return require("lb.notices").raise(given)
+end
+
+-- The kinds of the messages that go out within so many seconds, each a text of kinds.
+local function goes_out(book, seconds, sink)
+  local out, till = {}, t + seconds
+  repeat
+    book:turn()
+    local m = book:next_message(sink or "slack")
+    while m do
+      book:begun(m)
+      local kinds = {}
+      for i, uid in ipairs(m.events) do kinds[i] = book.events[uid].kind end
+      out[#out + 1] = table.concat(kinds, " ")
+      book:accepted(m, 200)
+      m = book:next_message(sink or "slack")
+    end
+    t = t + 1
+  until t > till
+  return out
+end
+
+describe("texts of events", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it("are UTF-8 without control characters, cut between characters", function()
+    local clean = require("lb.notices").clean
+    assert.equals("a b\nc", clean("a\tb\nc", 100))
+    assert.equals("a ?b", clean("a\0\255b", 100))
+    assert.equals("ä€🚨", clean("ä€🚨", 100))
+    assert.equals("??", clean("\237\160", 100))
+    for most = 10, 40 do
+      local cut = clean(("ä€🚨x"):rep(20), most)
+      assert.is_true(#cut <= most)
+      assert.equals("…", cut:sub(-3))
+      assert.equals(cut, clean(cut, 100))
+    end
+    assert.equals(("x"):rep(10), clean(("x"):rep(10), 10))
+  end)
+
+  it("keep numbers, and bound everything", function()
+    local fields = {}
+    for i = 1, 30 do fields[i] = { "n" .. i, i % 2 == 0 and i or ("y"):rep(5000) } end
+    local e = require("lb.notices").make { kind = "disk_above", key = ("k"):rep(999), title = ("t"):rep(999),
+      text = ("z"):rep(9999), fields = fields }
+    assert.equals(10, #e.fields)
+    assert.equals(2, e.fields[2][2])
+    assert.is_true(#e.fields[1][2] <= 1000 and #e.key <= 200 and #e.title <= 200 and #e.text <= 2000)
+    assert.equals("medium", e.urgency)
+    assert.equals("[]", require("lb.notices").fields_text { fields = {} })
+  end)
+end)
+
+describe("the book", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it("gathers a burst into one message, in order", function()
+    local book = new_book()
+    raise("server_down", "server/a")
+    t = t + 1
+    raise("failover", "writes/a")
+    raise("copy_lost", "copies/a")
+    assert.same({ "server_down failover copy_lost" }, goes_out(book, 10))
+    for i = 1, 12 do raise("note", "some/" .. i) end
+    local out = goes_out(book, 10)
+    assert.equals(2, #out)
+    for _ = 1, 3 do
+      raise("note", "some/same")
+      raise("server_lost_data", "copies/b")
+    end
+    assert.same({ "note server_lost_data" }, goes_out(book, 10))
+    assert.equals(1, book:story("copies", "copies/b").known)
+  end)
+
+  it("tells neither beginning nor end of what is over before it was told", function()
+    local book, asked = new_book(function(event)
+      if event.kind == "server_down" then return "hold", "", 100 end
+      return "send"
+    end)
+    raise("server_down", "server/a")
+    t = t + 50
+    raise("server_up", "server/a")
+    assert.same({}, goes_out(book, 300))
+    assert.equals(1, #asked)
+    assert.is_nil(book:story("server", "server/a"))
+  end)
+
+  it("tells the end of what was told, and how long it went on", function()
+    local book, asked = new_book()
+    raise("server_down", "server/a")
+    assert.same({ "server_down" }, goes_out(book, 5))
+    t = t + 600
+    raise("server_up", "server/a")
+    assert.same({ "server_up" }, goes_out(book, 5))
+    assert.equals(1, asked[2].sent.count)
+    assert.is_true(asked[2].event.ends and asked[2].event.now - asked[2].event.since >= 600)
+  end)
+
+  it("reminds while it goes on, and holds an equal one back while one waits to be sent", function()
+    local book, asked = new_book(function() return "send", "", 3600 end)
+    raise("server_down", "server/a")
+    assert.same({ "server_down" }, goes_out(book, 10))
+    assert.same({ "server_down", "server_down" }, goes_out(book, 2 * 3600 + 100))
+    book:turn()
+    t = t + 3600
+    book:turn() -- ready
+    t = t + 10
+    book:turn() -- a message, which nobody takes
+    local n = #asked
+    raise("server_down", "server/a")
+    t = t + 7200
+    book:turn()
+    assert.equals(n, #asked)
+    raise("server_up", "server/a")
+    assert.equals("server_up", asked[#asked].event.kind)
+  end)
+
+  it("counts only what a sink has taken", function()
+    local book, asked = new_book()
+    raise("note", "some/a")
+    t = t + 5
+    book:turn()
+    local m = book:next_message("slack")
+    book:begun(m)
+    book:refused(m, "refused", 400, "invalid")
+    raise("note", "some/a")
+    assert.equals(0, asked[2].sent.same_at)
+    assert.equals(0, asked[2].sent.in_last_hour)
+    assert.same({ "note" }, goes_out(book, 5))
+    raise("note", "some/a")
+    assert.is_true(asked[3].sent.same_at > 0)
+    assert.equals(1, asked[3].sent.in_last_minute)
+  end)
+
+  it("lets a message that fails be passed by those about something else only", function()
+    local book = new_book()
+    raise("note", "some/a", { title = "first" })
+    t = t + 3
+    book:turn()
+    local m = book:next_message("slack")
+    book:begun(m)
+    book:retry(m, 100, 500, "oops")
+    raise("remark", "some/a")
+    raise("note", "some/b")
+    t = t + 3
+    book:turn()
+    assert.is_nil(book:next_message("slack")) -- the two go together, behind the first
+    t = t + 10
+    raise("note", "some/c")
+    t = t + 3
+    book:turn()
+    assert.equals("some/c", next(book:next_message("slack").keys))
+    t = t + 100
+    assert.equals(m, book:next_message("slack"))
+  end)
+
+  it("does not tell of a sink's trouble through it", function()
+    local book = new_book(nil, { "slack", "webhook" })
+    raise("messages_failing", "messages/slack")
+    assert.same({}, goes_out(book, 5))
+    assert.same({ "messages_failing" }, goes_out(book, 5, "webhook"))
+    local alone = new_book()
+    raise("messages_failing", "messages/slack", { title = "only in the log" })
+    assert.same({}, goes_out(alone, 5))
+    assert.equals("only in the log", logged[#logged])
+  end)
+
+  it("counts the openings of the last hour, and those that were not told", function()
+    local book, asked = new_book(function(event)
+      if event.kind == "server_down" and event.openings > 2 then return "hold", "", 600 end
+      return "send"
+    end)
+    for _ = 1, 4 do
+      raise("server_down", "server/a")
+      goes_out(book, 60)
+      raise("server_up", "server/a")
+      goes_out(book, 60)
+    end
+    assert.equals(4, asked[#asked].event.openings)
+    t = t + 3601
+    raise("server_down", "server/a")
+    assert.equals(1, asked[#asked].event.openings)
+    local _, e = next(book.ready)
+    assert.equals(2, e.repeats)
+  end)
+
+  it("is bounded", function()
+    local book = new_book(function() return "hold", "", 3600 end)
+    for i = 1, 1500 do raise("note", "some/" .. i) end
+    assert.equals(1000, book.live)
+    assert.equals(500, book.overflowed)
+  end)
+end)
+
+describe("the watch", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  -- {nodes=, tripped=, instances=, J=, workers=, monitors=, look(seconds) -> kinds of what was raised, book=}
+  local function new_watch()
+    local Watch = require("lb.notify_watch")
+    local w = { nodes = {}, tripped = {}, instances = {}, workers = {}, monitors = {},
+      J = { phase = "on", role = "holder", context = { trim = { full = false, warned = false } },
+        store = { last_error = "" } } }
+    w.J.store.healthy = function() return w.healthy ~= false end
+    local book = new_book()
+    w.book = book
+    local store = { last_ok = t, last_error = "", conn = { state = function() return "ready" end } }
+    function store.query(_, sql)
+      return sql:find("sync_workers", 1, true) and w.workers or w.monitors
+    end
+    w.store = store
+    local watch = Watch.new { journal = w.J, nodes = function() return w.nodes end, clock = function() return t end,
+      tripped = function() return w.tripped end, figures = function() return { instances = w.instances } end,
+      settings = function() return { LAG_ALERT = 60, MONITOR_INTERVAL = 30 } end }
+    function w.look(seconds)
+      local raised = {}
+      require("lb.notices").consume(function(e)
+        raised[#raised + 1] = e.kind
+        w.last = e
+        book:add(e)
+      end)
+      for _ = 1, seconds do
+        if not w.away then store.last_ok = t end
+        watch:look { book = book, store = store, leased = true }
+        goes_out(book, 0)
+      end
+      return table.concat(raised, " ")
+    end
+    return w
+  end
+
+  it("tells of servers once each way, also what happened before it began", function()
+    local w = new_watch()
+    w.nodes = { { name = "a", health = "suspect", last_error = "" } }
+    assert.equals("", w.look(5))
+    w.nodes[1].health, w.nodes[1].last_error = "down", "probe: refused"
+    assert.equals("server_down", w.look(20))
+    assert.equals("probe: refused", w.last.fields[2][2])
+    w.nodes[1].health = "suspect"
+    assert.equals("", w.look(5))
+    w.nodes[1].health = "up"
+    assert.equals("server_up", w.look(20))
+    w.nodes[1].health = "down"
+    assert.equals("server_down", w.look(5))
+    w.nodes = {}
+    assert.equals("server_up", w.look(5))
+  end)
+
+  it("raises an end that is held back once, and a new beginning", function()
+    local w = new_watch()
+    w.nodes = { { name = "a", health = "down", last_error = "" } }
+    assert.equals("server_down", w.look(5))
+    w.book.decide = function() return "hold", "silence", 1000 end
+    w.nodes[1].health = "up"
+    assert.equals("server_up", w.look(20))
+    w.nodes[1].health = "down"
+    assert.equals("server_down", w.look(20))
+  end)
+
+  it("tells that PostgreSQL is away after some seconds, not of a hiccup", function()
+    local w = new_watch()
+    w.look(1)
+    w.away, w.store.last_error = true, "refused"
+    assert.equals("", w.look(4))
+    w.away, w.store.last_error = false, ""
+    assert.equals("", w.look(5))
+    w.away, w.store.last_error = true, "refused"
+    assert.equals("journal_unavailable", w.look(10))
+    w.away, w.store.last_error = false, ""
+    assert.equals("journal_back", w.look(5))
+    w.healthy, w.J.store.last_error = false, "disk full" -- it answers, and takes nothing
+    assert.equals("journal_unavailable", w.look(10))
+    assert.equals("disk full", w.last.fields[1][2])
+    w.healthy = true
+    assert.equals("journal_back", w.look(5))
+    w.J.phase, w.J.why = "restored", "its timeline is 2"
+    assert.equals("postgres_restored", w.look(5))
+    w.J.phase = "on"
+    assert.equals("restore_accepted", w.look(5))
+  end)
+
+  it("tells of lag that stays, of servers that are up", function()
+    local w = new_watch()
+    w.nodes = { { name = "a", health = "up", last_error = "" } }
+    w.instances.a = { lag_entries = 9, lag_seconds = 61, copies_not_ready = 0 }
+    assert.equals("lag_above", w.look(20))
+    w.instances.a.lag_seconds = 40
+    assert.equals("", w.look(20))
+    w.instances.a.lag_seconds = 29
+    assert.equals("lag_below", w.look(20))
+    w.nodes[1].health = "down"
+    w.instances.a.lag_seconds = 1000
+    assert.equals("server_down", w.look(20))
+  end)
+
+  it("tells when all copies of an instance are whole again, and the journal has room", function()
+    local w = new_watch()
+    w.instances.a = { lag_entries = 0, lag_seconds = 0, copies_not_ready = 2 }
+    assert.equals("", w.look(10))
+    raise("copy_lost", "copies/a", { fields = { { "instance", "a" }, { "collection", "docs" } } })
+    assert.equals("", w.look(10))
+    w.instances.a.copies_not_ready = 0
+    assert.equals("copy_rebuilt", w.look(10))
+    assert.equals("docs", w.last.fields[2][2])
+    w.J.context.trim.full = true
+    raise("journal_full", "journal/room")
+    assert.equals("", w.look(10))
+    w.J.context.trim.full = false
+    assert.equals("journal_room", w.look(10))
+  end)
+
+  it("tells of policies that are set aside until they are loaded again", function()
+    local w = new_watch()
+    w.tripped = { { file = "route.lua", last_error = "route.lua:3: oops" } }
+    assert.equals("policy_tripped", w.look(10))
+    assert.equals("route.lua:3: oops", w.last.fields[2][2])
+    w.tripped = {}
+    assert.equals("policy_back", w.look(10))
+  end)
+
+  it("tells of workers that nobody missed, and of the end of those that were told of", function()
+    local w = new_watch()
+    local function worker(id, late)
+      return { worker_id = id, role = "worker", alive = late < 0, dead = late > 30 }
+    end
+    w.workers = { worker("w1", -5), worker("w2", 20) }
+    assert.equals("", w.look(20))
+    w.workers[2].dead = true
+    assert.equals("worker_dead", w.look(30))
+    w.workers[2].dead, w.workers[2].alive = false, true
+    assert.equals("worker_back", w.look(30))
+    raise("worker_dead", "w2") -- by the coordinator, which took its row away
+    w.workers = {}
+    assert.equals("", w.look(30))
+    w.workers = { worker("w3", -5) }
+    assert.equals("worker_back", w.look(30))
+  end)
+
+  it("tells of a monitor that is silent", function()
+    local w = new_watch()
+    assert.equals("", w.look(20))
+    w.monitors = { { host = "h", age = 80 } }
+    assert.equals("", w.look(20))
+    w.monitors[1].age = 95
+    assert.equals("monitor_silent", w.look(20))
+    w.monitors[1].age = 5
+    assert.equals("monitor_back", w.look(20))
+  end)
+end)
+
+describe("the sinks", function()
+  before_each(set_up)
+  after_each(tear_down)
+  local URL = "https://hooks.slack.com/services/T0/B0/secret"
+
+  local function sinks(answer, call)
+    local sent = {}
+    local s = require("lb.notify_sinks").new { secrets = { SLACK_WEBHOOK_URL = URL, WEBHOOK_URL = "" },
+      deployment = "here", public_url = "", call = call or function() return nil, "broken: oops" end,
+      fetch = function(r)
+        sent[#sent + 1] = r
+        return answer.status and answer, answer.error
+      end }
+    return s, sent
+  end
+
+  local function event(given)
+    local e = require("lb.contract").event("server_down", given)
+    e.title = "Server a is down"
+    return e
+  end
+
+  it("say what an answer means", function()
+    local function outcome(answer)
+      local s = sinks(answer)
+      local o, status, why, seconds = s:send("slack", { uid = "1", attempts = 1 }, { event() })
+      assert.is_nil((why or ""):find("secret", 1, true))
+      return o, status, why, seconds
+    end
+    assert.equals("accepted", (outcome { status = 204, headers = {}, body = "" }))
+    for _, status in ipairs { 301, 400, 403, 404, 410 } do
+      assert.equals("refused", (outcome { status = status, headers = {}, body = "no " .. URL .. " /T0/B0/secret" }))
+    end
+    for _, status in ipairs { 408, 429, 500, 503 } do
+      assert.equals("retry", (outcome { status = status, headers = {}, body = "services/T0/B0/secret" }))
+    end
+    local _, _, _, seconds = outcome { status = 429, headers = { ["retry-after"] = "7" }, body = "" }
+    assert.equals(7, seconds)
+    local _, _, why = outcome { error = "Failed to connect to hooks.slack.com port 443" }
+    assert.equals("it cannot be reached", why)
+    _, _, why = outcome { error = "time-out" }
+    assert.equals("no answer in time", why)
+  end)
+
+  it("understand Retry-After", function()
+    local after = require("lb.notify_sinks").retry_after
+    assert.equals(30, after("30", t))
+    assert.equals(3600, after("99999999", t))
+    assert.equals(20, after("Tue, 14 Nov 2023 22:13:40 GMT", 1700000000)) -- that is 22:13:20
+    assert.equals(0, after("Thu, 01 Jan 1970 00:00:00 GMT", t))
+    assert.equals(3600, after("Thu, 29 Feb 2028 00:00:00 GMT", t))
+    assert.is_nil(after("soon", t))
+    assert.is_nil(after(nil, t))
+  end)
+
+  it("write plain text that says why, within Slack's limits, and always name the deployment", function()
+    local s, sent = sinks { status = 200, headers = {}, body = "ok" }
+    local many = {}
+    for i = 1, 10 do many[i] = event { text = ("<!channel>"):rep(200), fields = { { "cause", ("x"):rep(900) } } } end
+    s:send("slack", { uid = "1", attempts = 1 }, many)
+    local payload = require("cjson.safe").decode(sent[1].body)
+    assert.is_nil(require("lb.contract").check("slack.format", payload))
+    assert.is_truthy(payload.text:find("^%[here%]"))
+    assert.is_nil(payload.text:find("<!", 1, true))
+    s:send("slack", { uid = "1", attempts = 1 }, { event() })
+    assert.is_truthy(sent[2].body:find("slack.format failed: broken: oops", 1, true))
+    local other = sinks({ status = 200, headers = {}, body = "ok" }, function() return { text = "words" } end)
+    assert.equals("[here] words", other:slack({ event() }).text)
+  end)
+
+  it("ask about a group as one event", function()
+    local asked
+    local s = sinks({ status = 200, headers = {}, body = "ok" }, function(_, e)
+      asked = e
+      return { text = "here" }
+    end)
+    s:slack { event { urgency = "low" }, event { urgency = "high" } }
+    assert.equals("group", asked.kind)
+    assert.equals("high", asked.urgency)
+    assert.equals(2, #asked.group)
+    assert.is_true(require("lb.contract").fits("event", asked))
+  end)
+end)

@@ -1,0 +1,158 @@
+-- Sync's parts that need no server: lists of ids as text (lua/lb/sync_ids.lua), batch sizes (sync_batch.lua), memory
+-- and control groups (process.lua).
+package.path = "lua/?.lua;" .. package.path
+
+local SETTINGS = { DEFAULT_BATCH_SIZE = 1000, MAX_MEMORY_MB = 400 }
+local function room() return { free_mb = 1000 } end
+
+describe("lists of ids", function()
+  local Ids = require("lb.sync_ids")
+
+  local function answer(...)
+    return '{"ids":[' .. table.concat({ ... }, ",") .. '],"embeddings":null,"documents":null,"include":[]}'
+  end
+
+  local function chunks(text, size)
+    local out = {}
+    for part, first, last in Ids.cut(text, size) do out[#out + 1] = { part, first, last } end
+    return out
+  end
+
+  it("are cut where ids end, whatever the ids are", function()
+    local odd = { '"a"', '"b,\\"]"', '"c\\\\"', '"\\\\\\""', '""' }
+    local text = answer(unpack(odd))
+    assert.same({ { '["a","b,\\"]"]', 0, 1 }, { '["c\\\\","\\\\\\""]', 2, 3 }, { '[""]', 4, 4 } }, chunks(text, 2))
+    assert.equal(5, Ids.count(text))
+    assert.equal(1, #chunks(text, 100))
+  end)
+
+  it("may be empty", function()
+    assert.same({}, chunks(answer(), 10))
+    assert.equal(0, Ids.count(answer()))
+  end)
+
+  it("are refused when they are no such answer", function()
+    local wrong = { "", "{}", '{"ids":null}', '{"ids":[1]}', '{"ids":["a"', '{"ids":["a" ,"b"]}', '{"ids":["a\\"' }
+    for _, text in ipairs(wrong) do
+      assert.has_error(function() Ids.count(text) end, nil, text)
+    end
+  end)
+
+  it("tell what only the second has", function()
+    assert.same({}, Ids.extras(answer('"a"', '"b"'), answer('"b"')))
+    assert.same({ '"c"', '"d"' }, Ids.extras(answer('"a"', '"b"'), answer('"c"', '"b"', '"d"')))
+  end)
+
+  it("are compared in parts when they are long", function()
+    local a, b, each = {}, {}, string.rep("x", 1000)
+    for i = 1, 20000 do
+      a[i] = '"' .. each .. i .. '"'
+      b[i] = a[i]
+    end
+    table.insert(b, 1, '"more"')
+    table.insert(b, '"' .. each .. '0"')
+    a, b = '{"ids":[' .. table.concat(a, ",") .. "]}", '{"ids":[' .. table.concat(b, ",") .. "]}"
+    assert.is_true(#a > 16 * 1024 * 1024)
+    local extras = Ids.extras(a, b)
+    table.sort(extras)
+    assert.same({ '"more"', '"' .. each .. '0"' }, extras)
+  end)
+end)
+
+describe("a machine's memory", function()
+  local process = require("lb.process")
+  local root
+
+  local function file(path, text)
+    os.execute("mkdir -p '" .. (root .. path):match("^(.*)/") .. "'")
+    local f = assert(io.open(root .. path, "w"))
+    f:write(text)
+    f:close()
+  end
+
+  before_each(function()
+    root = os.tmpname()
+    os.remove(root)
+    file("/proc/meminfo", "MemTotal:  4096000 kB\nMemAvailable:  2048000 kB\n")
+  end)
+
+  after_each(function() os.execute("rm -rf '" .. root .. "'") end)
+
+  it("is limited by a group of version 2, of which file pages are not counted", function()
+    file("/proc/self/cgroup", "0::/a/b\n")
+    file("/sys/fs/cgroup/a/b/memory.max", "419430400\n")
+    file("/sys/fs/cgroup/a/b/memory.current", "314572800\n")
+    file("/sys/fs/cgroup/a/b/memory.stat", "anon 1\ninactive_file 104857600\n")
+    assert.same({ limit_mb = 400, free_mb = 200 }, process.room(root))
+  end)
+
+  it("is limited by a group of version 1", function()
+    file("/proc/self/cgroup", "5:cpu:/x\n3:hugetlb,memory:/m\n0::/\n")
+    file("/sys/fs/cgroup/memory/m/memory.limit_in_bytes", "104857600\n")
+    file("/sys/fs/cgroup/memory/m/memory.usage_in_bytes", "52428800\n")
+    file("/sys/fs/cgroup/memory/m/memory.stat", "inactive_file 1\ntotal_inactive_file 10485760\n")
+    assert.same({ limit_mb = 100, free_mb = 60 }, process.room(root))
+  end)
+
+  it("is limited by the root that a container shows of its group", function()
+    file("/proc/self/cgroup", "0::/not/shown\n")
+    file("/sys/fs/cgroup/memory.max", "104857600\n")
+    file("/sys/fs/cgroup/memory.current", "0\n")
+    file("/sys/fs/cgroup/memory.stat", "")
+    assert.equal(100, process.room(root).limit_mb)
+  end)
+
+  it("is not limited where nothing says so", function()
+    assert.same({ free_mb = 2000 }, process.room(root))
+    file("/proc/self/cgroup", "0::/\n")
+    file("/sys/fs/cgroup/memory.max", "max\n")
+    assert.same({ free_mb = 2000 }, process.room(root))
+  end)
+end)
+
+describe("batches without a policy", function()
+  local Batch = require("lb.sync_batch")
+
+  local function sample(t)
+    return setmetatable(t, { __index = { batch = 1000, least = 100, most = 1000, records = 1000, latency = 0.5,
+      free_mb = 300, used_share = 0.2 } })
+  end
+
+  it("are a quarter, at most 100, below 50 MB of free memory, and half, at most 500, below 100", function()
+    assert.equal(100, Batch.decide(sample { free_mb = 49 }))
+    assert.equal(50, Batch.decide(sample { free_mb = 49, most = 200, batch = 200 }))
+    assert.equal(500, Batch.decide(sample { free_mb = 99 }))
+    assert.equal(1000, Batch.decide(sample { free_mb = 100 }))
+  end)
+
+  it("are halved down to 100 while more than 90 % are used", function()
+    assert.equal(500, Batch.decide(sample { used_share = 0.95 }))
+    assert.equal(100, Batch.decide(sample { used_share = 0.95, batch = 150 }))
+  end)
+
+  it("are halved when they are refused or slow, and grow back", function()
+    assert.equal(500, Batch.decide(sample { refused = "429" }))
+    assert.equal(500, Batch.decide(sample { refused = "503" }))
+    assert.equal(50, Batch.decide(sample { refused = "413", records = 100 }))
+    assert.equal(500, Batch.decide(sample { latency = 9 }))
+    assert.equal(625, Batch.decide(sample { batch = 500 }))
+    assert.equal(1000, Batch.decide(sample { batch = 900 }))
+  end)
+
+  it("are bounded by bytes, whatever the records are", function()
+    local batch = Batch.new(SETTINGS, room)
+    assert.equal(100, batch:ids(nil))
+    assert.equal(1000, batch:ids(100))
+    assert.equal(4, batch:ids(1024 * 1024))
+    assert.equal(1, batch:ids(1e9))
+  end)
+
+  it("shrink below what the server found too large, whatever the policy says", function()
+    local batch = Batch.new(SETTINGS, room)
+    package.loaded["chromux.policy"] = { call = function() return 1000 end }
+    batch:note { records = 80, bytes = 1e6, latency = 1, refused = "413" }
+    package.loaded["chromux.policy"] = nil
+    assert.equal(40, batch.batch)
+    assert.is_true(batch.peak_mb > 0)
+  end)
+end)
