@@ -195,8 +195,10 @@ end
 -- Entries of a lane behind `from` up to `upto`, in order; no more of them after the first megabytes.
 function Store:entries(lane, from, upto)
   return self.conn:query([[SELECT n, action, body, resolved FROM (
-      SELECT *, sum(length(body)) OVER (ORDER BY n) - length(body) AS before FROM journal_entries
-      WHERE lane = $1 AND n > $2 AND n <= LEAST($3, $2 + 1000)) e WHERE before < 4000000 ORDER BY n]], lane, from, upto)
+      SELECT *, sum(length(body) + COALESCE(length(resolved), 0)) OVER (ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING
+        AND 1 PRECEDING) AS before FROM journal_entries
+      WHERE lane = $1 AND n > $2 AND n <= LEAST($3, $2 + 1000)) e
+      WHERE COALESCE(before, 0) < 4000000 ORDER BY n]], lane, from, upto)
 end
 
 -- {[instance]=true} of those that serve reads of any collection.
