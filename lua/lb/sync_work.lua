@@ -138,7 +138,9 @@ end
 -- What holds of the ids raws[from] and on (JSON texts), as many as fit in a request and at most `most`. body, count
 local function get(self, task, side, raws, from, most)
   while true do
-    local n = math.min(self.batch:ids(self.sizes[task.job]), most, #raws - from + 1)
+    local left = #raws - from + 1
+    local n = math.min(self.batch:ids(self.sizes[task.job]), most, left)
+    n = math.ceil(left / math.ceil(left / n)) -- no small one at the end
     local answer = ask(self, task, side, "get",
       '{"ids":[' .. table.concat(raws, ",", from, from + n - 1) .. INCLUDE, n)
     if answer then
