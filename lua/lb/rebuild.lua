@@ -355,7 +355,7 @@ local function last_records(self, r, upto, until_)
       fits = touched:extend(position, MOST_IDS, MOST_BYTES)
       if fits and #touched.list > 0 and not only_there(r, position) then
         a = from.server:ask("POST", base_of(self, lane) .. "/" .. from.physical .. "/get", exact.get_body(touched.list),
-          HOLD_MOST)
+          HOLD_MOST, false, r.from_life)
       elseif fits and not only_there(r, position) then
         a = { status = 200 }
       end

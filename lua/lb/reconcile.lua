@@ -28,10 +28,11 @@ local ANSWER_MOST = 64 * 1024 * 1024
 local EMPTY = '{"ids":[],"embeddings":[],"documents":[],"metadatas":[],"uris":[]}'
 
 -- These records as the copy has them: the answer of a get, and the set of those that have no vector, which are not in
--- it. nil, why
+-- it. nil, why. Only of the life of the server in which the copy is known to be good.
 local function read(copy, base, ids)
+  local life = copy.server.admitted
   local function ask(rest, body)
-    local a, kind, text = copy.server:ask("POST", base .. "/" .. copy.physical .. rest, body)
+    local a, kind, text = copy.server:ask("POST", base .. "/" .. copy.physical .. rest, body, nil, false, life)
     return a, copy.instance .. ": " .. tostring(text or kind)
   end
   local a, why = ask("/get", exact.get_body(ids))

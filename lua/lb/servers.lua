@@ -142,9 +142,10 @@ function Server:send(r, context)
 end
 
 -- A whole request with a time-out: answer | nil, kind, text. For what may be repeated. fenced: it changes something.
-function Server:ask(method, target, body, seconds, fenced)
+-- life: only this incarnation is asked; nil: any.
+function Server:ask(method, target, body, seconds, fenced, life)
   return courier.request { node = self.name, method = method, target = target, body = body, fenced = fenced,
-    type = body and "application/json" or nil, max = 256 * 1024 * 1024, timeout = seconds or 5 }
+    incarnation = life, type = body and "application/json" or nil, max = 256 * 1024 * 1024, timeout = seconds or 5 }
 end
 
 -- A place among the requests at once: run(fn) when there is one, now or later.

@@ -257,6 +257,11 @@ function M.run(seed, verbose, fault_points)
     look()
     local most = world.t + QUIET
     ended = world:run(function() return at_rest end, most)
+    if at_rest and sim.sync then
+      local repaired
+      Sync.repair(sim, function() repaired = true end)
+      ended = world:run(function() return repaired end, most)
+    end
     if at_rest then ended = world:run(function() return false end, world.t + Chroma.SLOW_MOST) end
     if not at_rest then world:violation("NO-REST", check.why_not()) end
   elseif ended then

@@ -229,6 +229,14 @@ function Sync:round()
       self:start(c.lane, c, ready_elsewhere(sim, c.lane, c.instance))
     end
   end
+  -- Copies are compared while clients write: nothing differs.
+  if not sim.calm and sim.rng:chance(0.2) and self.count < AT_ONCE then
+    self.count = self.count + 1
+    self.api.spawn(function()
+      self:compare()
+      self.count = self.count - 1
+    end)
+  end
   -- Somebody wants a copy anew that is as good as the others.
   if sim.faults.anew > 0 and sim.rng:chance(sim.faults.anew) and self.count < AT_ONCE then
     local able = {}
@@ -243,6 +251,64 @@ function Sync:round()
       local c = sim.rng:pick(able)
       self:start(c.lane, c, ready_elsewhere(sim, c.lane, c.instance))
     end
+  end
+end
+
+-- ---- comparing and repairing -----------------------------------------------------------------------------
+
+local IDS = { "a", "b", "c", "d", "e", "f" }
+
+-- Two good copies of a collection: copy, other | nil
+local function two_copies(sim)
+  local able = {}
+  for _, key in ipairs(Postgres.sorted(sim.db.copies)) do
+    local c = sim.db.copies[key]
+    if c.lane ~= 0 and c.state == "ready" and sim.db.lanes[c.lane].open
+      and #ready_elsewhere(sim, c.lane, c.instance) > 0 then
+      able[#able + 1] = c
+    end
+  end
+  if #able == 0 then return nil end
+  local mine = sim.rng:pick(able)
+  return mine, ready_elsewhere(sim, mine.lane, mine.instance)[1]
+end
+
+function Sync:compare()
+  local mine, right = two_copies(self.sim)
+  if not mine then return end
+  local answer = self:ask("confirm", mine.lane, mine.instance,
+    { authority = right.instance, ids = IDS, repair = self.sim.rng:chance(0.5) or nil })
+  if answer and #answer.differing > 0 then
+    self.sim.world:violation("FALSE-ALARM", "lane", mine.lane, mine.instance, "and", right.instance,
+      json.encode(answer))
+  end
+end
+
+-- Changes records of a copy behind everybody's back, and has them repaired: those and no others.
+function Sync:repair()
+  local sim, rng = self.sim, self.sim.rng
+  local mine, right = two_copies(sim)
+  if not mine then return end
+  local have = sim.server_named(mine.instance).collections[mine.physical]
+  local want = sim.server_named(right.instance).collections[right.physical]
+  local ids, differing = IDS, 0
+  for _, id in ipairs(ids) do
+    local is = have.records[id]
+    if rng:chance(0.4) then
+      have.records[id] = (not is or rng:chance(0.6)) and { vector = rng:pick { "7,7", "1,2" }, meta = { q = 1 } } or nil
+    end
+    local a, b = have.records[id], want.records[id]
+    if (a and Records.record_text(a)) ~= (b and Records.record_text(b)) then differing = differing + 1 end
+  end
+  local answer, why
+  repeat
+    answer, why = self:ask("confirm", mine.lane, mine.instance,
+      { authority = right.instance, ids = ids, repair = true })
+  until answer or not why:find("can't be used", 1, true)
+  if not answer or answer.repaired ~= differing or answer.equal ~= #ids - differing then
+    sim.world:violation("NOT-REPAIRED", differing, "differed:", answer and json.encode(answer) or why)
+  elseif Records.text(have) ~= Records.text(want) then
+    sim.world:violation("REPAIRED-WRONG", Records.text(have), "is not", Records.text(want))
   end
 end
 
@@ -274,6 +340,14 @@ local function life(sim)
 end
 
 function M.start(sim) life(sim) end
+
+-- done() when a copy was damaged and repaired.
+function M.repair(sim, done)
+  sim.sync.api.spawn(function()
+    sim.sync:repair()
+    done()
+  end)
+end
 
 function M.crash(sim)
   sim.world:kill(sim.sync.process)
