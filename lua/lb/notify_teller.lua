@@ -159,7 +159,7 @@ local function look(self)
       self.trimmed = t
       self.store:trim(KEEP_DAYS)
     end
-  elseif self.store.conn:state() == "ready" and take(self) == false then
+  elseif self.store:usable() and take(self) == false then
     leave(self, true)
   end
 end
@@ -185,8 +185,12 @@ function Teller:turn()
   end
 end
 
--- Policies or settings have changed.
-function Teller:changed() self.book:again() end
+-- Policies, settings or sinks have changed.
+function Teller:changed()
+  self.trouble = {}
+  self.book:configured()
+  self.book:again()
+end
 
 -- ---- sending ---------------------------------------------------------------------------------------------
 
@@ -277,7 +281,9 @@ function Teller:deliver(sink)
   if not m then return false end
   book:begun(m)
   self.fault("notify.before_claim")
-  if save(self) ~= "done" and (self.book ~= book or not alone_with(self, book, m)) then
+  -- The lease is looked at even after it was renewed: this process may have stood still since.
+  local written = save(self) == "done" and self.store:left() > Sinks.TIMEOUT
+  if not written and (self.book ~= book or not alone_with(self, book, m)) then
     m.attempts = m.attempts - 1
     if self.book == book then book:retry(m, RENEW, m.status, "PostgreSQL is away, and another one may send it") end
     return false
