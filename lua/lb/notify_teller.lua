@@ -50,7 +50,8 @@ local function new_book(self)
 end
 
 function Teller.new(options)
-  local self = setmetatable({ on = false, leased = false, looked = 0, saved = 0, trimmed = 0, trouble = {},
+  local self = setmetatable({ on = false, leased = false, tried = 0, looked = 0, saved = 0, trimmed = 0,
+    trouble = {},
     counts = { accepted = 0, refused = 0, retries = 0, dropped = 0 },
     fault = function() end, watch = function() end }, Teller)
   for name, value in pairs(options) do self[name] = value end
@@ -82,10 +83,12 @@ local function begin(self, may)
     self.on = true
     return consume(self)
   end
-  local mine
+  local t, mine = self.store.clock(), nil
+  if t < self.tried + LOOK then return end
+  self.tried = t
   if may == true then mine = take(self) end
   if mine == false then return end
-  if not mine and (self.store.last_ok > 0 and self.store.clock() - self.store.last_ok < AWAY) then return end
+  if not mine and self.store.last_ok > 0 and t - self.store.last_ok < AWAY then return end
   self.on = true
   log.info("notify", mine and "tells people" or "tells people from memory: PostgreSQL is away")
   consume(self)
