@@ -106,23 +106,29 @@ local function next_uid()
 end
 M.next_uid = next_uid
 
+-- A title, a text and fields as they may be told, whatever they are.
+function M.bounded(title, text, fields)
+  local out = {}
+  for i, f in ipairs(type(fields) == "table" and fields or {}) do
+    local name, value = f, ""
+    if type(f) == "table" then name, value = f[1], f[2] end
+    if type(value) ~= "number" or value ~= value or math.abs(value) == math.huge then
+      value = M.clean(value, VALUE_MOST)
+    end
+    if i <= FIELDS_MOST then out[i] = { M.clean(name, NAME_MOST), value } end
+  end
+  return M.clean(title, TITLE_MOST), M.clean(text, TEXT_MOST), out
+end
+
 -- An event of what the caller says, whole and within bounds.
 function M.make(given)
   if type(given.kind) ~= "string" or not given.kind:find("^[a-z_]+$") then error("an event needs a kind", 3) end
   local kind = M.KINDS[given.kind] or {}
-  local fields = {}
-  for i, f in ipairs(given.fields or {}) do
-    local value = f[2]
-    if type(value) ~= "number" or value ~= value or math.abs(value) == math.huge then
-      value = M.clean(value, VALUE_MOST)
-    end
-    if i <= FIELDS_MOST then fields[i] = { M.clean(f[1], NAME_MOST), value } end
-  end
+  local title, text, fields = M.bounded(given.title or given.kind, given.text or "", given.fields)
   return {
     uid = next_uid(), kind = given.kind, key = M.clean(given.key or given.kind, KEY_MOST),
     urgency = URGENCIES[given.urgency] and given.urgency or kind.urgency or "low",
-    title = M.clean(given.title or given.kind, TITLE_MOST), text = M.clean(given.text or "", TEXT_MOST),
-    fields = fields, source = M.source or "", at = given.at or now(),
+    title = title, text = text, fields = fields, source = M.source or "", at = given.at or now(),
   }
 end
 

@@ -360,6 +360,20 @@ function Book:next_message(sink)
   end
 end
 
+-- Messages to sinks that are no more get no answer; the others are tried at once.
+function Book:configured()
+  local there = {}
+  for _, sink in ipairs(self.sinks()) do there[sink] = true end
+  for i = #self.messages, 1, -1 do
+    local m = self.messages[i]
+    if m.state == "queued" and there[m.sink] then
+      m.next_at = math.min(m.next_at, self.now())
+    elseif m.state == "queued" then
+      self:refused(m, "given_up", nil, "its sink is not configured any more")
+    end
+  end
+end
+
 -- Messages of this sink that wait, and when the oldest of them was made.
 function Book:waiting(sink)
   local n, oldest = 0, nil
@@ -506,6 +520,7 @@ function Book:restore(events, messages, sent, recent, begun)
     if e.state == "queued" and e.parts == 0 then e.state = e.told > 0 and "told" or "taken" end
     if e.state == "taken" and not e.ask_at then e.ask_at = self.now() end
   end
+  self:configured()
 end
 
 -- An event that is in another's hand, or was: as it stands.

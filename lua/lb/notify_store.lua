@@ -16,30 +16,37 @@ local Store = {}
 Store.__index = Store
 
 Store.TTL = 30 -- seconds
-local TIMEOUT = 5
+local TIMEOUT, REST = 5, 3
 local DIVISION_BY_ZERO, UNDEFINED_TABLE = "22012", "42P01"
 local PAGE = 500
 
 function Store.new(conn, name, clock)
-  return setmetatable({ conn = conn, name = name, clock = clock, until_ = 0, last_ok = 0, last_error = "" }, Store)
+  return setmetatable({ conn = conn, name = name, clock = clock, until_ = 0, last_ok = 0, last_error = "",
+    again = 0 }, Store)
 end
 
 -- Every answer of PostgreSQL passes here: when it last gave one, and why not.
-local function noted(self, rows, why, ...)
+local function noted(self, rows, why, state, ...)
   if rows then
     self.last_ok, self.last_error = self.clock(), ""
   else
     self.last_error = tostring(why)
+    if state == "" then self.again = self.clock() + REST end
   end
-  return rows, why, ...
+  return rows, why, state, ...
+end
+
+-- false: it is not asked now. One that does not answer in time is left alone for a while, so that what can be done
+-- without it is not delayed by each question.
+function Store:usable()
+  local state, why = self.conn:state()
+  if state == "ready" then return self.clock() >= self.again end
+  self.last_error = why ~= "" and why or "PostgreSQL is not connected"
+  return false
 end
 
 function Store:query(sql, ...)
-  if self.conn:state() ~= "ready" then
-    local _, why = self.conn:state()
-    self.last_error = why ~= "" and why or "PostgreSQL is not connected"
-    return nil, self.last_error, ""
-  end
+  if not self:usable() then return nil, self.last_error, "" end
   return noted(self, self.conn:query({ sql, timeout = TIMEOUT }, ...))
 end
 
@@ -69,26 +76,30 @@ end
 -- ---- writing ---------------------------------------------------------------------------------------------
 
 local function event_row(e)
+  e.version = (e.version or 0) + 1
   return { [[INSERT INTO notify_events (uid, kind, key, urgency, title, text, fields, source, raised_at, state, reason,
-        ask_at, open, since, known, told, told_at, repeats)
+        ask_at, open, since, known, told, told_at, repeats, version)
       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9), $10, $11, to_timestamp($12), $13, to_timestamp($14),
-        $15, $16, to_timestamp($17), $18)
+        $15, $16, to_timestamp($17), $18, $19)
       ON CONFLICT (uid) DO UPDATE SET state = EXCLUDED.state, reason = EXCLUDED.reason, ask_at = EXCLUDED.ask_at,
         open = EXCLUDED.open, since = EXCLUDED.since, known = EXCLUDED.known, told = EXCLUDED.told,
-        told_at = EXCLUDED.told_at, repeats = EXCLUDED.repeats]],
+        told_at = EXCLUDED.told_at, repeats = EXCLUDED.repeats, version = EXCLUDED.version
+      WHERE notify_events.version < EXCLUDED.version]],
     e.uid, e.kind, e.key, e.urgency, e.title, e.text, notices.fields_text(e), e.source, e.at,
     e.state == "ready" and "taken" or e.state, e.reason or "", e.ask_at, e.open or false, e.since, e.known or 0, e.told,
-    e.told_at, e.repeats, n = 18 }
+    e.told_at, e.repeats, e.version, n = 19 }
 end
 
 local function message_row(m)
+  m.version = (m.version or 0) + 1
   return { [[INSERT INTO notify_messages (uid, sink, events, title, state, attempts, next_at, status, error, created_at,
-        sent_at)
-      VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), $8, $9, to_timestamp($10), to_timestamp($11))
+        sent_at, version)
+      VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), $8, $9, to_timestamp($10), to_timestamp($11), $12)
       ON CONFLICT (uid) DO UPDATE SET state = EXCLUDED.state, attempts = EXCLUDED.attempts,
-        next_at = EXCLUDED.next_at, status = EXCLUDED.status, error = EXCLUDED.error, sent_at = EXCLUDED.sent_at]],
+        next_at = EXCLUDED.next_at, status = EXCLUDED.status, error = EXCLUDED.error, sent_at = EXCLUDED.sent_at,
+        version = EXCLUDED.version WHERE notify_messages.version < EXCLUDED.version]],
     m.uid, m.sink, json.encode(m.events), m.title, m.state, m.attempts, m.next_at, m.status, m.error, m.at, m.sent_at,
-    n = 11 }
+    m.version, n = 12 }
 end
 
 local function sent_row(s)
@@ -116,10 +127,10 @@ function Store:save(book)
   of(dirty.sent, sent_row, statements, items)
   local asked = self.clock()
   local rows, why, state, info
-  if self.conn:state() == "ready" then
+  if self:usable() then
     rows, why, state, info = noted(self, self.conn:transaction(statements))
   else
-    why = "PostgreSQL is not connected"
+    why = self.last_error
   end
   if rows then
     self.until_ = asked + Store.TTL
@@ -157,13 +168,13 @@ function Store:facts(book)
       statements[#statements + 1] = message_row(m)
     elseif m.state == "sent" then
       statements[#statements + 1] = { [[UPDATE notify_messages SET state = 'sent', status = $2,
-          sent_at = to_timestamp($3), attempts = $4 WHERE uid = $1 AND state <> 'sent']],
+          sent_at = to_timestamp($3), attempts = $4, version = version + 1 WHERE uid = $1 AND state <> 'sent']],
         m.uid, m.status, m.sent_at, m.attempts }
     end
   end
   for _, s in pairs(book.dirty.sent) do statements[#statements + 1] = sent_row(s) end
   if #statements == 0 then return true end
-  if self.conn:state() ~= "ready" then return false end
+  if not self:usable() then return false end
   return noted(self, self.conn:transaction(statements)) ~= nil
 end
 
@@ -171,24 +182,25 @@ end
 
 local EVENT = [[SELECT uid, kind, key, urgency, title, text, fields, source,
     extract(epoch FROM raised_at)::float8 AS at, state, reason, extract(epoch FROM ask_at)::float8 AS ask_at, open,
-    extract(epoch FROM since)::float8 AS since, known, told, extract(epoch FROM told_at)::float8 AS told_at, repeats
-    FROM notify_events ]]
+    extract(epoch FROM since)::float8 AS since, known, told, extract(epoch FROM told_at)::float8 AS told_at, repeats,
+    version FROM notify_events ]]
 
+-- Whoever wrote it: other programs insert rows as well.
 local function event_of(row)
-  row.fields = json.decode(row.fields) or {}
+  row.title, row.text, row.fields = notices.bounded(row.title, row.text, json.decode(row.fields))
   row.recorded = true
   return row
 end
 
 -- {events=, messages=, sent=, recent=, begun=} as Book:restore takes them | nil, why
 function Store:load(t)
-  if self.conn:state() ~= "ready" then return nil, "PostgreSQL is not connected" end
+  if not self:usable() then return nil, self.last_error end
   local rows, why = noted(self, self.conn:transaction { timeout = TIMEOUT,
     { EVENT .. [[WHERE open OR state IN ('taken', 'held', 'queued') OR uid IN (
         SELECT json_array_elements_text(events::json) FROM notify_messages WHERE state IN ('queued', 'sending'))
         ORDER BY id]] },
     { [[SELECT uid, sink, events, title, state, attempts, extract(epoch FROM next_at)::float8 AS next_at, status, error,
-        extract(epoch FROM created_at)::float8 AS at FROM notify_messages WHERE state IN ('queued', 'sending')
+        version, extract(epoch FROM created_at)::float8 AS at FROM notify_messages WHERE state IN ('queued', 'sending')
         ORDER BY id]] },
     { [[SELECT kind, key, urgency, times, extract(epoch FROM last_at)::float8 AS last FROM notify_sent
         WHERE last_at > to_timestamp($1)]], t - Book.REMEMBER },

@@ -50,7 +50,8 @@ local function new_book(self)
 end
 
 function Teller.new(options)
-  local self = setmetatable({ on = false, leased = false, looked = 0, saved = 0, trimmed = 0, trouble = {},
+  local self = setmetatable({ on = false, leased = false, tried = 0, looked = 0, saved = 0, trimmed = 0,
+    trouble = {},
     counts = { accepted = 0, refused = 0, retries = 0, dropped = 0 },
     fault = function() end, watch = function() end }, Teller)
   for name, value in pairs(options) do self[name] = value end
@@ -82,10 +83,12 @@ local function begin(self, may)
     self.on = true
     return consume(self)
   end
-  local mine
+  local t, mine = self.store.clock(), nil
+  if t < self.tried + LOOK then return end
+  self.tried = t
   if may == true then mine = take(self) end
   if mine == false then return end
-  if not mine and (self.store.last_ok > 0 and self.store.clock() - self.store.last_ok < AWAY) then return end
+  if not mine and self.store.last_ok > 0 and t - self.store.last_ok < AWAY then return end
   self.on = true
   log.info("notify", mine and "tells people" or "tells people from memory: PostgreSQL is away")
   consume(self)
@@ -159,7 +162,7 @@ local function look(self)
       self.trimmed = t
       self.store:trim(KEEP_DAYS)
     end
-  elseif self.store.conn:state() == "ready" and take(self) == false then
+  elseif self.store:usable() and take(self) == false then
     leave(self, true)
   end
 end
@@ -185,8 +188,12 @@ function Teller:turn()
   end
 end
 
--- Policies or settings have changed.
-function Teller:changed() self.book:again() end
+-- Policies, settings or sinks have changed.
+function Teller:changed()
+  self.trouble = {}
+  self.book:configured()
+  self.book:again()
+end
 
 -- ---- sending ---------------------------------------------------------------------------------------------
 
@@ -277,7 +284,9 @@ function Teller:deliver(sink)
   if not m then return false end
   book:begun(m)
   self.fault("notify.before_claim")
-  if save(self) ~= "done" and (self.book ~= book or not alone_with(self, book, m)) then
+  -- The lease is looked at even after it was renewed: this process may have stood still since.
+  local written = save(self) == "done" and self.store:left() > Sinks.TIMEOUT
+  if not written and (self.book ~= book or not alone_with(self, book, m)) then
     m.attempts = m.attempts - 1
     if self.book == book then book:retry(m, RENEW, m.status, "PostgreSQL is away, and another one may send it") end
     return false

@@ -279,7 +279,8 @@ local MONITOR = {
 
 local NOTIFY = {
   -- open: an alert that nothing has ended yet; since: when its story began; known: how often people were told of that
-  -- story. state: new until a sender has it in hand.
+  -- story. state: new until a sender has it in hand. version: a statement that was long on its way changes nothing that
+  -- was written since.
   [[CREATE TABLE notify_events (
       id bigserial PRIMARY KEY,
       uid text NOT NULL UNIQUE,
@@ -301,6 +302,7 @@ local NOTIFY = {
       told integer NOT NULL DEFAULT 0,
       told_at timestamptz,
       repeats integer NOT NULL DEFAULT 0,
+      version integer NOT NULL DEFAULT 0,
       created_at timestamptz NOT NULL DEFAULT now())]],
   "CREATE INDEX notify_events_live ON notify_events (id) WHERE open OR state IN ('new', 'taken', 'held', 'queued')",
   "CREATE INDEX notify_events_raised ON notify_events (raised_at)",
@@ -315,6 +317,7 @@ local NOTIFY = {
       next_at timestamptz,
       status integer,
       error text NOT NULL DEFAULT '',
+      version integer NOT NULL DEFAULT 0,
       created_at timestamptz NOT NULL DEFAULT now(),
       sent_at timestamptz)]],
   "CREATE INDEX notify_messages_live ON notify_messages (id) WHERE state IN ('queued', 'sending')",

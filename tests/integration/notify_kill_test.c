@@ -136,6 +136,38 @@ static void without_postgresql_people_are_told_and_it_is_recorded_later(void **s
     check_int(told(p, "Server replica is down"), 1);
 }
 
+static void a_postgresql_that_hangs_delays_messages_only(void **state)
+{
+    struct peer *p = hook_start();
+    struct stage *s = stage_new();
+    stage_chromux(s, "POLICY_TIME=1", slack_at(p), NULL);
+    static const char backends[] = "SELECT pid FROM pg_stat_activity WHERE datname = "
+                                   "current_database() AND pid <> pg_backend_pid() ORDER BY pid "
+                                   "OFFSET %u LIMIT 1";
+    pid_t stopped[8] = {stage_pg_pid()};
+    unsigned count = 1;
+    while (count < COUNT_OF(stopped) &&
+           (stopped[count] = (pid_t)sql_number(s, backends, count - 1)))
+        count++;
+    event(s, "note", "some/a", "taken-before");
+    check_soon(sql_number(s, "SELECT count(*) FROM notify_events WHERE state = 'taken'") == 1, 5);
+    for (unsigned i = 0; i < count; i++)
+        check(kill(stopped[i], SIGSTOP) == 0);
+    check_soon(told(p, "The journal is unavailable") == 1, 40);
+    chroma_kill(s->server[1]);
+    check_soon(told(p, "Server replica is down") == 1, 40);
+    for (unsigned i = 0; i < count; i++)
+        check(kill(stopped[i], SIGCONT) == 0);
+    check_soon(told(p, "The journal is back") == 1, 40);
+    /* What lay in a socket all the while changes nothing that was written since. */
+    flush(s, p, "after");
+    again(s);
+    flush(s, p, "at-last");
+    check_int(told(p, "taken-before"), 1);
+    check_int(told(p, "The journal is unavailable"), 1);
+    check_int(told(p, "Server replica is down"), 1);
+}
+
 static void of_two_balancers_one_sends(void **state)
 {
     struct peer *p = hook_start();
@@ -166,6 +198,7 @@ int main(void)
         STAGE_TEST(a_killed_sender_loses_and_repeats_nothing_it_was_told_of),
         STAGE_TEST(many_kills_lose_nothing),
         STAGE_TEST(without_postgresql_people_are_told_and_it_is_recorded_later),
+        STAGE_TEST(a_postgresql_that_hangs_delays_messages_only),
         STAGE_TEST(of_two_balancers_one_sends),
     };
     return STAGE_RUN(tests);
