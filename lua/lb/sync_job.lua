@@ -475,10 +475,12 @@ local function drop(context, job, why)
   need(context.store:job_ends(job, job.kind == "verify" and "done" or "cancelled", { reason = why, rebuild = pg.null }))
 end
 
--- A copy that was found standing and cannot be read or mended is made anew, and so is one that answers with errors.
+-- A copy that was found standing and cannot be read or mended is made anew, and so is one that answers with errors, or
+-- whose collection somebody has deleted: each try begins with the id that the journal has of it then.
 local function start_over(context, job, why)
   job.attempts = job.attempts + 1
-  local errs = job.kind == "verify" and why:find(job.instance .. " answered 500", 1, true)
+  local errs = job.kind == "verify" and (why:find(job.instance .. " answered 500", 1, true)
+    or why:find(job.instance .. " answered 404", 1, true) or why:find(job.instance .. " does not know", 1, true))
   local broken = job.kind == "adopt" or errs
   if broken and job.attempts >= 2 and not job.dry_run then
     ask("mark", job, { reason = why })

@@ -136,7 +136,7 @@ local CLAIM = [[WITH busy AS (SELECT instance, count(*) AS n FROM sync_tasks WHE
         AND t.instance = ANY($3::text[]) AND j.source = ANY($3::text[])
         AND COALESCE((SELECT n FROM busy b WHERE b.instance = t.instance), 0) < $4
         AND COALESCE((SELECT sum(n) FROM busy), 0) < $5
-      ORDER BY j.priority DESC, t.id LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
+      ORDER BY (t.kind = 'touched') DESC, j.priority DESC, t.id LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
     UPDATE sync_tasks t SET task_status = 'processing', worker_id = $1, started_at = now(), completed_at = NULL,
       epoch = t.epoch + 1, lease_until = now() + $2 * interval '1 second'
     FROM free, sync_jobs j WHERE t.id = free.id AND j.id = t.job
