@@ -431,9 +431,11 @@ local function verified(context, job, differences, repaired, error_text)
       differences = differences, repaired = repaired,
       batch = p.requests and p.requests > 0 and 2 * p.carried / p.requests or nil }))
   if repaired > 0 then
-    choose.notice { kind = "repaired", key = job.instance .. "/" .. job.collection_id, title = "Records repaired",
+    choose.notice { kind = "repaired", key = "repaired/" .. job.instance, title = "Records repaired",
       text = string.format("%d records of %s on %s were not as %s has them and were repaired", repaired,
-        job.collection_name, job.instance, job.source) }
+        job.collection_name, job.instance, job.source),
+      fields = { { "instance", job.instance }, { "collection", job.collection_name }, { "differences", differences },
+        { "repaired", repaired } } }
   end
 end
 
@@ -472,6 +474,7 @@ end
 -- There is nothing to do, or it is done in another way.
 local function drop(context, job, why)
   if job.kind ~= "verify" then abandon(job) end
+  if job.asked_by == "" then return need(context.store:job_dropped(job)) end
   need(context.store:job_ends(job, job.kind == "verify" and "done" or "cancelled", { reason = why, rebuild = pg.null }))
 end
 
