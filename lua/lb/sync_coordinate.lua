@@ -131,7 +131,8 @@ local function reap(self)
         log.warn("sync_worker_lost", string.format("%s: %s; %d tasks go to others", w.worker_id, text, n))
         choose.notice { kind = "worker_dead", key = "worker/" .. w.worker_id,
           title = "Sync worker " .. w.worker_id .. " is gone",
-          text = string.format("%s; %d tasks go to others", text, n), fields = { { "worker", w.worker_id }, { "task", w.task or "none" } } }
+          text = string.format("%s; %d tasks go to others", text, n),
+          fields = { { "worker", w.worker_id }, { "task", w.task or "none" } } }
       end
     end
   end

@@ -94,7 +94,7 @@ function Store:worker_leaves(id)
     { "DELETE FROM sync_workers WHERE worker_id = $1", id }, tell("tasks") }
 end
 
--- Those that are there or should be: {{worker_id=, process=, task= | nil, late=bool, left= seconds of its lease}}
+-- Those that are there or should be: {{worker_id=, process=, task=, late=bool, left= seconds of its lease}, ...}
 function Store:workers()
   return self.conn:query([[SELECT worker_id, process, current_task_id AS task, lease_until < now() AS late,
       extract(epoch FROM lease_until - now())::float8 AS left FROM sync_workers
