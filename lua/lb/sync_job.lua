@@ -206,8 +206,9 @@ local function let_run(context, job, seconds)
     if written then
       a = courier.request { node = job.instance, method = "GET", target = "/api/v2/heartbeat", timeout = 1 }
     else -- nothing has this id
-      a = courier.request { node = job.instance, method = "POST", target = collections_path(job) .. job.temp .. "/delete",
-        body = '{"ids":["chromux-settled"]}', type = "application/json", fenced = true, timeout = 30 }
+      a = courier.request { node = job.instance, method = "POST", fenced = true, timeout = 30,
+        target = collections_path(job) .. job.temp .. "/delete", body = '{"ids":["chromux-settled"]}',
+        type = "application/json" }
     end
     local fine, at = a and a.status == 200, now()
     if not fine or not written then last = nil end

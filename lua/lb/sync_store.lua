@@ -98,8 +98,8 @@ end
 function Store:workers()
   return self.conn:query([[SELECT worker_id, process, current_task_id AS task, lease_until < now() AS late,
       extract(epoch FROM lease_until - now())::float8 AS left FROM sync_workers
-    UNION ALL SELECT worker_id, '', max(id), true, extract(epoch FROM max(lease_until) - now())::float8 FROM sync_tasks t
-      WHERE task_status = 'processing' AND lease_until < now()
+    UNION ALL SELECT worker_id, '', max(id), true, extract(epoch FROM max(lease_until) - now())::float8
+      FROM sync_tasks t WHERE task_status = 'processing' AND lease_until < now()
         AND NOT EXISTS (SELECT 1 FROM sync_workers w WHERE w.worker_id = t.worker_id) GROUP BY worker_id]])
 end
 
