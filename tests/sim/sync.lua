@@ -19,8 +19,9 @@ Sync.__index = Sync
 -- ---- asking the holder -----------------------------------------------------------------------------------
 
 function Sync:ask(kind, lane, instance, arguments)
-  local sim, db, id = self.sim, self.sim.db, #self.sim.db.calls + 1
+  local sim, db = self.sim, self.sim.db
   while not sim.postgres.up do self.api.sleep(0.1) end
+  local id = #db.calls + 1
   db.calls[id] = { id = id, kind = kind, lane = lane, instance = instance, arguments = json.encode(arguments),
     until_ = sim.world.t + CALL_TIMEOUT }
   for _, c in ipairs(sim.postgres.connections) do
