@@ -556,7 +556,7 @@ define([[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN '
       reason = reason, doubt = 0 } do
       set(tx, c, name, v)
     end
-    tell(tx, "swap", tx.process, r, c)
+    table.insert(tx.told, 1, { "swap", tx.process, r, c }) -- what else is told of the copy is told of the new one
     return done(1)
   end)
 define("SELECT state, position, hold_ms, why FROM journal_rebuilds WHERE id = $1", function(db, _, id)
