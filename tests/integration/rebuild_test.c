@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { WRITERS = 10, CHUNK = 200 };
+enum { WRITERS = 24, CHUNK = 200 };
 
 /* ---- the calls ------------------------------------------------------------------------------- */
 
