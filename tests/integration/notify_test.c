@@ -267,7 +267,7 @@ static void hours_are_as_the_contract_says(void **state)
     struct stage *s = stage_new();
     const char *environment[] = {keepf("DATABASE_URL=%s", s->url), NULL};
     const char *argv[] = {chromux_path(), "script", "tests/integration/notify_hours.lua", NULL};
-    struct run r = run_program(argv, environment, 120);
+    struct run r = run_program(argv, environment, slow(240));
     if (r.status != 0)
         harness_fail(__FILE__, __LINE__, "%s", r.output);
 }
