@@ -123,20 +123,22 @@ local function hold(self, e, till, why)
   self:touch(e)
 end
 
+-- It waits for others that go into the same message. What people know of its story is written with the message.
+local function join_ready(self, e)
+  if #self.ready == 0 then self.ready_at = self.now() end
+  self.ready[#self.ready + 1] = e
+  local s = e.opens and self:story(e.opens, e.key)
+  if s and s.event == e then s.known = s.known + 1 end
+end
+
 local function make_ready(self, e, wait)
   local t = self.now()
   e.ask_at = e.opens and wait and t + math.max(ASK_LEAST, math.min(wait, ASK_MOST)) or nil
   e.state, e.reason = "ready", ""
   local quiet = self.quiet[e.key]
   if quiet and e.opens then e.repeats, self.quiet[e.key] = e.repeats + quiet, nil end
-  if #self.ready == 0 then self.ready_at = t end
-  self.ready[#self.ready + 1] = e
-  if e.opens then
-    local s = self:story(e.opens, e.key)
-    if s and s.event == e then s.known = s.known + 1 end
-  elseif e.ends then
-    close_story(self, e)
-  end
+  join_ready(self, e)
+  if e.ends then close_story(self, e) end
   self:touch(e)
 end
 
@@ -539,7 +541,7 @@ function Book:adopt(e)
       e.open, e.ask_at = false, nil
       self:touch(s.event)
       self:touch(e)
-      if undecided(e) then self:drop(e, "overtaken by a newer one") end
+      if undecided(e) or e.state == "ready" then self:drop(e, "overtaken by a newer one") end
     else
       self.stories[id] = { since = e.since, known = e.known, event = e }
     end
@@ -549,6 +551,7 @@ function Book:adopt(e)
       s.ending, e.lasted = e, math.max(0, e.at - s.since)
     end
   end
+  if e.state == "ready" then join_ready(self, e) end
 end
 
 return Book
