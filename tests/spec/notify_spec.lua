@@ -404,7 +404,8 @@ describe("the sinks", function()
       deployment = "here", public_url = "", call = call or function() return nil, "broken: oops" end,
       fetch = function(r)
         sent[#sent + 1] = r
-        return answer.status and answer, answer.error
+        if answer.error then return nil, answer.error, answer.status end
+        return answer
       end }
     return s, sent
   end
@@ -435,6 +436,11 @@ describe("the sinks", function()
     assert.equals("it cannot be reached", why)
     _, _, why = outcome { error = "time-out" }
     assert.equals("no answer in time", why)
+    -- Of an answer that is too long or is cut off the status counts.
+    assert.equals("accepted", (outcome { status = 200, error = "the answer is longer than 65536 bytes" }))
+    assert.equals("refused", (outcome { status = 404, error = "transfer closed" }))
+    assert.equals("retry", (outcome { status = 503, error = "time-out" }))
+    assert.equals("retry", (outcome { status = 100, error = "time-out" }))
   end)
 
   it("understand Retry-After", function()
