@@ -256,7 +256,7 @@ describe("the watch", function()
     w.store = store
     local watch = Watch.new { journal = w.J, nodes = function() return w.nodes end, clock = function() return t end,
       tripped = function() return w.tripped end, figures = function() return { instances = w.instances } end,
-      settings = function() return { LAG_ALERT = 60, MONITOR_INTERVAL = 30 } end }
+      settings = function() return { LAG_ALERT = 60 } end }
     function w.look(seconds)
       local raised = {}
       require("lb.notices").consume(function(e)
@@ -274,6 +274,12 @@ describe("the watch", function()
     return w
   end
 
+  -- What slack.lua writes over what was raised last.
+  local function heading(w)
+    local slack = require("lb.testkit").load("policies/slack.lua", { settings = {} })
+    return slack.format(w.book:view(w.last)).blocks[1].text.text:match("^%S+ (.*)$")
+  end
+
   it("tells of servers once each way, also what happened before it began", function()
     local w = new_watch()
     w.nodes = { { name = "a", health = "suspect", last_error = "" } }
@@ -289,6 +295,7 @@ describe("the watch", function()
     assert.equals("server_down", w.look(5))
     w.nodes = {}
     assert.equals("server_up", w.look(5))
+    assert.equals("Server a is not configured any more", heading(w))
   end)
 
   it("raises an end that is held back once, and a new beginning", function()
@@ -384,12 +391,25 @@ describe("the watch", function()
   it("tells of a monitor that is silent", function()
     local w = new_watch()
     assert.equals("", w.look(20))
-    w.monitors = { { host = "h", age = 80 } }
+    w.monitors = { { host = "h", age = 80, every = 30 } }
     assert.equals("", w.look(20))
     w.monitors[1].age = 95
     assert.equals("monitor_silent", w.look(20))
     w.monitors[1].age = 5
     assert.equals("monitor_back", w.look(20))
+    w.monitors[1].age, w.monitors[1].every = 95, 60 -- by its own interval
+    assert.equals("", w.look(20))
+    w.monitors = {} -- it was stopped
+    assert.equals("", w.look(20))
+  end)
+
+  it("tells the end of a monitor's silence when nobody expects it any more", function()
+    local w = new_watch()
+    w.monitors = { { host = "h", age = 100, every = 1 } }
+    assert.equals("monitor_silent", w.look(20))
+    w.monitors = {}
+    assert.equals("monitor_back", w.look(20))
+    assert.equals("No monitor is expected on h any more", heading(w))
   end)
 end)
 
