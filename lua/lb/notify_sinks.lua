@@ -88,7 +88,8 @@ function Sinks:slack(events)
   self.plain_why = not body and notices.clean(why or "no message with a text", 500) or nil
   if not body then return { text = self:plain(events, self.plain_why) } end
   -- The deployment's name is in every message, whatever the policy writes.
-  if not body:find(self.deployment, 1, true) then payload.text = "[" .. self.deployment .. "] " .. payload.text end
+  local name = escaped(self.deployment)
+  if not body:find(json.encode(name):sub(2, -2), 1, true) then payload.text = "[" .. name .. "] " .. payload.text end
   return payload
 end
 

@@ -487,6 +487,13 @@ describe("the sinks", function()
     assert.is_truthy(sent[2].body:find("slack.format failed: broken: oops", 1, true))
     local other = sinks({ status = 200, headers = {}, body = "ok" }, function() return { text = "words" } end)
     assert.equals("[here] words", other:slack({ event() }).text)
+    other:configure { deployment = 'a<b & "c"/d' }
+    assert.equals('[a&lt;b &amp; "c"/d] words', other:slack({ event() }).text)
+    local named = sinks({ status = 200, headers = {}, body = "ok" }, function()
+      return { text = 'words of a&lt;b &amp; "c"/d' }
+    end)
+    named:configure { deployment = 'a<b & "c"/d' }
+    assert.equals('words of a&lt;b &amp; "c"/d', named:slack({ event() }).text)
   end)
 
   it("ask about a group as one event", function()
