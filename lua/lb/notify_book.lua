@@ -18,7 +18,7 @@ Book.__index = Book
 
 Book.GATHER = 2            -- seconds
 Book.REMEMBER = 40 * 86400 -- seconds for which limits know what was sent
-local GROUP_MOST = 10      -- events of a message
+local GROUP_MOST = 30      -- events of a message
 local ASK_LEAST, ASK_MOST, ASK_SOON = 1, 7 * 86400, 30
 local LIVE_MOST = 1000
 local LAST = 10 -- messages that /status shows
@@ -466,6 +466,19 @@ function Book:next_at()
   return at
 end
 
+-- The clock was set back by so many seconds: what waits, and what limits remember, does not wait that much longer.
+function Book:set_back(seconds)
+  for _, e in pairs(self.events) do e.ask_at = e.ask_at and e.ask_at - seconds end
+  for _, m in ipairs(self.messages) do m.next_at = m.next_at - seconds end
+  for _, s in pairs(self.sent) do s.last = s.last and s.last - seconds end
+  local function all(times)
+    for i, at in ipairs(times) do times[i] = at - seconds end
+  end
+  all(self.recent)
+  for _, times in pairs(self.beginnings) do all(times) end
+  self.ready_at = self.ready_at - seconds
+end
+
 -- Forgets what is over and written, and limits that nothing was sent under for long.
 function Book:sweep()
   local old = self.now() - Book.REMEMBER
@@ -481,20 +494,20 @@ function Book:sweep()
 end
 
 -- What an earlier sender left (notify_store.lua): events, messages, sent, and the times of the last hour: of messages,
--- and of events that began a story.
+-- and of events that began a story. Its clock may have been ahead of ours, and its policies others.
 function Book:restore(events, messages, sent, recent, begun)
   for _, s in ipairs(sent) do
     local own = sent_of(self, s)
-    own.times, own.last = own.times + s.times, math.max(own.last or 0, s.last)
+    own.times, own.last = own.times + s.times, math.max(own.last or 0, math.min(s.last, self.now()))
   end
-  for _, r in ipairs(recent) do table.insert(self.recent, r.at) end
+  for _, r in ipairs(recent) do table.insert(self.recent, math.min(r.at, self.now())) end
   table.sort(self.recent)
   for _, b in ipairs(begun) do
     local kind = notices.KINDS[b.kind]
     local id = kind and kind.opens and story_id(kind.opens, b.key)
     if id then
       self.beginnings[id] = self.beginnings[id] or {}
-      table.insert(self.beginnings[id], b.at)
+      table.insert(self.beginnings[id], math.min(b.at, self.now()))
       table.sort(self.beginnings[id])
     end
   end
@@ -523,6 +536,7 @@ function Book:restore(events, messages, sent, recent, begun)
     if e.state == "taken" and not e.ask_at then e.ask_at = self.now() end
   end
   self:configured()
+  self:again()
 end
 
 -- An event that is in another's hand, or was: as it stands.

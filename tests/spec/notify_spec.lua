@@ -105,7 +105,7 @@ describe("the book", function()
     raise("failover", "writes/a")
     raise("copy_lost", "copies/a")
     assert.same({ "server_down failover copy_lost" }, goes_out(book, 10))
-    for i = 1, 12 do raise("note", "some/" .. i) end
+    for i = 1, 40 do raise("note", "some/" .. i) end
     local out = goes_out(book, 10)
     assert.equals(2, #out)
     for _ = 1, 3 do
@@ -226,6 +226,43 @@ describe("the book", function()
     assert.equals(1, asked[#asked].event.openings)
     local _, e = next(book.ready)
     assert.equals(2, e.repeats)
+  end)
+
+  it("does not wait longer when the clock is set back", function()
+    local notify = require("lb.testkit").load("policies/notify.lua", { settings = {} })
+    local Teller = require("lb.notify_teller")
+    rawset(_G, "spawn", function() end)
+    local tried = 0
+    local sinks = { names = function() return { "slack" } end, send = function()
+      tried = tried + 1
+      return tried == 2 and "retry" or "accepted", tried == 2 and 429 or 200, "slow", tried == 2 and 60 or nil
+    end }
+    local teller = Teller.new { now = function() return t end, sinks = sinks, may = function() return true end,
+      call = function(_, ...) return notify.decide(...) end }
+    local function pass(seconds)
+      for _ = 1, seconds do
+        teller:turn()
+        while teller:deliver("slack") do teller:turn() end
+        t = t + 1
+      end
+    end
+    pass(1)
+    raise("note", "some/a")
+    pass(5)
+    raise("note", "some/a") -- held for an hour
+    raise("server_down", "server/a") -- the sink wants it in 60 s
+    pass(5)
+    assert.equals(2, tried)
+    t = t - 86400
+    pass(70)
+    assert.equals(3, tried)
+    assert.equals("told", teller.book:story("server", "server/a").event.state)
+    pass(3600) -- the other one, and the reminder
+    assert.equals(5, tried)
+    raise("server_up", "server/a")
+    t = t - 86400
+    pass(5)
+    assert.equals(6, tried)
   end)
 
   it("is bounded", function()
