@@ -19,7 +19,7 @@ Book.__index = Book
 
 Book.GATHER = 2            -- seconds
 Book.REMEMBER = 40 * 86400 -- seconds for which limits know what was sent
-local GROUP_MOST = 10      -- events of a message
+local GROUP_MOST = 30      -- events of a message
 local ASK_LEAST, ASK_MOST, ASK_SOON = 1, 7 * 86400, 30
 local LIVE_MOST = 1000
 local LAST = 10 -- messages that /status shows
@@ -125,20 +125,22 @@ local function hold(self, e, till, why)
   self:touch(e)
 end
 
+-- It waits for others that go into the same message. What people know of its story is written with the message.
+local function join_ready(self, e)
+  if #self.ready == 0 then self.ready_at = self.now() end
+  self.ready[#self.ready + 1] = e
+  local s = e.opens and self:story(e.opens, e.key)
+  if s and s.event == e then s.known = s.known + 1 end
+end
+
 local function make_ready(self, e, wait)
   local t = self.now()
   e.ask_at = e.opens and wait and t + math.max(ASK_LEAST, math.min(wait, ASK_MOST)) or nil
   e.state, e.reason = "ready", ""
   local quiet = self.quiet[e.key]
   if quiet and e.opens then e.repeats, self.quiet[e.key] = e.repeats + quiet, nil end
-  if #self.ready == 0 then self.ready_at = t end
-  self.ready[#self.ready + 1] = e
-  if e.opens then
-    local s = self:story(e.opens, e.key)
-    if s and s.event == e then s.known = s.known + 1 end
-  elseif e.ends then
-    close_story(self, e)
-  end
+  join_ready(self, e)
+  if e.ends then close_story(self, e) end
   self:touch(e)
 end
 
@@ -473,6 +475,19 @@ function Book:next_at()
   return at
 end
 
+-- The clock was set back by so many seconds: what waits, and what limits remember, does not wait that much longer.
+function Book:set_back(seconds)
+  for _, e in pairs(self.events) do e.ask_at = e.ask_at and e.ask_at - seconds end
+  for _, m in ipairs(self.messages) do m.next_at = m.next_at - seconds end
+  for _, s in pairs(self.sent) do s.last = s.last and s.last - seconds end
+  local function all(times)
+    for i, at in ipairs(times) do times[i] = at - seconds end
+  end
+  all(self.recent)
+  for _, times in pairs(self.beginnings) do all(times) end
+  self.ready_at = self.ready_at - seconds
+end
+
 -- Forgets what is over and written, and limits that nothing was sent under for long.
 function Book:sweep()
   local old = self.now() - Book.REMEMBER
@@ -488,20 +503,20 @@ function Book:sweep()
 end
 
 -- What an earlier sender left (notify_store.lua): events, messages, sent, and the times of the last hour: of messages,
--- and of events that began a story.
+-- and of events that began a story. Its clock may have been ahead of ours, and its policies others.
 function Book:restore(events, messages, sent, recent, begun)
   for _, s in ipairs(sent) do
     local own = sent_of(self, s)
-    own.times, own.last = own.times + s.times, math.max(own.last or 0, s.last)
+    own.times, own.last = own.times + s.times, math.max(own.last or 0, math.min(s.last, self.now()))
   end
-  for _, r in ipairs(recent) do table.insert(self.recent, r.at) end
+  for _, r in ipairs(recent) do table.insert(self.recent, math.min(r.at, self.now())) end
   table.sort(self.recent)
   for _, b in ipairs(begun) do
     local kind = notices.KINDS[b.kind]
     local id = kind and kind.opens and story_id(kind.opens, b.key)
     if id then
       self.beginnings[id] = self.beginnings[id] or {}
-      table.insert(self.beginnings[id], b.at)
+      table.insert(self.beginnings[id], math.min(b.at, self.now()))
       table.sort(self.beginnings[id])
     end
   end
@@ -530,6 +545,7 @@ function Book:restore(events, messages, sent, recent, begun)
     if e.state == "taken" and not e.ask_at then e.ask_at = self.now() end
   end
   self:configured()
+  self:again()
 end
 
 -- An event that is in another's hand, or was: as it stands.
@@ -548,7 +564,7 @@ function Book:adopt(e)
       e.open, e.ask_at = false, nil
       self:touch(s.event)
       self:touch(e)
-      if undecided(e) then self:drop(e, "overtaken by a newer one") end
+      if undecided(e) or e.state == "ready" then self:drop(e, "overtaken by a newer one") end
     else
       self.stories[id] = { since = e.since, known = e.known, event = e }
     end
@@ -558,6 +574,7 @@ function Book:adopt(e)
       s.ending, e.lasted = e, math.max(0, e.at - s.since)
     end
   end
+  if e.state == "ready" then join_ready(self, e) end
 end
 
 return Book

@@ -169,8 +169,23 @@ local function look(self)
   end
 end
 
+-- Waits are times of the clock on the wall, which other balancers go on with; nobody is to wait for the difference
+-- when it is set back.
+local function look_at_clock(self)
+  local t = self.now()
+  local back = (self.clock_was or t) - t
+  self.clock_was = t
+  if back < 1 then return end
+  log.warn("clock_set_back", string.format("by %.0f s", back))
+  self.book:set_back(back)
+  for _, s in pairs(self.trouble) do
+    s.not_before, s.since = s.not_before - back, s.since and s.since - back
+  end
+end
+
 function Teller:turn()
   local may = self.may()
+  look_at_clock(self)
   if not self.on then
     if not may or self.over then return end
     begin(self, may)

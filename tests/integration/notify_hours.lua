@@ -294,7 +294,24 @@ local function die_at(point)
   raise { kind = "server_up", key = "server/x", title = "up" }
   wind_to(START + 40)
   expect(#of(sent, "server/x", "server_up") == 1, "the end is told once")
-  local open = conn:query("SELECT count(*) AS n FROM notify_events WHERE open OR state IN ('taken', 'held', 'queued')")
+  local open = conn:query("SELECT count(*) AS n FROM notify_events WHERE open OR state <> 'told'")
+  expect(open[1].n == 0, "%d events are left", open[1].n)
+end
+
+-- A sender that dies while it gathers: what was decided already is told by the next one, at once.
+local function die_gathering()
+  assert(conn:query("TRUNCATE notify_events, notify_messages, notify_sent, notify_mutes"))
+  sent, T = {}, START
+  teller = new_teller(real_policy)
+  for i, kind in ipairs { "server_down", "server_up" } do
+    raise { kind = kind, key = "server/x", title = kind }
+    expect(#teller.book.ready == 1, "%s is not gathered", kind)
+    teller = new_teller(real_policy)
+    wind_to(START + 20 * i)
+    local times = of(sent, "server/x", kind)
+    expect(#times == 1, "%s was told %d times, not once, after a death while it was gathered", kind, #times)
+  end
+  local open = conn:query("SELECT count(*) AS n FROM notify_events WHERE open OR state NOT IN ('told')")
   expect(open[1].n == 0, "%d events are left", open[1].n)
 end
 
@@ -304,6 +321,7 @@ assert(schema.migrate(conn))
 for _, point in ipairs { "notify.before_claim", "notify.before_send", "notify.answered", "notify.recorded" } do
   die_at(point)
 end
+die_gathering()
 local plain = play(real_policy, false)
 check_real(plain)
 check_same(plain, play(real_policy, true))
