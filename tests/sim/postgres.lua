@@ -530,10 +530,10 @@ define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE
   return done(give_up(tx, db.rebuilds[id], why))
 end)
 define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE 'dropping' END,
-    why = 'another balancer took the lease', changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
-  function(db, tx, upto)
+    why = $2, changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
+  function(db, tx, upto, why)
     for id, r in ipairs(db.rebuilds) do
-      if id <= upto then give_up(tx, r, "another balancer took the lease") end
+      if id <= upto then give_up(tx, r, why) end
     end
     return done(1)
   end)
@@ -556,7 +556,7 @@ define([[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN '
       reason = reason, doubt = 0 } do
       set(tx, c, name, v)
     end
-    tell(tx, "swap", tx.process, r, c)
+    table.insert(tx.told, 1, { "swap", tx.process, r, c }) -- what else is told of the copy is told of the new one
     return done(1)
   end)
 define("SELECT state, position, hold_ms, why FROM journal_rebuilds WHERE id = $1", function(db, _, id)
