@@ -2,8 +2,8 @@
 -- is in doubt.
 --
 --   local hold, why = Hold.take(lane, copy, patience, bound)   lane: or the catalogue, with an instance's part in it
---       patience: seconds to wait for who holds it now, and for the driver to come to a stop, which it would have needed
---       anyway; bound: seconds after which the hold lets go by itself; nil: never. nil, why: it can't be held now
+--       patience: seconds to wait for who holds it now, and for the driver to come to a stop, which costs nothing by
+--       itself; bound: seconds after which the hold lets go by itself; nil: never. nil, why: it can't be held now
 --   hold.position            where the copy stands
 --   hold:mine()              it has not let go
 --   hold:release() -> milliseconds for which it was held, or nil when it had let go by itself

@@ -530,10 +530,10 @@ define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE
   return done(give_up(tx, db.rebuilds[id], why))
 end)
 define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE 'dropping' END,
-    why = 'another balancer took the lease', changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
-  function(db, tx, upto)
+    why = $2, changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
+  function(db, tx, upto, why)
     for id, r in ipairs(db.rebuilds) do
-      if id <= upto then give_up(tx, r, "another balancer took the lease") end
+      if id <= upto then give_up(tx, r, why) end
     end
     return done(1)
   end)
