@@ -14,6 +14,7 @@
  *   gone(ticket)      the client is gone, or was told 504: nobody waits for this answer
  *   look(logical)     a read of a collection that is not in the table waits (mapped.c):
  *                     answered by chromux.copies.looked(logical, sure)
+ *   wanted(logical)   a read of a collection waits for a copy that may be read (proxy.c)
  *   lost({logical=, instance=})   a server says that its copy does not exist (proxy.c)
  *   status() -> table for lua/lb/status.lua
  *   metrics() -> {{name=, help=, type=, value=}, …}
