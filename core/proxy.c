@@ -47,7 +47,7 @@ static unsigned free_count, budgeted_now;
 
 static double now(void)
 {
-    return ev_now(stream_loop());
+    return base_clock();
 }
 
 void proxy_start(const struct config *c)
