@@ -225,7 +225,7 @@ local function play(seed)
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
       think = options.kind == "sync" and 0.01 or 0.03, favour = round.favour,
-      most = options.kind == "sync" and 100 or nil }
+      most = options.kind == "sync" and 100 or nil, plain = round.workers > 0 }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
