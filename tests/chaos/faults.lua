@@ -129,9 +129,16 @@ local function in_order(plan)
   return plan
 end
 
+-- Without kills of the server from which the broken one is to be healed: where files are written often, a kill breaks
+-- files as well, and what is broken on both is lost.
+local function spare_source(names, broken)
+  local other = broken:find("primary") and "replica" or "primary"
+  return M.without(M.without(names, "kill_" .. other), "source_kill")
+end
+
 -- {{at=, until_=, name=, target=, who=, kind=}, ...} in the order of their beginnings; at most one at a time per
--- target.
-function M.schedule(rng, names, seconds)
+-- target. healing: what is broken has to be whole in the end.
+function M.schedule(rng, names, seconds, healing)
   local plan, busy, broken = {}, {}, nil
   names = M.without(M.without(names, "wrap"), "step")
   local breaks = M.only(names, "break")
@@ -139,6 +146,7 @@ function M.schedule(rng, names, seconds)
     -- One server's files at most: what is broken on both is lost.
     broken = rng:pick(breaks)
     names = M.without(names, "break")
+    if healing then names = spare_source(names, broken) end
     names[#names + 1] = broken
   end
   for i = 1, #names > 0 and rng:int(2, 6) or 0 do
@@ -160,6 +168,7 @@ function M.schedule_sync(rng, names, seconds)
     table.insert(loses_data(name) and losses or others, name)
   end
   if #losses > 0 then place(rng, plan, busy, rng:pick(losses), seconds * (0.1 + 0.25 * rng:unit())) end
+  if plan[1] and plan[1].kind == "break" then others = spare_source(others, plan[1].name) end
   local lost = plan[1] and plan[1].until_ or 0
   for _ = 1, #others > 0 and rng:int(1, 4) or 0 do
     local name = rng:pick(others)
