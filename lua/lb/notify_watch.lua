@@ -141,14 +141,23 @@ local function lag(self, book, name, i, up)
   end
 end
 
+local GONE = { copies = "copy_rebuilt", lag = "lag_below" }
+
 local function instances(self, book)
-  local J = self.journal
-  if J.phase ~= "on" or J.role ~= "holder" then return end
+  local J, known = self.journal, self.figures().instances
+  if J.phase ~= "on" or J.role ~= "holder" or not known then return end
   local health = {}
   for _, node in ipairs(self.nodes()) do health[node.name] = node.health == "up" end
-  for name, i in pairs(self.figures().instances or {}) do
+  for name, i in pairs(known) do
     copies(book, name, i)
     lag(self, book, name, i, health[name])
+  end
+  for _, s in pairs(book.stories) do
+    local e = s.event
+    local name = e.key:match("^%a+/(.*)$") or e.key
+    if GONE[e.opens] and not known[name] and not s.ending then
+      raise(GONE[e.opens], e.key, name .. " is not configured any more")
+    end
   end
 end
 

@@ -273,6 +273,14 @@ describe("the book", function()
   end)
 end)
 
+-- The kinds of what goes on.
+local function sorted(stories)
+  local kinds = {}
+  for _, s in pairs(stories) do kinds[#kinds + 1] = s.event.kind end
+  table.sort(kinds)
+  return kinds
+end
+
 describe("the watch", function()
   before_each(set_up)
   after_each(tear_down)
@@ -396,6 +404,20 @@ describe("the watch", function()
     assert.equals("", w.look(10))
     w.J.context.trim.full = false
     assert.equals("journal_room", w.look(10))
+  end)
+
+  it("tells the end of what was about an instance that is not configured any more", function()
+    local w = new_watch()
+    w.instances.b = { lag_entries = 0, lag_seconds = 0, copies_not_ready = 0 }
+    raise("lag_above", "lag/a")
+    raise("copy_lost", "copies/a")
+    raise("copy_lost", "copies/b")
+    assert.equals("copy_lost copy_lost lag_above", table.concat(sorted(w.book.stories), " "))
+    local ends = {}
+    for kind in w.look(10):gmatch("%S+") do ends[#ends + 1] = kind end
+    table.sort(ends)
+    assert.same({ "copy_rebuilt", "copy_rebuilt", "lag_below" }, ends)
+    assert.same({}, sorted(w.book.stories))
   end)
 
   it("tells of policies that are set aside until they are loaded again", function()
