@@ -336,6 +336,7 @@ describe("the watch", function()
     assert.equals("", w.look(5))
     w.nodes[1].health = "up"
     assert.equals("server_up", w.look(20))
+    assert.same({ "cause", "probe: refused" }, w.last.fields[2])
     w.nodes[1].health = "down"
     assert.equals("server_down", w.look(5))
     w.nodes = {}
