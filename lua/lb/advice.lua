@@ -2,14 +2,15 @@
 --
 -- A recommendation opens once, is updated while it holds, and is resolved when the policy does not name it any more. Of
 -- several monitors that sample an instance one decides: the one in its row of monitor_instances, until that runs out.
--- What people are told goes with the row, in one transaction. While a policy fails or a server is not sampled, nothing
--- is known, and recommendations stay as they are.
+-- What people are told goes with the row, in one transaction. While a policy fails, or a server or what it is about is
+-- not measured, nothing is known, and recommendations stay as they are.
 local policy = require("chromux.policy")
 local notices = require("lb.notices")
 
 local Advice = {}
 Advice.__index = Advice
 
+local SAMPLES = 10          -- that a window spans at least
 local TREND = 36            -- windows that a trend is taken over
 local TREND_EVERY = 60      -- seconds between two looks at so many samples
 local LOOKS = 20            -- in a window
@@ -19,6 +20,7 @@ local DISK_ABOVE, DISK_BELOW = 90, 85 -- percent: nearly full, and not any more
 
 local RANK = { low = 1, medium = 2, high = 3 }
 local KINDS = { "memory", "cpu", "disk" }
+local MEASURED = { memory = true, cpu = true, disk = true }
 
 local WINDOW = [[
   SELECT instance, count(*) AS samples,
@@ -55,11 +57,13 @@ function Advice.new(monitor)
   return setmetatable({ monitor = monitor, trends = {}, trends_again = 0 }, Advice)
 end
 
--- Seconds between two looks.
-function Advice:pause()
+local function window_seconds(self)
   local s = self.monitor.settings
-  return math.max(s.MONITOR_INTERVAL, s.MONITOR_WINDOW / LOOKS)
+  return math.max(s.MONITOR_WINDOW, SAMPLES * s.MONITOR_INTERVAL)
 end
+
+-- Seconds between two looks.
+function Advice:pause() return math.max(self.monitor.settings.MONITOR_INTERVAL, window_seconds(self) / LOOKS) end
 
 -- ---- the window ------------------------------------------------------------------------------------------
 
@@ -76,7 +80,7 @@ local function samples_since(self, sql, seconds)
 end
 
 local function trends(self)
-  local t, window = now(), self.monitor.settings.MONITOR_WINDOW
+  local t, window = now(), window_seconds(self)
   if t >= self.trends_again or t < self.trends_again - TREND_EVERY then
     self.trends = samples_since(self, TRENDS, TREND * window) or self.trends
     self.trends_again = t + TREND_EVERY
@@ -170,7 +174,7 @@ local function decide(self, instance, window, latest, open, above)
       end
     end
     for kind, before in pairs(open) do
-      if not named[kind] then
+      if not named[kind] and (window[kind] or not MEASURED[kind]) then
         closed(statements, before, latest[kind .. "_percent"] or before.current_usage, "It was: " .. before.reason)
       end
     end
@@ -213,7 +217,7 @@ function Advice:look()
   if #names == 0 then return end
   local mine = conn:query(CLAIM, "{" .. table.concat(names, ",") .. "}", self.monitor.name,
     math.max(CLAIM_LEAST, FRESH * self:pause()))
-  local windows = mine and #mine > 0 and samples_since(self, WINDOW, self.monitor.settings.MONITOR_WINDOW)
+  local windows = mine and #mine > 0 and samples_since(self, WINDOW, window_seconds(self))
   if not windows then return end
   local slopes = trends(self)
   for _, claim in ipairs(mine) do

@@ -282,6 +282,36 @@ describe("advice", function()
     assert.are.equal(0, #conn.sent)
   end)
 
+  it("closes nothing that it cannot measure", function()
+    for i, kind in ipairs { "cpu", "memory", "licences" } do
+      open[i] = { id = i, instance = "a", type = kind, urgency = "medium", value = 88, since = 900, reason = "r",
+        current_usage = 88, host = "h" }
+    end
+    recommends(nil)
+    advice:look() -- there is no figure of the CPU
+    table.sort(told, function(a, b) return a.key < b.key end)
+    assert.are.same({ "recommendation_closed", "recommendation_closed" }, kinds())
+    assert.are.equal("recommendation/a/licences", told[1].key)
+    assert.are.equal("recommendation/a/memory", told[2].key)
+  end)
+
+  it("looks at ten samples at least", function()
+    recommends(nil)
+    local query, since = conn.query, {}
+    function conn.query(self, sql, ...)
+      if sql:find("percentile_cont", 1, true) then since[1] = t - select(2, ...) end
+      if sql:find("regr_slope", 1, true) then since[2] = t - select(2, ...) end
+      return query(self, sql, ...)
+    end
+    advice:look()
+    assert.are.same({ 600, 36 * 600 }, since)
+    monitor.settings.MONITOR_INTERVAL, t = 300, t + 100
+    monitor.latest.a.at = t
+    advice:look()
+    assert.are.same({ 3000, 36 * 3000 }, since)
+    assert.are.equal(300, advice:pause())
+  end)
+
   it("closes what is open of an instance that was taken out", function()
     open = { { id = 1, instance = "gone", type = "cpu", urgency = "medium", value = 88, since = 900, reason = "r",
       current_usage = 88, host = "h" },
