@@ -15,6 +15,7 @@ local TREND = 36            -- windows that a trend is taken over
 local TREND_EVERY = 60      -- seconds between two looks at so many samples
 local LOOKS = 20            -- in a window
 local CLAIM_LEAST = 30      -- seconds that deciding is one monitor's
+local FAILURES = 3          -- looks in a row at which the policy fails
 local FRESH = 3             -- intervals after which a sample says nothing of now
 local DISK_ABOVE, DISK_BELOW = 90, 85 -- percent: nearly full, and not any more
 
@@ -54,7 +55,7 @@ local OPEN = [[
     FROM upgrade_recommendations WHERE resolved_at IS NULL]]
 
 function Advice.new(monitor)
-  return setmetatable({ monitor = monitor, trends = {}, trends_again = 0 }, Advice)
+  return setmetatable({ monitor = monitor, trends = {}, trends_again = 0, failures = 0 }, Advice)
 end
 
 local function window_seconds(self)
@@ -162,7 +163,8 @@ end
 local function decide(self, instance, window, latest, open, above)
   local statements = { timeout = 10, { STILL_MINE, instance, self.monitor.name } }
   look_at_disk(statements, instance, latest, above)
-  local list = policy.call("upgrade.advise", window)
+  local list, failure = policy.call("upgrade.advise", window)
+  self.failure = not list and not tostring(failure):find(" is missing$") and tostring(failure) or nil
   if list then
     local named = {}
     for _, r in ipairs(list) do
@@ -182,6 +184,27 @@ local function decide(self, instance, window, latest, open, above)
   if #statements == 1 then return end
   local ok, why = self.monitor.conn:transaction(statements)
   if not ok then log.warn("advice_not_written", instance .. ": " .. tostring(why)) end
+end
+
+-- A policy that fails at each look advises nothing, and nobody would miss it. What an earlier monitor of this host said
+-- of it lies in PostgreSQL.
+local function look_at_policy(self)
+  local key, why = "policy/upgrade.lua on " .. self.monitor.host, self.failure
+  self.failures = why and self.failures + 1 or 0
+  if why and self.failures ~= FAILURES or not why and self.works then return end
+  local told = self.monitor.conn:query("SELECT 1 FROM notify_events WHERE open AND key = $1", key)
+  if not told then
+    self.failures = math.max(self.failures - 1, 0) -- once more
+    return
+  end
+  self.works = not why
+  if why and #told == 0 then
+    notices.raise { kind = "policy_tripped", key = key, title = "Policy upgrade.lua fails: nothing is advised",
+      text = "Recommendations stay as they are.", fields = { { "monitor", self.monitor.host }, { "cause", why } } }
+  elseif not why and #told > 0 then
+    notices.raise { kind = "policy_back", key = key, title = "Policy upgrade.lua advises again",
+      fields = { { "monitor", self.monitor.host } } }
+  end
 end
 
 -- Instances that were taken out of the configuration need nothing.
@@ -230,6 +253,7 @@ function Advice:look()
       decide(self, name, window_of(self, windows[name], slopes[name], latest, open), latest, open, claim.disk_above)
     end
   end
+  look_at_policy(self)
 end
 
 return Advice

@@ -181,8 +181,8 @@ local function policies(self, book)
   end
   for _, s in pairs(book.stories) do
     local e = s.event
-    if e.opens == "policy" and not tripped[e.key] and not s.ending then
-      local file = e.key:match("^policy/(.*)$") or e.key
+    local file = e.opens == "policy" and e.key:match("^policy/(%S+)$") -- others are those of monitors (advice.lua)
+    if file and not tripped[e.key] and not s.ending then
       raise("policy_back", e.key, "Policy " .. file .. " decides again", { { "file", file } })
     end
   end

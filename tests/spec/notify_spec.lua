@@ -428,6 +428,8 @@ describe("the watch", function()
     assert.equals("route.lua:3: oops", w.last.fields[2][2])
     w.tripped = {}
     assert.equals("policy_back", w.look(10))
+    raise("policy_tripped", "policy/upgrade.lua on h") -- by a monitor, which tells of the end as well
+    assert.equals("", w.look(10))
   end)
 
   it("tells of workers that nobody missed, and of the end of those that were told of", function()
