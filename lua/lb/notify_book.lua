@@ -7,7 +7,8 @@
 -- again, which makes a reminder. Limits count what was sent: sent[kind, key, urgency].
 --
 --   Book.new{now=fn, decide=fn(event, sent) -> answer, reason, wait, sinks=fn() -> {name, ...},
---            counts={accepted=, refused=, retries=, dropped=}}      what decide is given: policies/README.md
+--            counts={accepted=, refused=, retries=, dropped=}, free=fn(event)}
+--       what decide is given: policies/README.md; free: false while another one may be telling that event
 --   add(event)  turn()  again()  next_at()             events as of notices.make
 --   next_message(sink)  begun(m)  accepted(m, status)  refused(m, status, why)  retry(m, seconds, status, why)
 --   dirty = {events={}, messages={}, sent={}}           what changed since it was last written (notify_store.lua)
@@ -26,7 +27,8 @@ local MINUTE, HOUR = 60, 3600
 
 function Book.new(options)
   return setmetatable({
-    now = options.now, decide = options.decide, sinks = options.sinks, events = {}, messages = {}, stories = {},
+    now = options.now, decide = options.decide, free = options.free, sinks = options.sinks,
+    events = {}, messages = {}, stories = {},
     sent = {}, mutes = {}, ready = {}, ready_at = 0, quiet = {}, beginnings = {}, recent = {}, last = {}, live = 0,
     overflowed = 0, sequence = 0, sending = 0, counts = options.counts,
     dirty = { events = {}, messages = {}, sent = {} },
@@ -144,6 +146,7 @@ end
 
 local function ask(self, e)
   local t, s = self.now(), sent_of(self, e)
+  if not self.free(e) then return hold(self, e, t + ASK_SOON, "PostgreSQL is away: another one may tell it") end
   if s.pending > 0 and not e.ends then return hold(self, e, t + ASK_SOON, "an equal message waits to be sent") end
   local answer, reason, wait = self.decide(self:view(e), history(self, e))
   if answer == "send" then return make_ready(self, e, wait) end
@@ -451,6 +454,12 @@ end
 function Book:retry(m, seconds, status, why)
   m.state, m.status, m.error, m.next_at = "queued", status, why, self.now() + seconds
   self.counts.retries = self.counts.retries + 1
+  self.dirty.messages[m.uid] = m
+end
+
+-- It was not sent, and may be later.
+function Book:postpone(m, seconds)
+  m.state, m.attempts, m.next_at = "queued", m.attempts - 1, self.now() + seconds
   self.dirty.messages[m.uid] = m
 end
 

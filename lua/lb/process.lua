@@ -1,13 +1,22 @@
 -- process.lua: processes and their memory, as Linux tells of them.
 --
---   name() -> "boot/pid/start": names this process for good
---   dead(name) -> has it ended? Only of processes of this machine's present boot can that be said
+--   name() -> "boot:namespace/pid/start": names this process for good
+--   dead(name) -> has it ended for certain? That can be said only of processes of this machine's present boot, and of
+--       this process's own namespace of pids: containers share the boot, and each counts from 1
 --   memory_mb() -> of this process, now
 --   cpu_seconds() -> used by this process so far
 --   room(root) -> {limit_mb=, free_mb=}: what the control group of this process allows and has left, v1 or v2, and no
 --       more than the machine has; limit_mb is nil where nothing limits it. root: of a machine made of files, for specs
+local ffi = require("ffi")
+
 local M = {}
 
+ffi.cdef [[
+  int kill(int pid, int signal);
+  ptrdiff_t readlink(const char *path, char *text, size_t most);
+]]
+
+local ESRCH = 3
 local MB = 1024 * 1024
 local HUGE = 2 ^ 50 -- bytes; a limit above it is none
 
@@ -34,22 +43,26 @@ local function stat(pid)
   return fields
 end
 
--- When the process began, in ticks since the boot.
-local function started_at(pid)
-  local fields = stat(pid)
-  return fields and fields[20]
+-- Where pids count: the boot and the namespace. nil: it can't be told.
+local function here()
+  local boot, text = read_line("/proc/sys/kernel/random/boot_id"), ffi.new("char[64]")
+  local n = tonumber(ffi.C.readlink("/proc/self/ns/pid", text, 64))
+  return boot and n > 0 and boot .. ":" .. ffi.string(text, n) or nil
 end
 
-local function boot() return read_line("/proc/sys/kernel/random/boot_id") end
-
+-- Field 20 behind the name: when the process began, in ticks since the boot.
 function M.name()
-  local pid = read_line("/proc/self/stat"):match("^%d+")
-  return table.concat({ boot() or "?", pid, started_at(pid) or "?" }, "/")
+  local pid, fields = read_line("/proc/self/stat"):match("^%d+"), stat("self")
+  return table.concat({ here() or "?", pid, fields[20] }, "/")
 end
 
+-- /proc may hide processes of others: who can't be seen there may live.
 function M.dead(name)
   local on, pid, began = name:match("^([^/]+)/(%d+)/(.+)$")
-  return on ~= nil and on == boot() and started_at(pid) ~= began
+  if not on or on ~= here() then return false end
+  if ffi.C.kill(tonumber(pid), 0) ~= 0 and ffi.errno() == ESRCH then return true end
+  local fields = stat(pid)
+  return fields ~= nil and (fields[20] ~= began or fields[1] == "Z" or fields[1] == "X")
 end
 
 function M.memory_mb()

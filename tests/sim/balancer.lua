@@ -348,6 +348,20 @@ local function files(b)
   end }
 end
 
+-- What C says of processes.
+local function system(b)
+  local C = {}
+  function C.readlink() return 1 end
+  function C.kill(whom)
+    for _, p in ipairs(b.world.processes) do
+      if p.pid == whom and not p.dead and p.host == b.host then return 0 end
+    end
+    return -1
+  end
+  return { C = C, cdef = function() end, new = function() end, string = function() return "n" end,
+    errno = function() return 3 end }
+end
+
 function Balancer:load()
   local world, p = self.world, self.process
   local api = world:api(p)
@@ -381,7 +395,7 @@ function Balancer:load()
   function api.bytes(s) return { bytes = s } end
   local rng = world.rng
   local loaded = self.loaded
-  loaded["chromux.api"] = api
+  loaded["chromux.api"], loaded["ffi"] = api, system(self)
   loaded["chromux.slice"] = require("chromux.slice")
   loaded["chromux.records"] = require("chromux.records")
   loaded["cjson.safe"] = require("cjson.safe")

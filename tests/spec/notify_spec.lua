@@ -24,7 +24,7 @@ local function new_book(decide, sinks)
   local Book, notices = require("lb.notify_book"), require("lb.notices")
   local asked = {}
   local counts = { accepted = 0, refused = 0, retries = 0, dropped = 0 }
-  local book = Book.new { now = function() return t end, counts = counts,
+  local book = Book.new { now = function() return t end, counts = counts, free = function(e) return not e.theirs end,
     sinks = function() return sinks or { "slack" } end, decide = function(event, sent)
       asked[#asked + 1] = { event = event, sent = sent }
       if decide then return decide(event, sent) end
@@ -228,6 +228,16 @@ describe("the book", function()
     assert.equals(2, e.repeats)
   end)
 
+  it("leaves to another one what that may be telling, and tells its end", function()
+    local book = new_book(function() return "send", "", 3600 end)
+    raise("server_down", "server/a")
+    assert.same({ "server_down" }, goes_out(book, 10))
+    book:story("server", "server/a").event.theirs = true
+    assert.same({}, goes_out(book, 7300))
+    raise("server_up", "server/a")
+    assert.same({ "server_up" }, goes_out(book, 10))
+  end)
+
   it("does not wait longer when the clock is set back", function()
     local notify = require("lb.testkit").load("policies/notify.lua", { settings = {} })
     local Teller = require("lb.notify_teller")
@@ -280,6 +290,34 @@ local function sorted(stories)
   table.sort(kinds)
   return kinds
 end
+
+describe("events of other processes", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it("wait for PostgreSQL, in bounds", function()
+    local notices = require("lb.notices")
+    local fails, written, task = 2, {}, nil
+    rawset(_G, "spawn", function(fn) task = fn end)
+    rawset(_G, "sleep", function() end)
+    rawset(_G, "pg", { connection = function()
+      return { transaction = function(_, statements)
+        fails = fails - 1
+        if fails >= 0 then return nil, "away" end
+        for _, s in ipairs(statements) do written[#written + 1] = s[4] end
+        return {}
+      end }
+    end })
+    notices.consume(nil)
+    notices.pending = {}
+    for i = 1, 600 do raise("note", "some/" .. i) end
+    assert.equals(500, #notices.pending)
+    task()
+    assert.equals(500, #written)
+    assert.equals("some/500", written[500])
+    assert.equals(0, #notices.pending)
+  end)
+end)
 
 describe("the watch", function()
   before_each(set_up)

@@ -1,5 +1,5 @@
--- Sync's parts that need no server: lists of ids as text (lua/lb/sync_ids.lua), batch sizes (sync_batch.lua), memory
--- and control groups (process.lua).
+-- Sync's parts that need no server: lists of ids as text (lua/lb/sync_ids.lua), batch sizes (sync_batch.lua), processes,
+-- memory and control groups (process.lua).
 package.path = "lua/?.lua;" .. package.path
 
 local SETTINGS = { DEFAULT_BATCH_SIZE = 1000, MAX_MEMORY_MB = 400 }
@@ -56,6 +56,45 @@ describe("lists of ids", function()
     local extras = Ids.extras(a, b)
     table.sort(extras)
     assert.same({ '"more"', '"' .. each .. '0"' }, extras)
+  end)
+end)
+
+describe("a process", function()
+  local process = require("lb.process")
+  local NOBODY = 4194303 -- no machine gives so high a pid
+
+  local function named(pid, began)
+    return (process.name():gsub("/%d+/%d+$", "/" .. pid .. "/" .. (began or 1)))
+  end
+
+  it("lives, and one of its pid that began at another time is dead", function()
+    assert.is_false(process.dead(process.name()))
+    local pid = process.name():match("/(%d+)/%d+$")
+    assert.is_true(process.dead(named(pid)))
+    assert.is_true(process.dead(named(NOBODY)))
+  end)
+
+  it("of another boot or another namespace of pids is never said to be dead", function()
+    local name = named(NOBODY)
+    assert.is_truthy(name:find(":pid:%[%d+%]/"))
+    assert.is_false(process.dead((name:gsub("pid:%[%d+%]", "pid:[1]"))))
+    assert.is_false(process.dead("00000000-0000-0000-0000-000000000000" .. name:match(":.*$")))
+    assert.is_false(process.dead(name:match("^[^:]+") .. name:match("/.*$")))
+    assert.is_false(process.dead("?/1/1"))
+  end)
+
+  it("that has ended and was not waited for is dead", function()
+    local child = io.popen("echo $$; exec true")
+    local pid, line = child:read("*l"), nil
+    local till = os.time() + 10
+    repeat
+      local f = assert(io.open("/proc/" .. pid .. "/stat"))
+      line = f:read("*l")
+      f:close()
+    until line:find("%) Z ") or os.time() > till
+    local dead = process.dead(named(pid, line:match("%) " .. ("%S+ "):rep(19) .. "(%d+)")))
+    child:close()
+    assert.is_true(dead)
   end)
 end)
 
