@@ -49,7 +49,7 @@ M.optional = {
 -- The kinds of events: urgency, whether they end what others of the same key began, and what their fields are.
 M.kinds = {
   { "server_down", "high", { instance = "a", cause = "3 probes failed: connection refused" } },
-  { "server_up", "low", { instance = "a", cause = "2 probes passed" }, ends = true },
+  { "server_up", "low", { instance = "a", cause = "3 probes failed: connection refused" }, ends = true },
   { "failover", "medium", { instance = "b", from = "a", cause = "the primary is down" } },
   { "failback", "low", { instance = "a", from = "b", cause = "the primary is up" } },
   { "copy_lost", "medium", { instance = "a", collection = "documents", cause = "500 three times in a row" } },
@@ -60,7 +60,7 @@ M.kinds = {
   { "lag_above", "medium", { instance = "b", entries = 1200, seconds = 90 } },
   { "lag_below", "low", { instance = "b", entries = 0 }, ends = true },
   { "journal_unavailable", "high", { cause = "connection refused" } },
-  { "journal_back", "low", {}, ends = true },
+  { "journal_back", "low", { cause = "connection refused" }, ends = true },
   { "journal_filling", "medium", { cause = "7.1 of 8 GB" } },
   { "journal_full", "high", { cause = "8 of 8 GB" } },
   { "journal_room", "low", {}, ends = true },
