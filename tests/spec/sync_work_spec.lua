@@ -2,7 +2,7 @@
 -- PostgreSQL, the holder of the journal and the servers.
 local GLOBALS = { "now", "sleep", "spawn", "log", "json", "pg" }
 local STAND_INS = { "chromux.records", "chromux.slice", "lb.courier", "lb.signal", "lb.sync_calls",
-  "lb.sync_choose", "lb.sync_work", "lb.sync_job" }
+  "lb.sync_choose", "lb.sync_work", "lb.sync_job", "lb.sync_coordinate", "lb.sync_store" }
 
 local json = require("cjson.safe")
 
@@ -14,9 +14,9 @@ local function set_up()
   saved, spawned, waiting, t = {}, {}, {}, 1000
   for _, name in ipairs(GLOBALS) do saved[name] = rawget(_G, name) end
   for _, name in ipairs(STAND_INS) do saved[name] = package.loaded[name] or false end
-  for _, name in ipairs { "lb.sync_work", "lb.sync_job" } do package.loaded[name] = nil end
+  for _, name in ipairs { "lb.sync_work", "lb.sync_job", "lb.sync_coordinate" } do package.loaded[name] = nil end
   for _, name in ipairs { "chromux.records", "chromux.slice" } do package.loaded[name] = {} end
-  package.loaded["lb.courier"] = {}
+  package.loaded["lb.courier"] = { nodes = function() return {} end }
   package.loaded["lb.signal"] = { new = function() return { fire = silent, wait = silent } end }
   package.loaded["lb.sync_calls"] = {}
   package.loaded["lb.sync_choose"] = { notice = silent }
@@ -148,7 +148,8 @@ describe("a job", function()
     package.loaded["lb.sync_choose"] = { notice = function(e) events[#events + 1] = e.kind end }
     calls = package.loaded["lb.sync_calls"]
     package.loaded["lb.courier"].request = function(r)
-      return { status = 200, body = r.target:find("/count$") and "5" or '{"metadata":{"k":1},"configuration_json":{}}' }
+      return { status = 200, body = r.target:find("/count$") and "5" or r.target:find("/get$") and '{"ids":["x"]}'
+        or '{"metadata":{"k":1},"configuration_json":{}}' }
     end
     package.loaded["chromux.slice"].members = json.decode
     package.loaded["chromux.slice"].string = function(s) return s end
@@ -202,6 +203,30 @@ describe("a job", function()
     end
     assert.equal(10, runs)
     assert.same({ "waiting", 1, 0 }, { row.state, row.attempts, row.laters })
+  end)
+
+  it("keeps the copy that it was made to compare with while that is whole", function()
+    row.state = "waiting"
+    package.loaded["lb.sync_choose"].authority = function() error("nobody is to choose again") end
+    package.loaded["lb.sync_store"].collection_begins = function() return { "begins" } end
+    function context.await() return nil end
+    Job.run(context, copy_of(row))
+    assert.same({ "comparing", "a" }, { row.state, row.source })
+  end)
+
+  it("does not wait for ever for an instance that cannot be used", function()
+    local Coordinator = require("lb.sync_coordinate")
+    local c = Coordinator.new { store = {}, settings = {} }
+    c.progress[1] = { state = "copying", failed = 0, open = 3 }
+    c.able = function(instance) return instance ~= "a" end
+    c.round.wait = function()
+      t, c.over = t + 1, c.over + 1
+      c.begun = c.over
+    end
+    local job = copy_of(row)
+    job.state = "copying"
+    assert.equal("a", c:await_tasks(job).away)
+    assert.is_true(t < 1020)
   end)
 
   it("of which another one coordinates is left alone", function()
