@@ -16,6 +16,10 @@ Postgres.define((UNCHECKED:gsub("%%s", " AND substr(pg_walfile_name(pg_current_w
     return { { mine = 1 } }
   end)
 
+local TASKS, NONE = "WHERE j.rebuild = b.id AND", "WHERE false AND"
+local at, till = Postgres.SWAP:find(TASKS, 1, true)
+Postgres.define(Postgres.SWAP:sub(1, at - 1) .. NONE .. Postgres.SWAP:sub(till + 1), Postgres.swap(true))
+
 local MUTANTS = {
   { "answer before the append commits", "journal", [[  Roles.fault("append.before_commit")]],
     [[  send(t, { status = 200, type = "application/json", body = "{}" })]] },
@@ -49,6 +53,7 @@ local MUTANTS = {
   end]] },
   { "what a lost worker sent not waited for", "rebuild", "local from = (a.settle or 0) > 0 and r.p0 or a.upto",
     "a.settle = 0\n  local from = a.upto" },
+  { "swapped while workers write to it", "rebuild", TASKS, NONE },
   { "names put right beside the catalogue", "leftovers", "if member then member.held = UNFINISHED end", "" },
 }
 
