@@ -403,7 +403,8 @@ static int push_fetched(lua_State *L)
     if (a->error) {
         lua_pushnil(L);
         lua_pushstring(L, a->error);
-        return 2;
+        lua_pushinteger(L, a->status);
+        return 3;
     }
     lua_pushinteger(L, a->status);
     lua_pushlstring(L, a->head.p, a->head.n);
@@ -421,7 +422,8 @@ static void drop_fetch(void *call)
     fetch_cancel(call);
 }
 
-/* status, head, body = fetch(method, url, body, timeout, max_answer, header…); nil, error */
+/* status, head, body = fetch(method, url, body, timeout, max_answer, header…); nil, error, status
+ * when there is no whole answer, the status being 0 when not even that came */
 static int api_fetch(lua_State *L)
 {
     (void)waiter(L);

@@ -63,6 +63,7 @@ static const struct {
      "a port between 0 and 65535, or nothing"},
     {AT_slack_webhook_url, WEBHOOK_SHAPE, NULL, WEBHOOK_EXPECTED},
     {AT_webhook_url, WEBHOOK_SHAPE, NULL, WEBHOOK_EXPECTED},
+    {AT_deployment_name, "^.{1,60}$", NULL, "1 to 60 bytes"},
     {AT_public_url, "^(https?://[^[:space:][:cntrl:]]+)?$", NULL, "http(s)://..., or nothing"},
     {AT_listen_address, NULL, value_is_address, "an IPv4 or IPv6 address"},
     {AT_dns_servers, NULL, is_server_list, "address[:port],... ([IPv6]:port), or nothing"},

@@ -4,6 +4,8 @@
  * of parameters takes one place on Lua's stack. */
 #include "pg_lua.h"
 
+#include "buf.h"
+
 #include <lauxlib.h>
 #include <math.h>
 #include <stdio.h>
@@ -53,7 +55,36 @@ static bool bytes(lua_State *L, struct pg_value *v)
     return v->text != NULL;
 }
 
-/* The value at the top, which something else keeps alive, as the nth parameter. */
+/* Bytes of the character at p that PostgreSQL takes; 0: it takes none there. */
+static size_t character(const char *p, size_t n)
+{
+    unsigned char c = (unsigned char)p[0];
+    return c < 0x80 ? c != 0 : buf_utf8_len(p, n);
+}
+
+/* Replaces the string at the top when it is no text for PostgreSQL: what is no UTF-8, and NUL,
+ * become U+FFFD. */
+static void make_text(lua_State *L)
+{
+    static const char wrong[] = {'\xef', '\xbf', '\xbd'};
+    size_t n, i = 0, some;
+    const char *p = lua_tolstring(L, -1, &n);
+    while (i < n && (some = character(p + i, n - i)) > 0)
+        i += some;
+    if (i == n)
+        return;
+    char *text = lua_newuserdata(L, n * sizeof wrong), *end = text;
+    for (i = 0; i < n; i += some ? some : 1) {
+        some = character(p + i, n - i);
+        memcpy(end, some ? p + i : wrong, some ? some : sizeof wrong);
+        end += some ? some : sizeof wrong;
+    }
+    lua_pushlstring(L, text, (size_t)(end - text));
+    lua_replace(L, -3);
+    lua_pop(L, 1);
+}
+
+/* The value at the top as the nth parameter; it may be replaced, and is to be kept alive. */
 static void param(lua_State *L, unsigned nth, struct pg_value *v, struct number *number)
 {
     *v = (struct pg_value){NULL, 0, false};
@@ -71,6 +102,7 @@ static void param(lua_State *L, unsigned nth, struct pg_value *v, struct number 
         return;
     }
     case LUA_TSTRING:
+        make_text(L);
         v->text = lua_tolstring(L, -1, &v->n);
         return;
     case LUA_TLIGHTUSERDATA:
@@ -87,13 +119,13 @@ static void param(lua_State *L, unsigned nth, struct pg_value *v, struct number 
 
 const struct pg_value *pg_lua_params(lua_State *L, int first, unsigned n)
 {
-    luaL_checkstack(L, 5, "parameters");
+    luaL_checkstack(L, 6, "parameters");
     struct pg_value *v = lua_newuserdata(L, n * (sizeof *v + sizeof(struct number)));
     struct number *number = (struct number *)(v + n);
     for (unsigned i = 0; i < n; i++) {
         lua_pushvalue(L, first + (int)i);
         param(L, i + 1, &v[i], &number[i]);
-        lua_pop(L, 1);
+        lua_replace(L, first + (int)i);
     }
     return v;
 }
@@ -116,7 +148,7 @@ static unsigned open_statement(lua_State *L, int list, unsigned i)
 const struct pg_statement *pg_lua_statements(lua_State *L, int list, unsigned *n)
 {
     size_t count = lua_objlen(L, list), params = 0;
-    luaL_checkstack(L, 7, "statements");
+    luaL_checkstack(L, 8, "statements");
     if (count > STATEMENTS_MAX)
         luaL_error(L, "more than %d statements", STATEMENTS_MAX);
     *n = (unsigned)count;
@@ -139,7 +171,7 @@ const struct pg_statement *pg_lua_statements(lua_State *L, int list, unsigned *n
         for (unsigned k = 1; k <= s[i].n; k++, v++, number++) {
             lua_rawgeti(L, -1, (int)k + 1);
             param(L, k, v, number);
-            lua_pop(L, 1);
+            lua_rawseti(L, -2, (int)k + 1);
         }
         lua_pop(L, 1);
     }

@@ -7,9 +7,10 @@
 #include <lua.h>
 
 /* Parameters are nil, boolean, number, string, null (a NULL light userdata, as cjson's) and what
- * pg_lua_bytes made. Errors of Lua when they are something else. What these two return is a
- * userdata that they push; it points to strings of the values read, which must stay where they are.
- */
+ * pg_lua_bytes made. Errors of Lua when they are something else. A string that is no text for
+ * PostgreSQL (a message that was cut in the middle of a character) is replaced, where it is, by one
+ * with U+FFFD for each wrong byte. What these two return is a userdata that they push; it points to
+ * strings of the values read, which must stay where they are. */
 const struct pg_value *pg_lua_params(lua_State *L, int first, unsigned n);
 /* Of a list of {sql, param…, n=count}; n may be left out when no parameter is nil. */
 const struct pg_statement *pg_lua_statements(lua_State *L, int list, unsigned *n);

@@ -2,8 +2,8 @@
 -- is in doubt.
 --
 --   local hold, why = Hold.take(lane, copy, patience, bound)   lane: or the catalogue, with an instance's part in it
---       patience: seconds to wait for the driver to come to a stop, which it would have needed anyway; bound: seconds
---       after which the hold lets go by itself; nil: never. nil, why: it can't be held now
+--       patience: seconds to wait for who holds it now, and for the driver to come to a stop, which costs nothing by
+--       itself; bound: seconds after which the hold lets go by itself; nil: never. nil, why: it can't be held now
 --   hold.position            where the copy stands
 --   hold:mine()              it has not let go
 --   hold:release() -> milliseconds for which it was held, or nil when it had let go by itself
@@ -22,9 +22,10 @@ end
 local function in_doubt(copy) return not copy.settled or copy.doubt > copy.p or copy.draining end
 
 function Hold.take(lane, copy, patience, bound)
+  local till = now() + patience
+  while copy.held and now() < till do sleep(PULSE) end
   if copy.held then return nil, "it is held already" end
   local hold = setmetatable({ lane = lane, copy = copy }, Hold)
-  local till = now() + patience
   copy.held = hold
   local why = unfit(lane, copy)
   while not why and (copy.running or in_doubt(copy)) do

@@ -122,6 +122,8 @@ local function record(self, member)
   return rows ~= nil, why
 end
 
+local function living(server, life) return server.admitted == life and server.incarnation == life end
+
 function M.renew(context, names, instance, until_)
   local member = names.copies[instance]
   if not member then return nil, instance .. " has not joined" end
@@ -143,9 +145,10 @@ function M.renew(context, names, instance, until_)
       if fine then fine, why = sort_out(names, server, names:path(tenant, name, "/collections"), dead) end
     end
     if not fine then return nil, why end
-    if server.admitted ~= life or server.incarnation ~= life then return nil, instance .. " began a new life" end
+    if not living(server, life) then return nil, instance .. " began a new life" end
+    local stamped, fresh = server:stamp_after_now() -- before anything on it is good again (Store.copies_lost)
     -- What was decided meanwhile may want another database.
-    if names.floor == floor then
+    if names.floor == floor and stamped and fresh and living(server, life) then
       fine, why = record(names, member)
       if not fine then return nil, why end
       log.info("member_renewed", instance .. " at 0/" .. floor)

@@ -7,7 +7,8 @@
 -- again, which makes a reminder. Limits count what was sent: sent[kind, key, urgency].
 --
 --   Book.new{now=fn, decide=fn(event, sent) -> answer, reason, wait, sinks=fn() -> {name, ...},
---            counts={accepted=, refused=, retries=, dropped=}}      what decide is given: policies/README.md
+--            counts={accepted=, refused=, retries=, dropped=}, free=fn(event)}
+--       what decide is given: policies/README.md; free: false while another one may be telling that event
 --   add(event)  turn()  again()  next_at()             events as of notices.make
 --   next_message(sink)  begun(m)  accepted(m, status)  refused(m, status, why)  retry(m, seconds, status, why)
 --   dirty = {events={}, messages={}, sent={}}           what changed since it was last written (notify_store.lua)
@@ -18,7 +19,7 @@ Book.__index = Book
 
 Book.GATHER = 2            -- seconds
 Book.REMEMBER = 40 * 86400 -- seconds for which limits know what was sent
-local GROUP_MOST = 10      -- events of a message
+local GROUP_MOST = 30      -- events of a message
 local ASK_LEAST, ASK_MOST, ASK_SOON = 1, 7 * 86400, 30
 local LIVE_MOST = 1000
 local LAST = 10 -- messages that /status shows
@@ -26,7 +27,8 @@ local MINUTE, HOUR = 60, 3600
 
 function Book.new(options)
   return setmetatable({
-    now = options.now, decide = options.decide, sinks = options.sinks, events = {}, messages = {}, stories = {},
+    now = options.now, decide = options.decide, free = options.free, sinks = options.sinks,
+    events = {}, messages = {}, stories = {},
     sent = {}, mutes = {}, ready = {}, ready_at = 0, quiet = {}, beginnings = {}, recent = {}, last = {}, live = 0,
     overflowed = 0, sequence = 0, sending = 0, counts = options.counts,
     dirty = { events = {}, messages = {}, sent = {} },
@@ -123,25 +125,28 @@ local function hold(self, e, till, why)
   self:touch(e)
 end
 
+-- It waits for others that go into the same message. What people know of its story is written with the message.
+local function join_ready(self, e)
+  if #self.ready == 0 then self.ready_at = self.now() end
+  self.ready[#self.ready + 1] = e
+  local s = e.opens and self:story(e.opens, e.key)
+  if s and s.event == e then s.known = s.known + 1 end
+end
+
 local function make_ready(self, e, wait)
   local t = self.now()
   e.ask_at = e.opens and wait and t + math.max(ASK_LEAST, math.min(wait, ASK_MOST)) or nil
   e.state, e.reason = "ready", ""
   local quiet = self.quiet[e.key]
   if quiet and e.opens then e.repeats, self.quiet[e.key] = e.repeats + quiet, nil end
-  if #self.ready == 0 then self.ready_at = t end
-  self.ready[#self.ready + 1] = e
-  if e.opens then
-    local s = self:story(e.opens, e.key)
-    if s and s.event == e then s.known = s.known + 1 end
-  elseif e.ends then
-    close_story(self, e)
-  end
+  join_ready(self, e)
+  if e.ends then close_story(self, e) end
   self:touch(e)
 end
 
 local function ask(self, e)
   local t, s = self.now(), sent_of(self, e)
+  if not self.free(e) then return hold(self, e, t + ASK_SOON, "PostgreSQL is away: another one may tell it") end
   if s.pending > 0 and not e.ends then return hold(self, e, t + ASK_SOON, "an equal message waits to be sent") end
   local answer, reason, wait = self.decide(self:view(e), history(self, e))
   if answer == "send" then return make_ready(self, e, wait) end
@@ -452,6 +457,12 @@ function Book:retry(m, seconds, status, why)
   self.dirty.messages[m.uid] = m
 end
 
+-- It was not sent, and may be later.
+function Book:postpone(m, seconds)
+  m.state, m.attempts, m.next_at = "queued", m.attempts - 1, self.now() + seconds
+  self.dirty.messages[m.uid] = m
+end
+
 -- ---- time and memory -------------------------------------------------------------------------------------
 
 -- When turn() has something to do, messages left aside; nil: nothing waits.
@@ -462,6 +473,19 @@ function Book:next_at()
   end
   if #self.ready > 0 then at = math.min(at or math.huge, self.ready_at + Book.GATHER) end
   return at
+end
+
+-- The clock was set back by so many seconds: what waits, and what limits remember, does not wait that much longer.
+function Book:set_back(seconds)
+  for _, e in pairs(self.events) do e.ask_at = e.ask_at and e.ask_at - seconds end
+  for _, m in ipairs(self.messages) do m.next_at = m.next_at - seconds end
+  for _, s in pairs(self.sent) do s.last = s.last and s.last - seconds end
+  local function all(times)
+    for i, at in ipairs(times) do times[i] = at - seconds end
+  end
+  all(self.recent)
+  for _, times in pairs(self.beginnings) do all(times) end
+  self.ready_at = self.ready_at - seconds
 end
 
 -- Forgets what is over and written, and limits that nothing was sent under for long.
@@ -479,20 +503,20 @@ function Book:sweep()
 end
 
 -- What an earlier sender left (notify_store.lua): events, messages, sent, and the times of the last hour: of messages,
--- and of events that began a story.
+-- and of events that began a story. Its clock may have been ahead of ours, and its policies others.
 function Book:restore(events, messages, sent, recent, begun)
   for _, s in ipairs(sent) do
     local own = sent_of(self, s)
-    own.times, own.last = own.times + s.times, math.max(own.last or 0, s.last)
+    own.times, own.last = own.times + s.times, math.max(own.last or 0, math.min(s.last, self.now()))
   end
-  for _, r in ipairs(recent) do table.insert(self.recent, r.at) end
+  for _, r in ipairs(recent) do table.insert(self.recent, math.min(r.at, self.now())) end
   table.sort(self.recent)
   for _, b in ipairs(begun) do
     local kind = notices.KINDS[b.kind]
     local id = kind and kind.opens and story_id(kind.opens, b.key)
     if id then
       self.beginnings[id] = self.beginnings[id] or {}
-      table.insert(self.beginnings[id], b.at)
+      table.insert(self.beginnings[id], math.min(b.at, self.now()))
       table.sort(self.beginnings[id])
     end
   end
@@ -521,6 +545,7 @@ function Book:restore(events, messages, sent, recent, begun)
     if e.state == "taken" and not e.ask_at then e.ask_at = self.now() end
   end
   self:configured()
+  self:again()
 end
 
 -- An event that is in another's hand, or was: as it stands.
@@ -539,7 +564,7 @@ function Book:adopt(e)
       e.open, e.ask_at = false, nil
       self:touch(s.event)
       self:touch(e)
-      if undecided(e) then self:drop(e, "overtaken by a newer one") end
+      if undecided(e) or e.state == "ready" then self:drop(e, "overtaken by a newer one") end
     else
       self.stories[id] = { since = e.since, known = e.known, event = e }
     end
@@ -549,6 +574,7 @@ function Book:adopt(e)
       s.ending, e.lasted = e, math.max(0, e.at - s.since)
     end
   end
+  if e.state == "ready" then join_ready(self, e) end
 end
 
 return Book

@@ -88,7 +88,8 @@ function Sinks:slack(events)
   self.plain_why = not body and notices.clean(why or "no message with a text", 500) or nil
   if not body then return { text = self:plain(events, self.plain_why) } end
   -- The deployment's name is in every message, whatever the policy writes.
-  if not body:find(self.deployment, 1, true) then payload.text = "[" .. self.deployment .. "] " .. payload.text end
+  local name = escaped(self.deployment)
+  if not body:find(json.encode(name):sub(2, -2), 1, true) then payload.text = "[" .. name .. "] " .. payload.text end
   return payload
 end
 
@@ -166,9 +167,11 @@ function Sinks:send(sink, m, events)
   if not url then return "refused", nil, "it is not configured any more" end
   local body = json.encode(sink == "slack" and self:slack(events) or self:generic(m, events))
   if not body then return "refused", nil, "the message is no JSON" end
-  local answer, why = self.fetch { url = url, method = "POST", body = body, timeout = Sinks.TIMEOUT,
+  local answer, why, status = self.fetch { url = url, method = "POST", body = body, timeout = Sinks.TIMEOUT,
     max = ANSWER_MOST, headers = { ["Content-Type"] = "application/json; charset=utf-8",
       ["User-Agent"] = "chromux", ["X-Chromux-Message"] = m.uid } }
+  -- The status says whether it was taken, whatever became of the rest of the answer.
+  if not answer and status and status >= 200 then answer = { status = status, headers = {}, body = failure(why) } end
   if not answer then return "retry", nil, failure(why) end
   return meaning(answer, url)
 end

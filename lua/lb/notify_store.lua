@@ -86,8 +86,8 @@ local function event_row(e)
         told_at = EXCLUDED.told_at, repeats = EXCLUDED.repeats, version = EXCLUDED.version
       WHERE notify_events.version < EXCLUDED.version]],
     e.uid, e.kind, e.key, e.urgency, e.title, e.text, notices.fields_text(e), e.source, e.at,
-    e.state == "ready" and "taken" or e.state, e.reason or "", e.ask_at, e.open or false, e.since, e.known or 0, e.told,
-    e.told_at, e.repeats, e.version, n = 19 }
+    e.state, e.reason or "", e.ask_at, e.open or false, e.since, e.known or 0, e.told, e.told_at, e.repeats, e.version,
+    n = 19 }
 end
 
 local function message_row(m)
@@ -196,7 +196,7 @@ end
 function Store:load(t)
   if not self:usable() then return nil, self.last_error end
   local rows, why = noted(self, self.conn:transaction { timeout = TIMEOUT,
-    { EVENT .. [[WHERE open OR state IN ('taken', 'held', 'queued') OR uid IN (
+    { EVENT .. [[WHERE open OR state IN ('taken', 'held', 'ready', 'queued') OR uid IN (
         SELECT json_array_elements_text(events::json) FROM notify_messages WHERE state IN ('queued', 'sending'))
         ORDER BY id]] },
     { [[SELECT uid, sink, events, title, state, attempts, extract(epoch FROM next_at)::float8 AS next_at, status, error,

@@ -22,6 +22,7 @@ local HOUR, DAY = 3600, 86400
 local LOOK = 1             -- seconds between looks at PostgreSQL
 local RENEW = 5            -- seconds after which the lease is renewed though nothing is to be written
 local AWAY = 5             -- seconds without PostgreSQL after which events are told from memory
+local SURE = Sinks.TIMEOUT + Book.GATHER + 1 -- seconds of the lease within which an event can be told
 local BACK_OFF_MOST = 300  -- seconds between tries of a message
 local GIVE_UP = 7 * DAY    -- age at which a message is given up
 local FAILING_AFTER = 300  -- seconds of failed tries after which other sinks are told
@@ -45,7 +46,8 @@ local function new_book(self)
     if answer == "send" or answer == "hold" or answer == "drop" then return answer, reason, wait end
     return Teller.decide(event, sent)
   end
-  return Book.new { now = self.now, counts = self.counts, decide = decide,
+  local function free(e) return not (self.store and e.recorded) or self.store:left() > SURE end
+  return Book.new { now = self.now, counts = self.counts, decide = decide, free = free,
     sinks = function() return self.sinks:names() end }
 end
 
@@ -167,8 +169,23 @@ local function look(self)
   end
 end
 
+-- Waits are times of the clock on the wall, which other balancers go on with; nobody is to wait for the difference
+-- when it is set back.
+local function look_at_clock(self)
+  local t = self.now()
+  local back = (self.clock_was or t) - t
+  self.clock_was = t
+  if back < 1 then return end
+  log.warn("clock_set_back", string.format("by %.0f s", back))
+  self.book:set_back(back)
+  for _, s in pairs(self.trouble) do
+    s.not_before, s.since = s.not_before - back, s.since and s.since - back
+  end
+end
+
 function Teller:turn()
   local may = self.may()
+  look_at_clock(self)
   if not self.on then
     if not may or self.over then return end
     begin(self, may)
@@ -177,13 +194,14 @@ function Teller:turn()
   end
   if not self.on then return end
   if self.store then look(self) end
+  if self.on and self.leased and self.store.clock() > self.saved + RENEW then save(self) end
   if not self.on then return end
   self.watch(self)
   self.book:turn()
   if not self.store then
     self.book.dirty = { events = {}, messages = {}, sent = {} }
     self.book:sweep()
-  elseif unwritten(self.book) or self.store.clock() > self.saved + RENEW then
+  elseif unwritten(self.book) then
     save(self)
   end
 end
@@ -287,8 +305,7 @@ function Teller:deliver(sink)
   -- The lease is looked at even after it was renewed: this process may have stood still since.
   local written = save(self) == "done" and self.store:left() > Sinks.TIMEOUT
   if not written and (self.book ~= book or not alone_with(self, book, m)) then
-    m.attempts = m.attempts - 1
-    if self.book == book then book:retry(m, RENEW, m.status, "PostgreSQL is away, and another one may send it") end
+    if self.book == book then book:postpone(m, RENEW) end
     return false
   end
   send(self, sink, book, m)

@@ -6,7 +6,7 @@
 -- told before a restart is not told again.
 --
 --   Watch.new{journal=roles.state, nodes=courier.nodes, figures=fn() -> figures.status, tripped=fn() -> {file, ...},
---             settings=fn() -> {LAG_ALERT=, MONITOR_INTERVAL=}, clock=fn}
+--             settings=fn() -> {LAG_ALERT=}, clock=fn}
 --   watch:look(teller)      as often as one likes
 local notices = require("lb.notices")
 
@@ -16,7 +16,7 @@ Watch.__index = Watch
 local SECOND, OFTEN, SELDOM = 1, 5, 10 -- seconds between looks: at memory, at all lanes, at tables
 local GRACE = 5             -- seconds that PostgreSQL may be away before people are told
 local LAGGING = 2           -- looks in a row
-local SILENT_LEAST = 60     -- seconds without a sample
+local SILENT_LEAST = 60     -- seconds without a sign of life
 local DEAD_AFTER = 30       -- seconds after the end of a worker's lease
 local UNDEFINED_TABLE = "42P01"
 
@@ -40,6 +40,7 @@ local function going_on(book, family, key)
   return s and not s.ending and s or nil
 end
 
+-- Without fields a message is headed by the title: an end that is none of the usual ones says so in it.
 local function raise(kind, key, title, fields, text)
   notices.raise { kind = kind, key = key, title = title, text = text, fields = fields }
 end
@@ -64,7 +65,7 @@ local function servers(self, book)
     local e = s.event
     if e.opens == "server" and not there[e.key] and not s.ending then
       local name = e.key:match("^server/(.*)$") or e.key
-      raise("server_up", e.key, "Server " .. name .. " is not configured any more", { { "instance", name } })
+      raise("server_up", e.key, "Server " .. name .. " is not configured any more")
     end
   end
 end
@@ -185,7 +186,7 @@ local function place_taken(book, there, alive)
     local e = s.event
     local id = e.opens == "worker" and (e.key:match("^worker/(.*)$") or e.key)
     if id and not there[id] and alive > 0 and not s.ending then
-      raise("worker_back", e.key, "Others have taken the place of sync worker " .. id, { { "worker", id } })
+      raise("worker_back", e.key, "Others have taken the place of sync worker " .. id)
     end
   end
 end
@@ -211,18 +212,33 @@ local function workers(store, book)
   place_taken(book, there, alive)
 end
 
-local function monitors(self, store, book)
-  local rows = rows_of(store, [[SELECT host, extract(epoch FROM now() - max(metric_timestamp))::float8 AS age
-      FROM performance_metrics WHERE metric_timestamp > now() - interval '1 hour' GROUP BY host]])
-  local most = math.max(3 * (self.settings().MONITOR_INTERVAL or 30), SILENT_LEAST)
-  for _, m in ipairs(rows or {}) do
+-- Of each host the newest row counts: a monitor that was killed leaves its own behind. One that ends of its own accord
+-- takes it away, and is not missed.
+local MONITORS = [[
+  SELECT DISTINCT ON (host) host, every_seconds AS every, extract(epoch FROM now() - last_seen)::float8 AS age
+    FROM monitors ORDER BY host, last_seen DESC]]
+
+local function monitors(store, book)
+  local rows = rows_of(store, MONITORS)
+  if not rows then return end
+  local there = {}
+  for _, m in ipairs(rows) do
     local key = "monitor/" .. m.host
     local told = going_on(book, "monitor", key)
-    if m.age > most and not told then
+    local silent = m.age > math.max(3 * m.every, SILENT_LEAST)
+    there[key] = true
+    if silent and not told then
       raise("monitor_silent", key, "The monitor on " .. m.host .. " is silent", { { "monitor", m.host },
         { "seconds", math.floor(m.age) } })
-    elseif m.age <= most and told then
+    elseif told and not silent then
       raise("monitor_back", key, "The monitor on " .. m.host .. " is back", { { "monitor", m.host } })
+    end
+  end
+  for _, s in pairs(book.stories) do
+    local e = s.event
+    if e.opens == "monitor" and not there[e.key] and not s.ending then
+      local host = e.key:match("^monitor/(.*)$") or e.key
+      raise("monitor_back", e.key, "No monitor is expected on " .. host .. " any more")
     end
   end
 end
@@ -241,7 +257,7 @@ function Watch:look(teller)
   if due(self, "lanes", OFTEN) then instances(self, book) end
   if teller.leased and due(self, "tables", SELDOM) then
     workers(teller.store, teller.book)
-    monitors(self, teller.store, teller.book)
+    monitors(teller.store, teller.book)
   end
 end
 

@@ -37,6 +37,8 @@ local KEPT = "1 hour"      -- for which is known how a rebuild has ended
 
 -- ---- statements ------------------------------------------------------------------------------------------
 
+local INTERRUPTED = "another balancer took the lease"
+
 local SQL = {}
 
 function SQL.begin(r, copy)
@@ -59,8 +61,7 @@ end
 
 function SQL.interrupted(upto)
   return { [[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE 'dropping' END,
-      why = 'another balancer took the lease', changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
-    upto }
+      why = $2, changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]], upto, INTERRUPTED }
 end
 
 -- Who makes a task of sync for it holds its row too (sync_store.lua): the swap sees all of them.
@@ -143,7 +144,7 @@ local function living(server, life) return server.incarnation == life and server
 -- Why it can't go on; nil: it can.
 local function ended(self, r)
   if r.gone then return r.gone end
-  if self.context.dead or not self.context.drives then return "another balancer took the lease" end
+  if self.context.dead or not self.context.drives then return INTERRUPTED end
   if not r.lane.open then return "the collection is gone" end
   if r.lane.copies[r.instance] ~= r.target then return "the copy was replaced" end
   if not living(r.server, r.life) then return r.instance .. " began a new life" end
@@ -508,7 +509,8 @@ local function look_back(self, id)
   if not rows then return nil, why end
   local row = rows[1]
   if row and row.position then return { done = true, position = row.position, hold_ms = row.hold_ms } end
-  return { gone = row and row.why ~= "" and row.why or "there is no such rebuild" }
+  if not row then return { gone = "there is no such rebuild" } end
+  return { gone = row.why ~= "" and row.why or INTERRUPTED }
 end
 
 function Rebuilds:finish(a)

@@ -66,10 +66,17 @@ end
 
 -- ---- the repair ------------------------------------------------------------------------------------------
 
+-- It is so durably, and in memory before that when it is bad, after it when it is good. nil: the lease is lost
 local function state(lane, copy, is, reason)
-  copy.state, copy.reason, copy.changed = is, reason, now()
-  lane:publish(copy)
-  return lane.context.store:commit { Store.copy_state(lane.id, copy, is, reason) }
+  local function known()
+    copy.state, copy.reason, copy.changed = is, reason, now()
+    lane:publish(copy)
+  end
+  if is ~= "ready" then known() end
+  return lane.context.store:commit({ Store.copy_turn(lane.id, copy, is, reason) }, nil, function()
+    copy.incarnation = copy.incarnation + 1
+    if copy.state == "unverified" then known() end
+  end)
 end
 
 -- "applied", or how it ended otherwise; what is definitely not done is sent again.
@@ -83,16 +90,19 @@ end
 
 -- These records become those of the body of an add, or go. The copy is held. true | nil, why
 local function replace(lane, copy, base, ids, body, until_)
+  local life, was = copy.server.admitted, copy.reason
   if not state(lane, copy, "unverified", "records of it are being repaired") then return nil, "the lease is lost" end
   local at = base .. "/" .. copy.physical
   local kind = insist(lane, copy, at .. "/delete", slice.ids_body(ids), until_)
   local begun = kind ~= "later" and kind ~= "not_sent"
   lane.context.fault("reconcile.deleted_not_added")
   if kind == "applied" and body then kind = insist(lane, copy, at .. "/add", body, until_) end
-  if kind == "applied" or not begun then
-    if not state(lane, copy, "ready", "") then return nil, "the lease is lost" end
+  local same = copy.server.admitted == life and copy.server.incarnation == life
+  if same and (kind == "applied" or not begun) then
+    if not state(lane, copy, "ready", was) then return nil, "the lease is lost" end
     return begun or nil, copy.instance .. " did not take the repair: " .. kind
   end
+  kind = same and kind or "the server began a new life"
   lane:mark(copy, "rebuild", "a repair of records of it was not finished: " .. kind)
   return nil, "the repair was not finished: " .. kind
 end

@@ -214,7 +214,7 @@ local function holder_context(store, lease, horizon)
   end
   function context.on_lost(server, reason)
     local names = J.names
-    local rows = store:commit { Store.copies_lost(server.name, reason),
+    local rows = store:commit { Store.copies_lost(server.name, reason, server:newest_stamp()),
       Store.event("server_lost_data", server.name, nil, reason),
       notices.of_journal("server_lost_data", server.name, nil, reason) }
     if not rows then return false end

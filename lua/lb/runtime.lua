@@ -3,7 +3,7 @@
 -- nil and a message. Wrong use (a missing url, a table as a parameter) is an error.
 --
 --   fetch{url=, method="GET", headers={Name=value}, body=, timeout=30, max=64 MiB}
---       -> {status=, headers={lower-case name=value}, body=} | nil, message
+--       -> {status=, headers={lower-case name=value}, body=} | nil, message, status (when at least that came)
 --   pg.query(sql, ...)                  parameters: nil, boolean, number, string
 --   pg.query({sql, timeout=30}, ...)
 --       -> {{column=value, ...}, ..., affected=rows} | nil, message, sqlstate ("" when none)
@@ -70,7 +70,7 @@ function M.fetch(r)
   end
   local status, head, body = api.fetch(r.method or "GET", r.url, r.body or "", r.timeout or FETCH_TIMEOUT,
     r.max or FETCH_MAX, unpack(lines))
-  if not status then return nil, head end
+  if not status then return nil, head, body ~= 0 and body or nil end
   return { status = status, headers = parse_head(head), body = body }
 end
 

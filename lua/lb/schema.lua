@@ -293,7 +293,7 @@ local NOTIFY = {
       source text NOT NULL DEFAULT '',
       raised_at timestamptz NOT NULL,
       state text NOT NULL DEFAULT 'new'
-        CHECK (state IN ('new', 'taken', 'held', 'queued', 'told', 'dropped', 'refused')),
+        CHECK (state IN ('new', 'taken', 'held', 'ready', 'queued', 'told', 'dropped', 'refused')),
       reason text NOT NULL DEFAULT '',
       ask_at timestamptz,
       open boolean NOT NULL DEFAULT false,
@@ -304,7 +304,8 @@ local NOTIFY = {
       repeats integer NOT NULL DEFAULT 0,
       version integer NOT NULL DEFAULT 0,
       created_at timestamptz NOT NULL DEFAULT now())]],
-  "CREATE INDEX notify_events_live ON notify_events (id) WHERE open OR state IN ('new', 'taken', 'held', 'queued')",
+  [[CREATE INDEX notify_events_live ON notify_events (id)
+      WHERE open OR state IN ('new', 'taken', 'held', 'ready', 'queued')]],
   "CREATE INDEX notify_events_raised ON notify_events (raised_at)",
   [[CREATE TABLE notify_messages (
       id bigserial PRIMARY KEY,

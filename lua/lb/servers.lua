@@ -240,6 +240,9 @@ function Server:stamp()
   return true, fresh
 end
 
+-- The highest number that it may have been stamped with.
+function Server:newest_stamp() return math.max(self.witness, self.seen, self.held or 0) end
+
 -- A stamp of what was written before now; who waits for one shares it, for only one at a time says anything.
 -- true, fresh | nil, why
 function Server:stamp_after_now()

@@ -32,14 +32,25 @@ function M.found(copy, life, spared)
   copy.server.sound = sound
 end
 
--- The ids of records that entries in doubt may have left half written, which sending those again mends; nil: too many.
+-- Records that entries in doubt may have left without a vector, which sending those again mends: an upsert gives them
+-- one whatever was there, an add only to a record that it has made itself. {upserts = {[id]=true}, adds = {[id]={entry,
+-- ...}}}; nil: too many.
 local function half_written(lane, copy)
-  local out = {}
+  local out = { upserts = {}, adds = {} }
   if copy.doubt - copy.p > DOUBTED then return nil end
   for n = copy.p + 1, math.min(copy.doubt, lane.head) do
     local e = lane:entry(n)
     if not e then return nil end
-    for _, id in ipairs((slice.records(e.body, #e.body) or {}).ids or {}) do out[id] = true end
+    if e.action == "add" or e.action == "upsert" then
+      for _, id in ipairs((slice.records(e.body, #e.body) or {}).ids or {}) do
+        if e.action == "upsert" then
+          out.upserts[id] = true
+        else
+          out.adds[id] = out.adds[id] or {}
+          table.insert(out.adds[id], e)
+        end
+      end
+    end
   end
   return out
 end
@@ -54,19 +65,58 @@ local function ask(server, method, target, body)
   return got
 end
 
--- The records from this number on. nil, nil, how many there are: those that are not spared have their vectors
-local function look_from(server, base, offset, spared)
+local function vectors(server, base, ids)
+  return ask(server, "POST", base .. "/get", slice.ids_body(ids):sub(1, -2) .. ',"include":["embeddings"]}')
+end
+
+-- Of an object like {"ids":[...],"documents":[...],"metadatas":[...]}: what the record has besides its vector; nil:
+-- nothing.
+local function texts_of(object, id)
+  local m = slice.members(object) or {}
+  for i, raw in ipairs(slice.elements(m.ids or "[]") or {}) do
+    if slice.string(raw) == id then
+      local out, any = {}, false
+      for _, name in ipairs { "documents", "metadatas" } do
+        local list = (m[name] or "null") ~= "null" and slice.elements(m[name]) or {}
+        local text = slice.canonical(list[i] or "null")
+        if text == "{}" then text = "null" end
+        out[#out + 1], any = text, any or text ~= "null"
+      end
+      return any and table.concat(out, "\0") or nil
+    end
+  end
+end
+
+-- Was the record, which has no vector, made by one of these adds? Who can't tell by what it says must take it for lost:
+-- the add would give it the new vector and leave the rest as it was.
+local function made_by(server, base, id, adds)
+  local a = server:ask("POST", base .. "/get", slice.ids_body { id }:sub(1, -2)
+    .. ',"include":["documents","metadatas"]}')
+  local is = a and a.status == 200 and texts_of(a.body, id)
+  for _, e in ipairs(adds) do
+    if is and texts_of(e.body, id) == is then return true end
+  end
+  return false
+end
+
+-- The records from this number on. nil, nil, how many there are: those that are not half written have their vectors
+local function look_from(server, base, offset, half)
   local got, how, said = ask(server, "POST", base .. "/get",
     string.format('{"limit":%d,"offset":%d,"include":[]}', SAMPLE, offset))
   if not got then return how, said end
   local ids = {}
   for _, id in ipairs(got.ids or {}) do
-    if not spared[id] then ids[#ids + 1] = id end
+    if half.adds[id] and not half.upserts[id] then
+      local whole
+      whole, how, said = vectors(server, base, { id })
+      if not whole and not (how == "broken" and made_by(server, base, id, half.adds[id])) then return how, said end
+    elseif not half.upserts[id] then
+      ids[#ids + 1] = id
+    end
   end
   if #ids > 0 then
     local whole
-    whole, how, said = ask(server, "POST", base .. "/get",
-      slice.ids_body(ids):sub(1, -2) .. ',"include":["embeddings"]}')
+    whole, how, said = vectors(server, base, ids)
     if not whole then return how, said end
   end
   return nil, nil, #(got.ids or {})
@@ -74,15 +124,15 @@ end
 
 -- "whole" | "broken", what it said | "later"
 local function look(lane, copy, base)
-  local server, spared = copy.server, half_written(lane, copy)
-  if not spared then return "whole" end
-  local how, said, n = look_from(server, base, 0, spared)
+  local server, half = copy.server, half_written(lane, copy)
+  if not half then return "whole" end
+  local how, said, n = look_from(server, base, 0, half)
   if not how and n == SAMPLE then
     local count
     count, how, said = ask(server, "GET", base .. "/count")
     if count and count > SAMPLE then
-      how, said = look_from(server, base, math.max(math.floor(count / 2), SAMPLE), spared)
-      if not how then how, said = look_from(server, base, math.max(count - SAMPLE, SAMPLE), spared) end
+      how, said = look_from(server, base, math.max(math.floor(count / 2), SAMPLE), half)
+      if not how then how, said = look_from(server, base, math.max(count - SAMPLE, SAMPLE), half) end
     end
   end
   return (how == nil or how == "gone") and "whole" or how, said

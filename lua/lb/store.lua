@@ -476,10 +476,20 @@ function Store.copy_state(lane, copy, state, reason)
     lane = lane }
 end
 
--- All copies of an instance that are in use.
-function Store.copies_lost(instance, reason)
+-- The same with a new incarnation: what was committed before it and comes late changes nothing any more.
+function Store.copy_turn(lane, copy, state, reason)
+  return { [[UPDATE journal_copies SET state = $4, reason = $5, incarnation = incarnation + 1, changed_at = now()
+      WHERE lane = $1 AND instance = $2 AND incarnation = $3]], lane, copy.instance, copy.incarnation, state, reason,
+    lane = lane }
+end
+
+-- All copies of an instance that are in use: it has lost what it had when its newest stamp was this one. Nothing on it
+-- is made good again before there is a newer stamp, so a commit that comes late finds none of that.
+function Store.copies_lost(instance, reason, witness)
   return { [[UPDATE journal_copies SET state = 'rebuild', reason = $2, changed_at = now()
-      WHERE instance = $1 AND state = 'ready']], instance, reason, lane = "*" }
+      WHERE instance = $1 AND state = 'ready'
+      AND COALESCE((SELECT witness FROM journal_servers s WHERE s.instance = $1), 0) <= $3]],
+    instance, reason, witness, lane = "*" }
 end
 
 -- Entries up to hi were sent to the copy without a definite answer: nobody reads from it until it has passed them.

@@ -14,7 +14,7 @@ Coordinator.__index = Coordinator
 local TICK = 0.5                -- seconds between looks when nobody tells of anything
 local JOBS, VERIFIES = 8, 4     -- at once, of them comparisons
 local SETTLE_DEAD = 1           -- R5, as in servers.lua
-local AGAIN_LEAST = 60          -- seconds before a failed job is made again, at least
+local AGAIN = 60                -- seconds before a copy that was not healed is tried again, doubled each time
 local SHOWN_EVERY, REAP_EVERY, MAKE_EVERY, FORGET_EVERY = 1, 0.5, 1, 3600
 local MEMBER_SECONDS = 60
 
@@ -129,8 +129,10 @@ local function reap(self)
       local n = self.store:worker_lost(w, dead, settle, text)
       if n then
         log.warn("sync_worker_lost", string.format("%s: %s; %d tasks go to others", w.worker_id, text, n))
-        choose.notice { kind = "worker_dead", key = w.worker_id, title = "Sync worker " .. w.worker_id .. " is gone",
-          text = string.format("%s; %d tasks go to others", text, n) }
+        choose.notice { kind = "worker_dead", key = "worker/" .. w.worker_id,
+          title = "Sync worker " .. w.worker_id .. " is gone",
+          text = string.format("%s; %d tasks go to others", text, n),
+          fields = { { "worker", w.worker_id }, { "task", w.task or "none" } } }
       end
     end
   end
@@ -158,22 +160,20 @@ local function make_members(self, able)
   end
 end
 
--- Collections of which no copy is whole: people are told once, and that it is over.
+-- Collections of which no copy is whole: people are told once of each instance. When all copies of it are whole again
+-- is seen by others (notify_watch.lua).
 local function tell_sourceless(self)
   local rows = self.store:without_source()
   if not rows then return end
   local seen = {}
   for _, row in ipairs(rows) do
-    seen[row.logical] = row.name
-    if not self.sourceless[row.logical] then
-      log.error("no_source", row.name .. ": no copy of it is whole; nothing is overwritten")
-      choose.notice { kind = "no_source", key = row.logical, title = "No whole copy of " .. row.name,
-        text = "Every copy of it is to be made anew and there is none to take it from. Nothing is overwritten." }
-    end
-  end
-  for logical, name in pairs(self.sourceless) do
-    if not seen[logical] then
-      choose.notice { kind = "copy_rebuilt", key = logical, title = name .. " has a whole copy again", text = "" }
+    local first = not seen[row.instance]
+    seen[row.instance] = true
+    if first and not self.sourceless[row.instance] then
+      log.error("no_source", row.name .. " on " .. row.instance .. ": no copy of it is whole; nothing is overwritten")
+      choose.notice { kind = "no_source", key = "copies/" .. row.instance, title = "No whole copy of " .. row.name,
+        text = "Every copy of it is to be made anew and there is none to take it from. Nothing is overwritten.",
+        fields = { { "instance", row.instance }, { "collection", row.name }, { "cause", row.reason } } }
     end
   end
   self.sourceless = seen
@@ -207,8 +207,7 @@ local function make_jobs(self)
   if due(self, "reaped", REAP_EVERY) then reap(self) end
   if due(self, "made", MAKE_EVERY) then
     make_members(self, able)
-    local again = math.max(AGAIN_LEAST, self.settings.SYNC_INTERVAL)
-    local made, why = self.store:make_rebuilds(able, again)
+    local made, why = self.store:make_rebuilds(able, AGAIN)
     if not made and why ~= "not ours" then log.warn("sync_jobs", tostring(why)) end
   end
   if due(self, "sourceless", 5 * MAKE_EVERY) then tell_sourceless(self) end

@@ -27,6 +27,7 @@ local ROUNDS = 40              -- of catching up
 local MOST_IDS = 256 * 1024 * 1024
 local LIST_SECONDS = 120
 local TASK_BYTES = 8 * 1024 * 1024 -- of ids in one transaction
+local SETTLE, PULSE = 1, 0.1   -- seconds, as in servers.lua
 local CONFIRM = 100            -- ids at a time
 local BUSY_LOOKS, BUSY_PAUSE = 8, 0.25 -- at records that are just being written
 local REMADE_FROM, REMADE_SHARE = 100, 0.2 -- records that differ, from which a copy is made anew
@@ -195,6 +196,30 @@ end
 
 -- ---- rebuild, adopt ------------------------------------------------------------------------------------------
 
+-- Until the target has done a write of ours and then run for so many seconds: before that it may have stood still,
+-- with what a lost worker sent (R5). Of the time between two answers PULSE at most is counted.
+local function let_run(context, job, seconds)
+  local written, ran, last = false, 0, nil
+  while ran < seconds do
+    if context.life(job.instance) ~= job.lives[job.instance] then stop("over", job.instance .. " began a new life") end
+    local a
+    if written then
+      a = courier.request { node = job.instance, method = "GET", target = "/api/v2/heartbeat", timeout = 1 }
+    else -- nothing has this id
+      a = courier.request { node = job.instance, method = "POST", fenced = true, timeout = 30,
+        target = collections_path(job) .. job.temp .. "/delete", body = '{"ids":["chromux-settled"]}',
+        type = "application/json" }
+    end
+    local fine, at = a and a.status == 200, now()
+    if not fine or not written then last = nil end
+    if fine then
+      if last then ran = ran + math.min(at - last, PULSE) end
+      written, last = true, at
+    end
+    sleep(PULSE)
+  end
+end
+
 -- Until nothing that a lost worker sent can be executed any more. Was one lost since the last call for this job?
 local function settle(context, job)
   while true do
@@ -202,6 +227,7 @@ local function settle(context, job)
     if not is or is.state ~= job.state then stop("left", "its state was changed") end
     if is.settle <= 0 then
       local lost = is.settle_until ~= (job.settled_until or is.created_at)
+      if lost and job.temp then let_run(context, job, SETTLE) end
       job.settled_until = is.settle_until
       return lost
     end
@@ -246,6 +272,7 @@ local function begin(context, job)
   local source = choose_source(context, job, copies)
   local cosine, dimension = look_at(job, source.instance)
   if job.kind == "rebuild" then check_room(context, job, source, dimension) end
+  job.temp = job.kind == "adopt" and own.physical or nil
   settle(context, job)
   local a = ask("begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
   context.fault("sync.begun_not_recorded")
@@ -431,9 +458,11 @@ local function verified(context, job, differences, repaired, error_text)
       differences = differences, repaired = repaired,
       batch = p.requests and p.requests > 0 and 2 * p.carried / p.requests or nil }))
   if repaired > 0 then
-    choose.notice { kind = "repaired", key = job.instance .. "/" .. job.collection_id, title = "Records repaired",
+    choose.notice { kind = "repaired", key = "repaired/" .. job.instance, title = "Records repaired",
       text = string.format("%d records of %s on %s were not as %s has them and were repaired", repaired,
-        job.collection_name, job.instance, job.source) }
+        job.collection_name, job.instance, job.source),
+      fields = { { "instance", job.instance }, { "collection", job.collection_name }, { "differences", differences },
+        { "repaired", repaired } } }
   end
 end
 
@@ -472,6 +501,7 @@ end
 -- There is nothing to do, or it is done in another way.
 local function drop(context, job, why)
   if job.kind ~= "verify" then abandon(job) end
+  if job.asked_by == "" then return need(context.store:job_dropped(job)) end
   need(context.store:job_ends(job, job.kind == "verify" and "done" or "cancelled", { reason = why, rebuild = pg.null }))
 end
 

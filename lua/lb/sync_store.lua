@@ -94,12 +94,12 @@ function Store:worker_leaves(id)
     { "DELETE FROM sync_workers WHERE worker_id = $1", id }, tell("tasks") }
 end
 
--- Those that are there or should be: {{worker_id=, process=, late=bool, left= seconds of its lease}, ...}
+-- Those that are there or should be: {{worker_id=, process=, task=, late=bool, left= seconds of its lease}, ...}
 function Store:workers()
-  return self.conn:query([[SELECT worker_id, process, lease_until < now() AS late,
+  return self.conn:query([[SELECT worker_id, process, current_task_id AS task, lease_until < now() AS late,
       extract(epoch FROM lease_until - now())::float8 AS left FROM sync_workers
-    UNION ALL SELECT worker_id, '', true, extract(epoch FROM max(lease_until) - now())::float8 FROM sync_tasks t
-      WHERE task_status = 'processing' AND lease_until < now()
+    UNION ALL SELECT worker_id, '', max(id), true, extract(epoch FROM max(lease_until) - now())::float8
+      FROM sync_tasks t WHERE task_status = 'processing' AND lease_until < now()
         AND NOT EXISTS (SELECT 1 FROM sync_workers w WHERE w.worker_id = t.worker_id) GROUP BY worker_id]])
 end
 
@@ -217,12 +217,12 @@ function Store:members_lost(able)
       AND instance = ANY($1::text[])]], texts(able))
 end
 
--- Copies that nothing can be made from: no copy of their collection is whole. {{lane=, logical=, name=}, ...}
+-- Copies that can be made from nothing: no copy of their collection is whole. {{instance=, name=, reason=}, ...}
 function Store:without_source()
-  return self.conn:query([[SELECT k.lane, k.logical, k.name, k.tenant, k.database FROM journal_collections k
-      WHERE NOT k.deleted
-        AND EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = k.lane AND c.state = 'rebuild')
-        AND NOT EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = k.lane AND c.state = 'ready')
+  return self.conn:query([[SELECT c.instance, c.reason, k.name
+      FROM journal_collections k JOIN journal_copies c USING (lane) WHERE NOT k.deleted AND c.state = 'rebuild'
+        AND NOT EXISTS (SELECT 1 FROM journal_copies o WHERE o.lane = k.lane AND o.state = 'ready')
+        AND NOT EXISTS (SELECT 1 FROM journal_servers s WHERE s.instance = c.instance AND s.retired)
       ORDER BY k.lane LIMIT 1000]])
 end
 
@@ -238,7 +238,8 @@ end
 
 -- A job for each copy that is to be made anew or was found standing, on an instance that can be used, if there is
 -- another copy to take it from. First those of collections with the fewest copies; within them the smaller lane.
--- again: seconds after one failed. Number | nil, why
+-- One that failed or was cancelled is made again after `again` seconds, the next one after twice that, up to an hour.
+-- Number | nil, why
 function Store:make_rebuilds(able, again)
   local rows, why = self:commit { { [[INSERT INTO sync_jobs (kind, lane, collection_id, collection_name, tenant,
       database, instance, reason, priority)
@@ -252,8 +253,11 @@ function Store:make_rebuilds(able, again)
       AND EXISTS (SELECT 1 FROM journal_copies m WHERE m.lane = 0 AND m.instance = c.instance AND m.state = 'ready')
       AND NOT EXISTS (SELECT 1 FROM journal_servers s WHERE s.instance = c.instance AND s.retired)
       AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = c.lane AND j.instance = c.instance
-        AND (j.state NOT IN ('done', 'failed', 'cancelled')
-          OR (j.state <> 'done' AND j.kind <> 'verify' AND j.finished_at > now() - $2 * interval '1 second')))
+        AND (j.state NOT IN ('done', 'failed', 'cancelled') OR j.finished_at IS NULL))
+      AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = c.lane AND j.instance = c.instance AND j.kind <> 'verify'
+          AND (j.state = 'failed' OR (j.state = 'cancelled' AND j.asked_by = ''))
+          AND j.finished_at > now() - interval '1 day'
+        HAVING max(j.finished_at) > now() - LEAST($2 * 2 ^ (LEAST(count(*), 7) - 1), 3600) * interval '1 second')
     ORDER BY k.lane LIMIT 1000
     ON CONFLICT DO NOTHING RETURNING id]], texts(able), again } }
   return rows and #rows[1], why
@@ -451,6 +455,12 @@ function Store:job_ends(job, state, fields, how)
     chunks_gone(job.id), how and Store.collection_ends(job, how) or collection_left(job),
     { [[UPDATE sync_tasks SET task_status = 'failed', error_message = COALESCE(error_message, 'its job ended'),
         completed_at = now() WHERE job = $1 AND task_status IN ('pending', 'processing')]], job.id } })
+end
+
+-- An automatic one for which there is nothing to do is forgotten.
+function Store:job_dropped(job)
+  return self:commit { collection_left(job),
+    { "DELETE FROM sync_jobs WHERE id = $1 AND state NOT IN ('done', 'failed')", job.id } }
 end
 
 -- What is old, and what belongs to collections that are gone.

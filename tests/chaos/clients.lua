@@ -7,15 +7,16 @@
 local M = {}
 
 local API = "/api/v2/tenants/default_tenant/databases/default_database/collections"
-local IDS, GROUPS, NAMES = 9, 4, 3
+local IDS, GROUPS, NAMES = 9, 4, 3 -- ids of each collection, unless the workload says otherwise
 
 -- {urls={one for each balancer}, ops={}: where operations are recorded, think=seconds at most between two,
 --  sync=after so many writes Chroma keeps a collection's vectors in files, favour=share of operations on what stays
---  that go to the first of it}
+--  that go to the first of it, most=number of ids}
 function M.new(w)
   w.known = {}       -- {logical=, name=}: collections that somebody was told of, to be renamed and deleted
   w.lasting = {}     -- those that stay
   w.counts = { marks = 0, ops = 0 }
+  w.most = w.most or IDS
   w.via = 1
   return setmetatable(w, { __index = M })
 end
@@ -68,10 +69,10 @@ end
 
 -- ---- writes ----------------------------------------------------------------------------------------------
 
-local function some_ids(rng, prefix)
+local function some_ids(rng, most, prefix)
   local out, used = {}, {}
   for _ = 1, rng:weighted { { 6, 1 }, { 2, 2 }, { 1, 5 } } do
-    local id = (prefix or "r") .. rng:int(1, IDS)
+    local id = (prefix or "r") .. rng:int(1, most)
     if not used[id] then
       used[id] = true
       out[#out + 1] = id
@@ -86,8 +87,8 @@ local function vector(rng, u, dimension)
   return out
 end
 
-local function records_body(rng, u, action, prefix)
-  local body = { ids = some_ids(rng, prefix) }
+local function records_body(rng, u, action, most, prefix)
+  local body = { ids = some_ids(rng, most, prefix) }
   local dimension = rng:chance(0.02) and 4 or 3
   local with_doc, with_meta = action == "add" or rng:chance(0.8), action == "add" or rng:chance(0.8)
   local with_emb = action ~= "update" or rng:chance(0.5)
@@ -113,12 +114,12 @@ local function some_where(rng)
   }
 end
 
-local function delete_body(rng, u, prefix)
+local function delete_body(rng, u, most, prefix)
   if not prefix and rng:chance(0.45) then
     -- The second arm matches nothing; it is the mark.
     return { where = { ["$or"] = { some_where(rng), { mark = "u" .. u } } } }
   end
-  local ids = some_ids(rng, prefix)
+  local ids = some_ids(rng, most, prefix)
   ids[#ids + 1] = "u" .. u
   return { ids = ids }
 end
@@ -127,7 +128,8 @@ end
 function M:write(rng, c, prefix)
   local action = rng:weighted { { 3, "upsert" }, { 2, "add" }, { 2, "update" }, { 2, "delete" } }
   local u = self:mark()
-  local body = action == "delete" and delete_body(rng, u, prefix) or records_body(rng, u, action, prefix)
+  local body = action == "delete" and delete_body(rng, u, self.most, prefix)
+    or records_body(rng, u, action, self.most, prefix)
   self:send({ class = "write", action = action, token = "u" .. u, logical = c.logical, body = body }, "POST",
     API .. "/" .. c.logical .. "/" .. action, json.encode(body))
 end
@@ -230,7 +232,7 @@ function M:read(rng, c)
   local op = { class = "read", action = action, logical = c.logical }
   local a
   if action == "get_ids" then
-    op.body = { ids = some_ids(rng), include = include }
+    op.body = { ids = some_ids(rng, self.most), include = include }
     a = self:send(op, "POST", path .. "/get", json.encode(op.body))
   elseif action == "get_where" then
     op.body = { where = some_where(rng), include = include }

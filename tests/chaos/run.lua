@@ -114,7 +114,8 @@ local function tally(ops)
   local t = { ack = 0, reject = 0, not_kept = 0, kept = 0, unknown = 0, reads = 0, failed_reads = 0 }
   for _, op in ipairs(ops) do
     if op.class ~= "read" then
-      t[op.outcome] = t[op.outcome] + 1
+      local outcome = op.outcome or "unknown" -- the round broke off before the answer
+      t[outcome] = t[outcome] + 1
     else
       t.reads = t.reads + 1
       if not op.status or op.status >= 500 then t.failed_reads = t.failed_reads + 1 end
@@ -223,7 +224,8 @@ local function play(seed)
   local ok, why = xpcall(function()
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
-      think = options.kind == "sync" and 0.01 or 0.03, favour = round.favour }
+      think = options.kind == "sync" and 0.01 or 0.03, favour = round.favour,
+      most = options.kind == "sync" and 100 or nil }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()

@@ -327,27 +327,36 @@ static void a_balancer_that_slept_reads_nothing_of_a_servers_new_life(void **sta
     }
 }
 
-/* The replica loses the vectors of a collection while it is down. What it then gets first are
- * entries that another holder may have sent already, of the same records, and they bring no
- * vectors. */
+/* The replica loses the vectors of its collections while it is down. What it then gets first are
+ * entries that another holder may have sent already, of the same records: updates bring no vectors,
+ * adds would bring others than there were. */
 static void lost_vectors_are_seen_behind_entries_in_doubt(void **state)
 {
+    static const char *const again[] = {
+        "{\"ids\":[\"r%u\"],\"metadatas\":[{\"k\":1}]}",
+        "{\"ids\":[\"r%u\"],\"metadatas\":[{\"k\":1}],\"embeddings\":[[7,8]]}",
+        "{\"ids\":[\"r%u\"],\"embeddings\":[[7,8]]}",
+    };
+    enum { N = COUNT_OF(again) };
     struct stage *s = stage_new();
+    char *id[N];
     stage_chromux(s, NULL);
-    struct answer *a = post(s, "/collections",
-                            "{\"name\":\"some\",\"configuration\":{\"hnsw\":{\"batch_size\":5,"
-                            "\"sync_threshold\":5}}}");
-    check_status(a, 200);
-    char *id = keep_text(json_field(a->body, "id") + 1, 36);
-    check_status(post(s, of(id, "add"), records_body("r", 0, 10, "")), 201);
-    check_equal(s, id, 5);
+    for (unsigned k = 0; k < N; k++) {
+        struct answer *a = post(s, "/collections",
+                                keepf("{\"name\":\"some%u\",\"configuration\":{\"hnsw\":{"
+                                      "\"batch_size\":5,\"sync_threshold\":5}}}",
+                                      k));
+        check_status(a, 200);
+        id[k] = keep_text(json_field(a->body, "id") + 1, 36);
+        check_status(post(s, of(id[k], "add"), records_body("r", 0, 10, "")), 201);
+        check_equal(s, id[k], 5);
+    }
     chroma_kill(s->server[1]);
     const char *const argv[] = {"sh", "-c", "rm -r \"$0\"/*-*", s->server[1]->folder, NULL};
     check_int(run_program(argv, NULL, 30).status, 0);
-    for (unsigned i = 0; i < 10; i++)
-        check_status(
-            post(s, of(id, "update"), keepf("{\"ids\":[\"r%u\"],\"metadatas\":[{\"k\":1}]}", i)),
-            200);
+    for (unsigned k = 0; k < N; k++)
+        for (unsigned i = 0; i < 10; i++)
+            check(post(s, of(id[k], k == 0 ? "update" : "add"), keepf(again[k], i))->status < 300);
     chromux_signal(s->x, SIGKILL);
     check(chromux_wait_exit(s->x, 10));
     chroma_again(s->server[1]);
@@ -356,7 +365,17 @@ static void lost_vectors_are_seen_behind_entries_in_doubt(void **state)
                           "SELECT count(*) FROM failover_events WHERE event_type = 'copy_lost' "
                           "AND from_instance = 'replica' AND reason LIKE '%%lost vectors%%'") > 0,
                15);
-    check_status(post(s, of(id, "get"), "{\"include\":[\"embeddings\"]}"), 200);
+    for (unsigned k = 0; k < N; k++) {
+        check_soon(sql_number(s,
+                              "SELECT count(*) FROM journal_copies JOIN journal_collections USING "
+                              "(lane) WHERE logical = '%s' AND instance = 'replica' AND "
+                              "(state = 'rebuild' OR incarnation > 1)",
+                              id[k]) == 1,
+                   15);
+        struct answer *a = post(s, of(id[k], "get"), "{\"include\":[\"embeddings\"]}");
+        check_status(a, 200);
+        check_lacks(a->body, "[7.0,8.0]");
+    }
 }
 
 /* ---- servers that knew something ------------------------------------------------------------- */

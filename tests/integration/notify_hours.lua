@@ -1,4 +1,5 @@
--- Three days of what is told, in seconds: the real teller, policies and database with a clock that is wound on by hand.
+-- Three days of what is told, in seconds: the real teller, the advice on what the monitor samples, policies and
+-- database with a clock that is wound on by hand.
 -- Run by notify_test.c with an empty DATABASE_URL; exits 1 with what is wrong.
 local Book = require("lb.notify_book")
 local Store = require("lb.notify_store")
@@ -21,6 +22,8 @@ end
 -- ---- the parts --------------------------------------------------------------------------------------------
 
 local decide = kit.load("policies/notify.lua", { settings = {} }).decide
+local advise = kit.load("policies/upgrade.lua", { settings = {} }).advise
+package.loaded["chromux.policy"] = { call = function(_, window) return advise(window) end } -- for lb.advice
 local format = kit.load("policies/slack.lua", { settings = { DEPLOYMENT_NAME = "x", PUBLIC_URL = "" } }).format
 
 local sent -- {{at= hours since the start, kind=, key=}, ...}
@@ -212,6 +215,62 @@ local function check_same(a, b)
   end
 end
 
+-- ---- load that rises and flaps ------------------------------------------------------------------------------
+
+local STEP = 300 -- seconds between samples
+
+-- Percent of the hour: memory grows by half a point an hour until somebody does something, processors are busy every
+-- other hour for half a day and once more, the disk is nearly full for sixty hours.
+local function memory(h) return h < 70 and 60 + 0.55 * h or 60 end
+local function cpu(h) return ((h >= 2 and h < 12) or (h >= 30 and h < 31)) and h % 2 < 1 and 90 or 70 end
+local function disk(h) return h < 60 and 92 or 40 end
+
+local function sample(monitor)
+  local h = (T - START) / HOUR
+  local s = { at = T, memory_percent = memory(h), cpu_percent = cpu(h), disk_percent = disk(h), memory_usage_mb = 500,
+    memory_limit_mb = 1000, cpu_cores = 1, disk_free_mb = 1000, disk_total_mb = 10000 }
+  monitor.latest.a = s
+  assert(conn:query([[INSERT INTO performance_metrics (metric_timestamp, host, instance, memory_percent, cpu_percent,
+      disk_percent) VALUES (to_timestamp($1), 'here', 'a', $2, $3, $4)]], T, s.memory_percent, s.cpu_percent,
+    s.disk_percent))
+end
+
+local function sampled_days(restarts)
+  assert(conn:query([[TRUNCATE notify_events, notify_messages, notify_sent, notify_mutes, performance_metrics,
+      upgrade_recommendations, monitor_instances]]))
+  sent, T = {}, START
+  teller = new_teller(real_policy)
+  local monitor = { conn = conn, host = "here", name = "monitor", latest = {},
+    settings = { MONITOR_INTERVAL = STEP, MONITOR_WINDOW = 10 * STEP, instances = { { name = "a" } } },
+    samples = { here = function() return { "a" } end }, sizes = { of = function() return {} end } }
+  local look = require("lb.advice").new(monitor)
+  for n = 1, 72 * HOUR / STEP do
+    wind_to(START + n * STEP)
+    sample(monitor)
+    look:look()
+    work()
+    if restarts and n % 47 == 0 then teller = new_teller(real_policy) end
+  end
+  return sent
+end
+
+-- By hand, from the rules of upgrade.lua and a window of ten samples: memory is at 85 and 95 % at hours 45.45 and
+-- 63.64, its mean 22.5 minutes later; what is open is closed once the mean is five points below the step.
+local function check_sampled(list)
+  local key = "recommendation/a/"
+  check_hours(list, key .. "memory", "recommendation_opened", { 45 + 10 / 12 })
+  check_hours(list, key .. "memory", "recommendation_raised", { 64 + 1 / 12 })
+  check_hours(list, key .. "memory", "recommendation_closed", { 70 + 4 / 12 })
+  check_hours(list, key .. "cpu", "recommendation_opened", { 2 + 5 / 12, 30 + 5 / 12 })
+  check_hours(list, key .. "cpu", "recommendation_closed", { 3 + 7 / 12, 31 + 7 / 12 })
+  check_hours(list, key .. "disk", "recommendation_opened", { 5 / 12, 24 + 5 / 12, 48 + 5 / 12 })
+  check_hours(list, key .. "disk", "recommendation_closed", { 60 + 3 / 12 })
+  check_hours(list, "disk/a", "disk_above", { 1 / 12, 24 + 1 / 12, 48 + 1 / 12 })
+  check_hours(list, "disk/a", "disk_below", { 60 })
+  local opened = conn:query("SELECT count(*) AS n FROM upgrade_recommendations WHERE recommendation_type = 'cpu'")[1].n
+  expect(opened == 6, "cpu was recommended %d times, not 6, of which two are told", opened)
+end
+
 -- ---- a sender that dies at each step ------------------------------------------------------------------------
 
 local function die_at(point)
@@ -235,7 +294,24 @@ local function die_at(point)
   raise { kind = "server_up", key = "server/x", title = "up" }
   wind_to(START + 40)
   expect(#of(sent, "server/x", "server_up") == 1, "the end is told once")
-  local open = conn:query("SELECT count(*) AS n FROM notify_events WHERE open OR state IN ('taken', 'held', 'queued')")
+  local open = conn:query("SELECT count(*) AS n FROM notify_events WHERE open OR state <> 'told'")
+  expect(open[1].n == 0, "%d events are left", open[1].n)
+end
+
+-- A sender that dies while it gathers: what was decided already is told by the next one, at once.
+local function die_gathering()
+  assert(conn:query("TRUNCATE notify_events, notify_messages, notify_sent, notify_mutes"))
+  sent, T = {}, START
+  teller = new_teller(real_policy)
+  for i, kind in ipairs { "server_down", "server_up" } do
+    raise { kind = kind, key = "server/x", title = kind }
+    expect(#teller.book.ready == 1, "%s is not gathered", kind)
+    teller = new_teller(real_policy)
+    wind_to(START + 20 * i)
+    local times = of(sent, "server/x", kind)
+    expect(#times == 1, "%s was told %d times, not once, after a death while it was gathered", kind, #times)
+  end
+  local open = conn:query("SELECT count(*) AS n FROM notify_events WHERE open OR state NOT IN ('told')")
   expect(open[1].n == 0, "%d events are left", open[1].n)
 end
 
@@ -245,10 +321,17 @@ assert(schema.migrate(conn))
 for _, point in ipairs { "notify.before_claim", "notify.before_send", "notify.answered", "notify.recorded" } do
   die_at(point)
 end
+die_gathering()
 local plain = play(real_policy, false)
 check_real(plain)
 check_same(plain, play(real_policy, true))
 check_fallback(play(function() return nil, "no such file" end, false))
+local real_now = now
+rawset(_G, "now", function() return T end)
+local sampled = sampled_days(false)
+check_sampled(sampled)
+check_same(sampled, sampled_days(true))
+rawset(_G, "now", real_now)
 expect(Book.GATHER == 2, "the hours above are right for 2 s")
-print(#plain .. " messages")
+print(#plain .. " and " .. #sampled .. " messages")
 return 0

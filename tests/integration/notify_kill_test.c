@@ -28,7 +28,7 @@ static void a_killed_sender_loses_and_repeats_nothing_it_was_told_of(void **stat
     check_soon(rows(s, "sent") == 1, 10);
     /* While it waits for others. */
     event(s, "note", "some/b", "killed-taken");
-    check_soon(sql_number(s, "SELECT count(*) FROM notify_events WHERE state = 'taken'") == 1, 5);
+    check_soon(sql_number(s, "SELECT count(*) FROM notify_events WHERE state = 'ready'") == 1, 5);
     again(s);
     check_soon(told(p, "killed-taken") == 1, 20);
     check_soon(rows(s, "sent") == 2, 10);
@@ -150,7 +150,7 @@ static void a_postgresql_that_hangs_delays_messages_only(void **state)
            (stopped[count] = (pid_t)sql_number(s, backends, count - 1)))
         count++;
     event(s, "note", "some/a", "taken-before");
-    check_soon(sql_number(s, "SELECT count(*) FROM notify_events WHERE state = 'taken'") == 1, 5);
+    check_soon(sql_number(s, "SELECT count(*) FROM notify_events WHERE state = 'ready'") == 1, 5);
     for (unsigned i = 0; i < count; i++)
         check(kill(stopped[i], SIGSTOP) == 0);
     check_soon(told(p, "The journal is unavailable") == 1, 40);

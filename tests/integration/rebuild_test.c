@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { WRITERS = 10, CHUNK = 200 };
+enum { WRITERS = 24, CHUNK = 200 };
 
 /* ---- the calls ------------------------------------------------------------------------------- */
 
@@ -235,14 +235,12 @@ static void a_copy_is_made_anew_under_writes(void **state)
         load_start(s->x->port, WRITERS, &(struct load_plan){write_request, write_right, id, 0.04});
     struct load *readers =
         load_start(s->x->port, 2, &(struct load_plan){read_request, read_right, id, 0.005});
-    double began = now_seconds();
     check_soon(load_good(writers) > 100, 10);
     struct job *j = begin(s, id, 1, "");
     check(strcmp(j->temp, old) != 0);
     check_str(physical(s, 1, id), old); /* which serves on */
     copy_list(j, all_ids(s, 0, j->from));
     char *said = finish(j);
-    double rate = load_good(writers) / (now_seconds() - began);
     check_soon(strcmp(physical(s, 1, id), j->temp) == 0, 1);
     unsigned before = load_good(writers);
     check_soon(load_good(writers) > before + 100, 10);
@@ -251,8 +249,8 @@ static void a_copy_is_made_anew_under_writes(void **state)
     load_stop(writers);
     load_stop(readers);
     double held = atof(json_field(said, "hold_ms"));
-    printf("hold_ms=%.1f writes/s=%.0f\n", held, rate);
-    check(held <= slow(200));
+    if (held > 200)
+        harness_fail(__FILE__, __LINE__, "the source was held for %.1f ms", held);
     check_equal(s, id, 10);
     /* The old one goes, the new one gets the name, and nothing is left. */
     check_soon(state_count(s, "'done'") == 1, 10);

@@ -20,6 +20,10 @@ local TASKS, NONE = "WHERE j.rebuild = b.id AND", "WHERE false AND"
 local at, till = Postgres.SWAP:find(TASKS, 1, true)
 Postgres.define(Postgres.SWAP:sub(1, at - 1) .. NONE .. Postgres.SWAP:sub(till + 1), Postgres.swap(true))
 
+-- Seeds in which copies are made anew all the time, by workers that die.
+local ANEW = { sync = true, anew = 1, workers = 0.3, nemesis = 2.5, slow = 0.02 }
+
+-- what it is, module, text, what it becomes, faults of the seeds (nil: their own)
 local MUTANTS = {
   { "answer before the append commits", "journal", [[  Roles.fault("append.before_commit")]],
     [[  send(t, { status = 200, type = "application/json", body = "{}" })]] },
@@ -41,20 +45,22 @@ local MUTANTS = {
     [[if (copy.alone_until or 0) >= e.n then return { lane.entries[copy.alone_until] or e } end
     if not first then return group end]] },
   { "swap without the last pass", "rebuild", "  if #last.ids == 0 then return true end",
-    "  if #last.ids >= 0 then return true end" },
-  { "hold not taken", "hold", "while not why and (copy.running or in_doubt(copy)) do", "while false do" },
+    "  if #last.ids >= 0 then return true end", ANEW },
+  { "hold not taken", "hold", "while not why and (copy.running or in_doubt(copy)) do", "while false do",
+    ANEW },
   { "temporary collection readable before the swap", "rebuild", [[self.context.fault("rebuild.temp_created")]],
-    [[self.context.copies.copy_set(r.lane.logical, r.instance, r.temp, r.lane.head, true)]] },
+    [[self.context.copies.copy_set(r.lane.logical, r.instance, r.temp, r.lane.head, true)]], ANEW },
   { "old collection deleted before the swap", "rebuild", [[  self.context.fault("rebuild.copied_not_swapped")]],
     [[  deeds.send(self.context, r.server, "PUT", base_of(self, r.lane) .. "/" .. r.target.physical,
     '{"new_name":"chromux-tomb-rebuild-0"}', r.target.physical)
   if not r.adopt then
     deeds.send(self.context, r.server, "DELETE", base_of(self, r.lane) .. "/chromux-tomb-rebuild-0")
-  end]] },
+  end]], ANEW },
   { "what a lost worker sent not waited for", "rebuild", "local from = (a.settle or 0) > 0 and r.p0 or a.upto",
-    "a.settle = 0\n  local from = a.upto" },
-  { "swapped while workers write to it", "rebuild", TASKS, NONE },
-  { "names put right beside the catalogue", "leftovers", "if member then member.held = UNFINISHED end", "" },
+    "a.settle = 0\n  local from = a.upto", ANEW },
+  { "swapped while workers write to it", "rebuild", TASKS, NONE, ANEW },
+  { "names put right beside the catalogue", "leftovers", "if member then member.held = UNFINISHED end", "",
+    ANEW },
 }
 
 local seeds = tonumber(arg[1]) or 20
@@ -64,7 +70,7 @@ for _, m in ipairs(MUTANTS) do
   Balancer.patch(m[2], m[3], m[4])
   local caught
   for seed = 0, seeds - 1 do
-    local violations = Simulation.run(seed) -- what does not even run is not caught
+    local violations = Simulation.run(seed, nil, nil, m[5]) -- what does not even run is not caught
     if #violations > 0 then
       caught = string.format("by seed %d: %s", seed, violations[1]:match("^[%u-]+"))
       break

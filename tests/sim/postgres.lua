@@ -348,9 +348,20 @@ define([[UPDATE journal_copies SET state = $4, reason = $5, changed_at = now()
     set(tx, c, "reason", reason)
     return done(1)
   end)
+define([[UPDATE journal_copies SET state = $4, reason = $5, incarnation = incarnation + 1, changed_at = now()
+    WHERE lane = $1 AND instance = $2 AND incarnation = $3]],
+  function(db, tx, lane, instance, incarnation, state, reason)
+    local c = db.copies[copy_key(lane, instance)]
+    if not c or c.incarnation ~= incarnation then return done(0) end
+    for name, v in pairs { state = state, reason = reason, incarnation = incarnation + 1 } do set(tx, c, name, v) end
+    return done(1)
+  end)
 define([[UPDATE journal_copies SET state = 'rebuild', reason = $2, changed_at = now()
-    WHERE instance = $1 AND state = 'ready']], function(db, tx, instance, reason)
+    WHERE instance = $1 AND state = 'ready'
+    AND COALESCE((SELECT witness FROM journal_servers s WHERE s.instance = $1), 0) <= $3]],
+  function(db, tx, instance, reason, witness)
   local count = 0
+  if db.servers[instance] and db.servers[instance].witness > witness then return done(0) end
   for _, c in pairs(db.copies) do
     if c.instance == instance and c.state == "ready" then
       set(tx, c, "state", "rebuild")
@@ -519,10 +530,10 @@ define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE
   return done(give_up(tx, db.rebuilds[id], why))
 end)
 define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE 'dropping' END,
-    why = 'another balancer took the lease', changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
-  function(db, tx, upto)
+    why = $2, changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]],
+  function(db, tx, upto, why)
     for id, r in ipairs(db.rebuilds) do
-      if id <= upto then give_up(tx, r, "another balancer took the lease") end
+      if id <= upto then give_up(tx, r, why) end
     end
     return done(1)
   end)

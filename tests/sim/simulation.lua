@@ -197,12 +197,13 @@ local function calm(sim)
   if #living(sim) == 0 then new_life(sim, 0.1) end
 end
 
--- verbose: tells what happens. -> violations, sim
-function M.run(seed, verbose, fault_points)
+-- verbose: tells what happens. given: faults in place of those that the seed has. -> violations, sim
+function M.run(seed, verbose, fault_points, given)
   local world = World.new(seed, verbose)
   local rng = world.rng
   Balancer.reset_pids()
   local faults = faults_of(rng)
+  for k, v in pairs(given or {}) do faults[k] = v end
   local sim = { world = world, rng = rng, faults = faults, servers = {}, balancers = {}, operations = {}, reads = {},
     boots = 0, by_id = {}, read = Clients.read, swaps = 0,
     number = 0, sorted = Postgres.sorted, before = {}, pace = rng:pick { 0.01, 0.05, 0.3 },

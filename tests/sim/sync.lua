@@ -19,8 +19,9 @@ Sync.__index = Sync
 -- ---- asking the holder -----------------------------------------------------------------------------------
 
 function Sync:ask(kind, lane, instance, arguments)
-  local sim, db, id = self.sim, self.sim.db, #self.sim.db.calls + 1
+  local sim, db = self.sim, self.sim.db
   while not sim.postgres.up do self.api.sleep(0.1) end
+  local id = #db.calls + 1
   db.calls[id] = { id = id, kind = kind, lane = lane, instance = instance, arguments = json.encode(arguments),
     until_ = sim.world.t + CALL_TIMEOUT }
   for _, c in ipairs(sim.postgres.connections) do
@@ -81,10 +82,13 @@ local function base(answer)
   return "/api/v2/tenants/" .. answer.tenant .. "/databases/" .. answer.database .. "/collections/"
 end
 
--- Again until it is done, as a task is. nil: the job is over
-function Sync:insist(job, server, target, body)
+-- Again until it is done, as a task is; where what a lost worker has sent could undo that, only when it can't be
+-- executed any more. nil: the job is over
+function Sync:insist(job, server, target, body, again)
   for _ = 1, 40 do
     if job.over then return nil end
+    local left = again and job.settle_until and job.settle_until - self.sim.world.t or 0
+    if left > 0 then self.api.sleep(left) end
     local got = self:request(job, server, "POST", target, body)
     if got then return got end
     self.api.sleep(0.02 + self.sim.rng:unit() * 0.2)
@@ -95,7 +99,9 @@ end
 function Sync:copy(job, ids, again)
   local list = json.encode(ids)
   local source, target = base(job.begun) .. job.begun.source_physical, base(job.begun) .. job.begun.temp
-  if again and not self:insist(job, job.server, target .. "/delete", '{"ids":' .. list .. "}") then return false end
+  if again and not self:insist(job, job.server, target .. "/delete", '{"ids":' .. list .. "}", true) then
+    return false
+  end
   local text = self:insist(job, job.from, source .. "/get", '{"ids":' .. list
     .. ',"include":["documents","metadatas","embeddings","uris"]}')
   if not text then return false end
@@ -103,7 +109,7 @@ function Sync:copy(job, ids, again)
   if #got.ids == 0 then return true end
   local body = string.format('{"ids":%s,"embeddings":%s,"documents":%s,"metadatas":%s}', json.encode(got.ids),
     json.encode(got.embeddings), json.encode(got.documents), json.encode(got.metadatas))
-  return self:insist(job, job.server, target .. "/add", body) ~= nil
+  return self:insist(job, job.server, target .. "/add", body, again) ~= nil
 end
 
 function Sync:ids_of(job, server, physical)

@@ -24,7 +24,7 @@ local function new_book(decide, sinks)
   local Book, notices = require("lb.notify_book"), require("lb.notices")
   local asked = {}
   local counts = { accepted = 0, refused = 0, retries = 0, dropped = 0 }
-  local book = Book.new { now = function() return t end, counts = counts,
+  local book = Book.new { now = function() return t end, counts = counts, free = function(e) return not e.theirs end,
     sinks = function() return sinks or { "slack" } end, decide = function(event, sent)
       asked[#asked + 1] = { event = event, sent = sent }
       if decide then return decide(event, sent) end
@@ -105,7 +105,7 @@ describe("the book", function()
     raise("failover", "writes/a")
     raise("copy_lost", "copies/a")
     assert.same({ "server_down failover copy_lost" }, goes_out(book, 10))
-    for i = 1, 12 do raise("note", "some/" .. i) end
+    for i = 1, 40 do raise("note", "some/" .. i) end
     local out = goes_out(book, 10)
     assert.equals(2, #out)
     for _ = 1, 3 do
@@ -228,11 +228,86 @@ describe("the book", function()
     assert.equals(2, e.repeats)
   end)
 
+  it("leaves to another one what that may be telling, and tells its end", function()
+    local book = new_book(function() return "send", "", 3600 end)
+    raise("server_down", "server/a")
+    assert.same({ "server_down" }, goes_out(book, 10))
+    book:story("server", "server/a").event.theirs = true
+    assert.same({}, goes_out(book, 7300))
+    raise("server_up", "server/a")
+    assert.same({ "server_up" }, goes_out(book, 10))
+  end)
+
+  it("does not wait longer when the clock is set back", function()
+    local notify = require("lb.testkit").load("policies/notify.lua", { settings = {} })
+    local Teller = require("lb.notify_teller")
+    rawset(_G, "spawn", function() end)
+    local tried = 0
+    local sinks = { names = function() return { "slack" } end, send = function()
+      tried = tried + 1
+      return tried == 2 and "retry" or "accepted", tried == 2 and 429 or 200, "slow", tried == 2 and 60 or nil
+    end }
+    local teller = Teller.new { now = function() return t end, sinks = sinks, may = function() return true end,
+      call = function(_, ...) return notify.decide(...) end }
+    local function pass(seconds)
+      for _ = 1, seconds do
+        teller:turn()
+        while teller:deliver("slack") do teller:turn() end
+        t = t + 1
+      end
+    end
+    pass(1)
+    raise("note", "some/a")
+    pass(5)
+    raise("note", "some/a") -- held for an hour
+    raise("server_down", "server/a") -- the sink wants it in 60 s
+    pass(5)
+    assert.equals(2, tried)
+    t = t - 86400
+    pass(70)
+    assert.equals(3, tried)
+    assert.equals("told", teller.book:story("server", "server/a").event.state)
+    pass(3600) -- the other one, and the reminder
+    assert.equals(5, tried)
+    raise("server_up", "server/a")
+    t = t - 86400
+    pass(5)
+    assert.equals(6, tried)
+  end)
+
   it("is bounded", function()
     local book = new_book(function() return "hold", "", 3600 end)
     for i = 1, 1500 do raise("note", "some/" .. i) end
     assert.equals(1000, book.live)
     assert.equals(500, book.overflowed)
+  end)
+end)
+
+describe("events of other processes", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it("wait for PostgreSQL, in bounds", function()
+    local notices = require("lb.notices")
+    local fails, written, task = 2, {}, nil
+    rawset(_G, "spawn", function(fn) task = fn end)
+    rawset(_G, "sleep", function() end)
+    rawset(_G, "pg", { connection = function()
+      return { transaction = function(_, statements)
+        fails = fails - 1
+        if fails >= 0 then return nil, "away" end
+        for _, s in ipairs(statements) do written[#written + 1] = s[4] end
+        return {}
+      end }
+    end })
+    notices.consume(nil)
+    notices.pending = {}
+    for i = 1, 600 do raise("note", "some/" .. i) end
+    assert.equals(500, #notices.pending)
+    task()
+    assert.equals(500, #written)
+    assert.equals("some/500", written[500])
+    assert.equals(0, #notices.pending)
   end)
 end)
 
@@ -256,7 +331,7 @@ describe("the watch", function()
     w.store = store
     local watch = Watch.new { journal = w.J, nodes = function() return w.nodes end, clock = function() return t end,
       tripped = function() return w.tripped end, figures = function() return { instances = w.instances } end,
-      settings = function() return { LAG_ALERT = 60, MONITOR_INTERVAL = 30 } end }
+      settings = function() return { LAG_ALERT = 60 } end }
     function w.look(seconds)
       local raised = {}
       require("lb.notices").consume(function(e)
@@ -274,6 +349,12 @@ describe("the watch", function()
     return w
   end
 
+  -- What slack.lua writes over what was raised last.
+  local function heading(w)
+    local slack = require("lb.testkit").load("policies/slack.lua", { settings = {} })
+    return slack.format(w.book:view(w.last)).blocks[1].text.text:match("^%S+ (.*)$")
+  end
+
   it("tells of servers once each way, also what happened before it began", function()
     local w = new_watch()
     w.nodes = { { name = "a", health = "suspect", last_error = "" } }
@@ -289,6 +370,7 @@ describe("the watch", function()
     assert.equals("server_down", w.look(5))
     w.nodes = {}
     assert.equals("server_up", w.look(5))
+    assert.equals("Server a is not configured any more", heading(w))
   end)
 
   it("raises an end that is held back once, and a new beginning", function()
@@ -384,12 +466,25 @@ describe("the watch", function()
   it("tells of a monitor that is silent", function()
     local w = new_watch()
     assert.equals("", w.look(20))
-    w.monitors = { { host = "h", age = 80 } }
+    w.monitors = { { host = "h", age = 80, every = 30 } }
     assert.equals("", w.look(20))
     w.monitors[1].age = 95
     assert.equals("monitor_silent", w.look(20))
     w.monitors[1].age = 5
     assert.equals("monitor_back", w.look(20))
+    w.monitors[1].age, w.monitors[1].every = 95, 60 -- by its own interval
+    assert.equals("", w.look(20))
+    w.monitors = {} -- it was stopped
+    assert.equals("", w.look(20))
+  end)
+
+  it("tells the end of a monitor's silence when nobody expects it any more", function()
+    local w = new_watch()
+    w.monitors = { { host = "h", age = 100, every = 1 } }
+    assert.equals("monitor_silent", w.look(20))
+    w.monitors = {}
+    assert.equals("monitor_back", w.look(20))
+    assert.equals("No monitor is expected on h any more", heading(w))
   end)
 end)
 
@@ -404,7 +499,8 @@ describe("the sinks", function()
       deployment = "here", public_url = "", call = call or function() return nil, "broken: oops" end,
       fetch = function(r)
         sent[#sent + 1] = r
-        return answer.status and answer, answer.error
+        if answer.error then return nil, answer.error, answer.status end
+        return answer
       end }
     return s, sent
   end
@@ -435,6 +531,11 @@ describe("the sinks", function()
     assert.equals("it cannot be reached", why)
     _, _, why = outcome { error = "time-out" }
     assert.equals("no answer in time", why)
+    -- Of an answer that is too long or is cut off the status counts.
+    assert.equals("accepted", (outcome { status = 200, error = "the answer is longer than 65536 bytes" }))
+    assert.equals("refused", (outcome { status = 404, error = "transfer closed" }))
+    assert.equals("retry", (outcome { status = 503, error = "time-out" }))
+    assert.equals("retry", (outcome { status = 100, error = "time-out" }))
   end)
 
   it("understand Retry-After", function()
@@ -461,6 +562,13 @@ describe("the sinks", function()
     assert.is_truthy(sent[2].body:find("slack.format failed: broken: oops", 1, true))
     local other = sinks({ status = 200, headers = {}, body = "ok" }, function() return { text = "words" } end)
     assert.equals("[here] words", other:slack({ event() }).text)
+    other:configure { deployment = 'a<b & "c"/d' }
+    assert.equals('[a&lt;b &amp; "c"/d] words', other:slack({ event() }).text)
+    local named = sinks({ status = 200, headers = {}, body = "ok" }, function()
+      return { text = 'words of a&lt;b &amp; "c"/d' }
+    end)
+    named:configure { deployment = 'a<b & "c"/d' }
+    assert.equals('words of a&lt;b &amp; "c"/d', named:slack({ event() }).text)
   end)
 
   it("ask about a group as one event", function()
