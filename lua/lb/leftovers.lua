@@ -76,8 +76,12 @@ local function rename(self, item, physical, name)
   return false
 end
 
--- Whoever has the name on this server goes out of its way. A collection that is to be made anew will be deleted by its
--- id; one that nobody knows keeps all that it has, under a name that says what it was.
+local function aside(name, id) return name:sub(1, 400) .. "-aside-" .. id:sub(1, 8) end
+
+-- Whoever has the name on this server goes out of its way. A copy of another lane gets its own name from what its
+-- instance has yet to do in the catalogue, which says whose name it is and asks nobody, or is deleted by its id; only
+-- that can't be waited for, since nothing is done there while names are not right. One that nobody knows keeps all that
+-- it has, under a name that says what it was.
 local function make_way(self, item, name)
   local there = deeds.id_by_name(self.context, item.server, base_of(self, item), name)
   if not there or there == item.temp then return there == false or there == item.temp end

@@ -64,13 +64,20 @@ function SQL.interrupted(upto)
       why = $2, changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]], upto, INTERRUPTED }
 end
 
--- All or nothing; a second time it changes nothing.
+-- Who makes a task of sync for it holds its row too (sync_store.lua): the swap sees all of them.
+function SQL.lock(r) return { "SELECT id FROM journal_rebuilds WHERE id = $1 FOR UPDATE", r.id } end
+
+-- All or nothing; a second time it changes nothing, and neither does it while something may still be written to the new
+-- collection: one who only believes that it coordinates may ask for it.
 function SQL.swap(r, position, hold_ms, reason)
   return { [[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN 'done' ELSE 'swapped' END,
         position = $3, hold_ms = $4, old = $5, changed_at = now()
         WHERE id = $1 AND state = 'copying' AND EXISTS (SELECT 1 FROM journal_lanes l WHERE l.lane = b.lane AND open)
         AND EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = b.lane AND c.instance = b.instance
-          AND c.incarnation = $2) RETURNING lane, instance, temp)
+          AND c.incarnation = $2)
+        AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.rebuild = b.id AND (j.settle_until > now()
+          OR EXISTS (SELECT 1 FROM sync_tasks t WHERE t.job = j.id AND t.task_status IN ('pending', 'processing'))))
+        RETURNING lane, instance, temp)
       UPDATE journal_copies c SET physical = r.temp, incarnation = c.incarnation + 1, position = $3, state = 'ready',
         reason = $6, doubt = 0, changed_at = now() FROM r WHERE c.lane = r.lane AND c.instance = r.instance]],
     r.id, r.target.incarnation, position, hold_ms, r.target.physical, reason, lane = r.lane.id }
@@ -441,19 +448,20 @@ end
 -- What stays to be known of why it was made anew: a server that refuses what others take is not made anew for ever.
 local function remembered(target) return target.reason:find(Lane.REFUSES, 1, true) == 1 and target.reason or "" end
 
--- true, leftover | false, why
+-- true, leftover | false, why; nil: not while tasks for it are open
 local function commit(self, r, last)
-  local reason, done, item = remembered(r.target), false, nil
+  local reason, state, item = remembered(r.target), nil, nil
+  local done = false
   r.swapping = true
-  local rows, why = self.context.store:commit({ SQL.swap(r, last.position, last.hold_ms, reason), SQL.look(r) }, nil,
-    function(rows)
-      local row = rows[2][1]
-      done = row ~= nil and (row.state == "swapped" or row.state == "done")
-      if done then item = swapped(self, r, last, reason) end
-    end)
+  local rows, why = self.context.store:commit({ SQL.lock(r), SQL.swap(r, last.position, last.hold_ms, reason),
+    SQL.look(r) }, nil, function(rows)
+    state = rows[3][1] and rows[3][1].state
+    done = state == "swapped" or state == "done"
+    if done then item = swapped(self, r, last, reason) end
+  end)
   r.swapping = nil
   if done then return true, item end
-  return false, rows and "the copy or the collection is another by now" or why
+  return false, rows and state ~= "copying" and "it was given up" or why
 end
 
 local function finish(self, r, a)
@@ -484,7 +492,11 @@ local function finish(self, r, a)
   else
     hold:release()
   end
-  if not done then return nil, why or item end
+  if not done then
+    why = why or item or ended(self, r)
+    if why then return nil, why end
+    return { more = 0, position = last.position, from = from }
+  end
   log.info("rebuilt", string.format("%s on %s from %s at %d, held %.1f ms", r.lane.logical, r.instance, r.source,
     last.position, last.hold_ms))
   self.context.events:note("copy_rebuilt", r.instance, nil, r.lane.logical .. " from " .. r.source)
