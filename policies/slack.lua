@@ -265,7 +265,7 @@ local function format_one(event)
   local blocks = { { type = "header", text = { type = "plain_text", text = title, emoji = true } } }
   local todo = WORDS[event.kind] and WORDS[event.kind][2]
   local said = {}
-  if event.text ~= "" then
+  if event.text ~= "" and event.text ~= values_of(event).reason then
     said[1] = fit(event.text, LIMITS.section - 500)
   end
   if todo then

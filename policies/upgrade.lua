@@ -13,7 +13,7 @@ local STEPS = {
 }
 local CLOSES_BELOW = 5
 
-local SAMPLES_LEAST = 5 -- fewer say nothing sure
+local SAMPLES_LEAST = 5 -- fewer neither open nor close anything
 
 -- Hours until it is full, if it goes on growing as it did. Only what was watched for TREND_SECONDS
 -- and is at least TREND_FROM percent full counts: what starts grows fast, and stops.
@@ -116,8 +116,8 @@ local PLAN = {
   disk = function() return LARGER_DISK end,
 }
 
--- The rule with the highest urgency names it; all that hold are told.
-local function advise_on(window, kind)
+-- The highest urgency of all rules that hold, and the reasons of all.
+local function judge(window, kind)
   local urgency, reasons = nil, {}
   for _, rule in ipairs({ level, time_to_full, sizing }) do
     local found, reason = rule(window, kind)
@@ -126,6 +126,17 @@ local function advise_on(window, kind)
       urgency = urgency and RANK[urgency] >= RANK[found] and urgency or found
     end
   end
+  return urgency, reasons
+end
+
+-- A server or a monitor that has just begun: what is open is kept.
+local function keep(window, kind)
+  local open = window.open[kind]
+  return open and open.urgency, { ("%s at %.1f %%; there are few samples yet"):format(kind, window[kind].last) }
+end
+
+local function advise_on(window, kind)
+  local urgency, reasons = (window.samples < SAMPLES_LEAST and keep or judge)(window, kind)
   if urgency then
     local plan = PLAN[kind](window)
     return {
@@ -143,7 +154,7 @@ end
 function M.advise(window)
   local list = {}
   for _, kind in ipairs({ "memory", "cpu", "disk" }) do
-    if window[kind] and window.samples >= SAMPLES_LEAST then
+    if window[kind] then
       list[#list + 1] = advise_on(window, kind)
     end
   end

@@ -2,23 +2,26 @@
 --
 -- A recommendation opens once, is updated while it holds, and is resolved when the policy does not name it any more. Of
 -- several monitors that sample an instance one decides: the one in its row of monitor_instances, until that runs out.
--- What people are told goes with the row, in one transaction. While a policy fails or a server is not sampled, nothing
--- is known, and recommendations stay as they are.
+-- What people are told goes with the row, in one transaction. While a policy fails, or a server or what it is about is
+-- not measured, nothing is known, and recommendations stay as they are.
 local policy = require("chromux.policy")
 local notices = require("lb.notices")
 
 local Advice = {}
 Advice.__index = Advice
 
+local SAMPLES = 10          -- that a window spans at least
 local TREND = 36            -- windows that a trend is taken over
 local TREND_EVERY = 60      -- seconds between two looks at so many samples
 local LOOKS = 20            -- in a window
 local CLAIM_LEAST = 30      -- seconds that deciding is one monitor's
+local FAILURES = 3          -- looks in a row at which the policy fails
 local FRESH = 3             -- intervals after which a sample says nothing of now
 local DISK_ABOVE, DISK_BELOW = 90, 85 -- percent: nearly full, and not any more
 
 local RANK = { low = 1, medium = 2, high = 3 }
 local KINDS = { "memory", "cpu", "disk" }
+local MEASURED = { memory = true, cpu = true, disk = true }
 
 local WINDOW = [[
   SELECT instance, count(*) AS samples,
@@ -52,14 +55,16 @@ local OPEN = [[
     FROM upgrade_recommendations WHERE resolved_at IS NULL]]
 
 function Advice.new(monitor)
-  return setmetatable({ monitor = monitor, trends = {}, trends_again = 0 }, Advice)
+  return setmetatable({ monitor = monitor, trends = {}, trends_again = 0, failures = 0 }, Advice)
+end
+
+local function window_seconds(self)
+  local s = self.monitor.settings
+  return math.max(s.MONITOR_WINDOW, SAMPLES * s.MONITOR_INTERVAL)
 end
 
 -- Seconds between two looks.
-function Advice:pause()
-  local s = self.monitor.settings
-  return math.max(s.MONITOR_INTERVAL, s.MONITOR_WINDOW / LOOKS)
-end
+function Advice:pause() return math.max(self.monitor.settings.MONITOR_INTERVAL, window_seconds(self) / LOOKS) end
 
 -- ---- the window ------------------------------------------------------------------------------------------
 
@@ -76,7 +81,7 @@ local function samples_since(self, sql, seconds)
 end
 
 local function trends(self)
-  local t, window = now(), self.monitor.settings.MONITOR_WINDOW
+  local t, window = now(), window_seconds(self)
   if t >= self.trends_again or t < self.trends_again - TREND_EVERY then
     self.trends = samples_since(self, TRENDS, TREND * window) or self.trends
     self.trends_again = t + TREND_EVERY
@@ -158,7 +163,8 @@ end
 local function decide(self, instance, window, latest, open, above)
   local statements = { timeout = 10, { STILL_MINE, instance, self.monitor.name } }
   look_at_disk(statements, instance, latest, above)
-  local list = policy.call("upgrade.advise", window)
+  local list, failure = policy.call("upgrade.advise", window)
+  self.failure = not list and not tostring(failure):find(" is missing$") and tostring(failure) or nil
   if list then
     local named = {}
     for _, r in ipairs(list) do
@@ -170,7 +176,7 @@ local function decide(self, instance, window, latest, open, above)
       end
     end
     for kind, before in pairs(open) do
-      if not named[kind] then
+      if not named[kind] and (window[kind] or not MEASURED[kind]) then
         closed(statements, before, latest[kind .. "_percent"] or before.current_usage, "It was: " .. before.reason)
       end
     end
@@ -178,6 +184,27 @@ local function decide(self, instance, window, latest, open, above)
   if #statements == 1 then return end
   local ok, why = self.monitor.conn:transaction(statements)
   if not ok then log.warn("advice_not_written", instance .. ": " .. tostring(why)) end
+end
+
+-- A policy that fails at each look advises nothing, and nobody would miss it. What an earlier monitor of this host said
+-- of it lies in PostgreSQL.
+local function look_at_policy(self)
+  local key, why = "policy/upgrade.lua on " .. self.monitor.host, self.failure
+  self.failures = why and self.failures + 1 or 0
+  if why and self.failures ~= FAILURES or not why and self.works then return end
+  local told = self.monitor.conn:query("SELECT 1 FROM notify_events WHERE open AND key = $1", key)
+  if not told then
+    self.failures = math.max(self.failures - 1, 0) -- once more
+    return
+  end
+  self.works = not why
+  if why and #told == 0 then
+    notices.raise { kind = "policy_tripped", key = key, title = "Policy upgrade.lua fails: nothing is advised",
+      text = "Recommendations stay as they are.", fields = { { "monitor", self.monitor.host }, { "cause", why } } }
+  elseif not why and #told > 0 then
+    notices.raise { kind = "policy_back", key = key, title = "Policy upgrade.lua advises again",
+      fields = { { "monitor", self.monitor.host } } }
+  end
 end
 
 -- Instances that were taken out of the configuration need nothing.
@@ -213,7 +240,7 @@ function Advice:look()
   if #names == 0 then return end
   local mine = conn:query(CLAIM, "{" .. table.concat(names, ",") .. "}", self.monitor.name,
     math.max(CLAIM_LEAST, FRESH * self:pause()))
-  local windows = mine and #mine > 0 and samples_since(self, WINDOW, self.monitor.settings.MONITOR_WINDOW)
+  local windows = mine and #mine > 0 and samples_since(self, WINDOW, window_seconds(self))
   if not windows then return end
   local slopes = trends(self)
   for _, claim in ipairs(mine) do
@@ -226,6 +253,7 @@ function Advice:look()
       decide(self, name, window_of(self, windows[name], slopes[name], latest, open), latest, open, claim.disk_above)
     end
   end
+  look_at_policy(self)
 end
 
 return Advice

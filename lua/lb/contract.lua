@@ -49,7 +49,7 @@ M.optional = {
 -- The kinds of events: urgency, whether they end what others of the same key began, and what their fields are.
 M.kinds = {
   { "server_down", "high", { instance = "a", cause = "3 probes failed: connection refused" } },
-  { "server_up", "low", { instance = "a", cause = "2 probes passed" }, ends = true },
+  { "server_up", "low", { instance = "a", cause = "3 probes failed: connection refused" }, ends = true },
   { "failover", "medium", { instance = "b", from = "a", cause = "the primary is down" } },
   { "failback", "low", { instance = "a", from = "b", cause = "the primary is up" } },
   { "copy_lost", "medium", { instance = "a", collection = "documents", cause = "500 three times in a row" } },
@@ -60,7 +60,7 @@ M.kinds = {
   { "lag_above", "medium", { instance = "b", entries = 1200, seconds = 90 } },
   { "lag_below", "low", { instance = "b", entries = 0 }, ends = true },
   { "journal_unavailable", "high", { cause = "connection refused" } },
-  { "journal_back", "low", {}, ends = true },
+  { "journal_back", "low", { cause = "connection refused" }, ends = true },
   { "journal_filling", "medium", { cause = "7.1 of 8 GB" } },
   { "journal_full", "high", { cause = "8 of 8 GB" } },
   { "journal_room", "low", {}, ends = true },
@@ -143,7 +143,7 @@ samples["sync.batch"] = function()
     {}, { refused = "413" }, { refused = "429", batch = 1 }, { refused = "503", errors = 9 },
     { free_mb = 90 }, { free_mb = 10, used_share = 0.99 }, { free_mb = 0, used_share = 1, least = 100, batch = 100 },
     { latency = 100 }, { records = 0, payload_bytes = 0, latency = 0 }, { payload_bytes = 4e7, records = 1 },
-    { batch = 1, most = 1 }, { batch = 32766, most = 32766 },
+    { batch = 1, most = 1 }, { batch = 32000, most = 32000 },
   })
 end
 

@@ -45,6 +45,14 @@ local function raise(kind, key, title, fields, text)
   notices.raise { kind = kind, key = key, title = title, text = text, fields = fields }
 end
 
+-- What was said to be the cause of a story, for its end; how long it went on is in each event.
+local function cause_of(told)
+  for _, f in ipairs(told.event.fields) do
+    if f[1] == "cause" then return f end
+  end
+  return { "cause", "not known" }
+end
+
 -- ---- servers ---------------------------------------------------------------------------------------------
 
 local function servers(self, book)
@@ -57,8 +65,7 @@ local function servers(self, book)
       raise("server_down", key, "Server " .. node.name .. " is down", { { "instance", node.name },
         { "cause", node.last_error ~= "" and node.last_error or "no answer" } })
     elseif node.health == "up" and told then
-      raise("server_up", key, "Server " .. node.name .. " is up again", { { "instance", node.name },
-        { "seconds", math.floor(math.max(0, now() - told.since)) } })
+      raise("server_up", key, "Server " .. node.name .. " is up again", { { "instance", node.name }, cause_of(told) })
     end
   end
   for _, s in pairs(book.stories) do
@@ -89,8 +96,7 @@ local function postgres(self, teller)
     raise("journal_unavailable", "journal", "The journal is unavailable: writes are refused", { { "cause",
       why ~= "" and why or "PostgreSQL does not answer" } }, "Reads go on. PostgreSQL is needed for writes.")
   elseif told and not why and store.last_ok > 0 then
-    raise("journal_back", "journal", "The journal is back: writes are taken again",
-      { { "seconds", math.floor(math.max(0, now() - told.since)) } })
+    raise("journal_back", "journal", "The journal is back: writes are taken again", { cause_of(told) })
   end
 end
 
@@ -121,7 +127,7 @@ local function copies(book, name, i)
   if not told or i.copies_not_ready > 0 or i.retired then return end
   local one = told.event.kind == "copy_lost" and told.known <= 1 and told.event.fields[2]
   raise("copy_rebuilt", key, "All copies on " .. name .. " are whole again", { { "instance", name },
-    { "collection", one and one[2] or "all" }, { "seconds", math.floor(math.max(0, now() - told.since)) } })
+    { "collection", one and one[2] or "all" } })
 end
 
 local function lag(self, book, name, i, up)
@@ -141,14 +147,23 @@ local function lag(self, book, name, i, up)
   end
 end
 
+local GONE = { copies = "copy_rebuilt", lag = "lag_below" }
+
 local function instances(self, book)
-  local J = self.journal
-  if J.phase ~= "on" or J.role ~= "holder" then return end
+  local J, known = self.journal, self.figures().instances
+  if J.phase ~= "on" or J.role ~= "holder" or not known then return end
   local health = {}
   for _, node in ipairs(self.nodes()) do health[node.name] = node.health == "up" end
-  for name, i in pairs(self.figures().instances or {}) do
+  for name, i in pairs(known) do
     copies(book, name, i)
     lag(self, book, name, i, health[name])
+  end
+  for _, s in pairs(book.stories) do
+    local e = s.event
+    local name = e.key:match("^%a+/(.*)$") or e.key
+    if GONE[e.opens] and not known[name] and not s.ending then
+      raise(GONE[e.opens], e.key, name .. " is not configured any more")
+    end
   end
 end
 
@@ -166,8 +181,8 @@ local function policies(self, book)
   end
   for _, s in pairs(book.stories) do
     local e = s.event
-    if e.opens == "policy" and not tripped[e.key] and not s.ending then
-      local file = e.key:match("^policy/(.*)$") or e.key
+    local file = e.opens == "policy" and e.key:match("^policy/(%S+)$") -- others are those of monitors (advice.lua)
+    if file and not tripped[e.key] and not s.ending then
       raise("policy_back", e.key, "Policy " .. file .. " decides again", { { "file", file } })
     end
   end

@@ -43,7 +43,8 @@ local SYNC = {
   -- Copies to be made anew, taken over or compared. Whoever asks for one inserts a row that waits, with kind, lane,
   -- instance (the copy that is to become or be proven equal) and asked_by; the coordinator fills in the rest. rebuild,
   -- temp, p0: as the holder of the journal answered (sync_calls.lua). upto: all that was written up to this entry is
-  -- in the temporary collection. settle_until: until then something that a lost worker sent may still be executed.
+  -- in the temporary collection. laters: how often it could not go on in its present state. losses: workers that were
+  -- lost with a task of it; settle: for how long (s) of the target's running time what they sent may yet be executed.
   [[CREATE TABLE sync_jobs (
       id bigserial PRIMARY KEY,
       kind text NOT NULL CHECK (kind IN ('rebuild', 'adopt', 'verify')),
@@ -74,7 +75,9 @@ local SYNC = {
       repaired bigint NOT NULL DEFAULT 0,
       attempts integer NOT NULL DEFAULT 0,
       not_before timestamptz NOT NULL DEFAULT now(),
-      settle_until timestamptz NOT NULL DEFAULT now(),
+      laters integer NOT NULL DEFAULT 0,
+      settle double precision NOT NULL DEFAULT 0,
+      losses bigint NOT NULL DEFAULT 0,
       error text NOT NULL DEFAULT '',
       hold_ms double precision,
       memory_peak_mb double precision,
@@ -84,6 +87,7 @@ local SYNC = {
   [[CREATE UNIQUE INDEX sync_jobs_open ON sync_jobs (lane, instance, kind)
       WHERE state NOT IN ('done', 'failed', 'cancelled')]],
   "CREATE INDEX sync_jobs_recent ON sync_jobs (lane, instance, finished_at)",
+  "CREATE INDEX sync_jobs_live ON sync_jobs (id) WHERE finished_at IS NULL",
   -- chunk offsets: places in the list of ids that was taken at the job's beginning. epoch: raised by each claim; the
   -- report of an earlier one is refused.
   [[CREATE TABLE sync_tasks (
@@ -176,6 +180,7 @@ local SYNC = {
       done boolean,
       answer text)]],
   "CREATE INDEX sync_calls_open ON sync_calls (id) WHERE answered_at IS NULL",
+  "CREATE INDEX sync_calls_confirmed ON sync_calls (lane) WHERE kind = 'confirm'",
 }
 
 -- ---- monitoring: samples and recommendations ---------------------------------------------------------------

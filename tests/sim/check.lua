@@ -405,7 +405,9 @@ function M.new(sim)
       end
       for _, r in ipairs(sim.reads) do
         if r.lane == lane then
-          local fits, old = false, false
+          -- What one instance takes and another refuses may be seen before it is refused: a write without an answer is
+          -- visible on the copy that has it first.
+          local fits, old = r.text:find(Records.SKEW, 1, true) ~= nil, false
           for n = 0, #states do
             if states[n] == false and n >= r.since then fits = true end
             if states[n] == r.text then

@@ -34,7 +34,7 @@ local function set_up()
   package.loaded["lb.notices"] = { make = function(e) return e end, insert = function(e)
     told[#told + 1] = e
     return { "notice", e }
-  end }
+  end, raise = function(e) told[#told + 1] = e end }
 end
 
 local function tear_down()
@@ -191,6 +191,7 @@ describe("advice", function()
     conn = { mine = true, sent = {} }
     function conn.query(_, sql)
       if sql:find("FROM upgrade_recommendations", 1, true) then return open end
+      if sql:find("FROM notify_events", 1, true) then return {} end
       if sql:find("INSERT INTO monitor_instances", 1, true) then
         return conn.mine and { { instance = "a", disk_above = conn.disk_above or false } } or {}
       end
@@ -280,6 +281,67 @@ describe("advice", function()
     t = t + 1000
     advice:look()
     assert.are.equal(0, #conn.sent)
+  end)
+
+  it("tells of a policy that fails at each look, and when it does no more", function()
+    local query, there = conn.query, {}
+    function conn.query(self, sql, key)
+      if not sql:find("notify_events", 1, true) then return query(self, sql) end
+      assert.are.equal("policy/upgrade.lua on h", key)
+      return conn.away and nil or there
+    end
+    local function fails(why)
+      policy.call = function() return nil, why end
+      advice:look()
+    end
+    for _ = 1, 5 do fails("upgrade.lua is missing") end
+    fails("upgrade.lua:7: oops")
+    recommends(nil)
+    advice:look()
+    for _ = 1, 2 do fails("upgrade.lua:7: oops") end
+    assert.are.same({}, kinds())
+    conn.away = true
+    for _ = 1, 2 do fails("upgrade.lua:7: oops") end
+    conn.away = false
+    for _ = 1, 20 do fails("upgrade.lua:7: oops") end
+    assert.are.same({ "policy_tripped" }, kinds())
+    assert.are.same({ "cause", "upgrade.lua:7: oops" }, told[1].fields[2])
+    there = { {} }
+    advice = Advice.new(monitor) -- it has told already
+    for _ = 1, 20 do fails("upgrade.lua:7: oops") end
+    recommends(nil)
+    for _ = 1, 3 do advice:look() end
+    assert.are.same({ "policy_tripped", "policy_back" }, kinds())
+  end)
+
+  it("closes nothing that it cannot measure", function()
+    for i, kind in ipairs { "cpu", "memory", "licences" } do
+      open[i] = { id = i, instance = "a", type = kind, urgency = "medium", value = 88, since = 900, reason = "r",
+        current_usage = 88, host = "h" }
+    end
+    recommends(nil)
+    advice:look() -- there is no figure of the CPU
+    table.sort(told, function(a, b) return a.key < b.key end)
+    assert.are.same({ "recommendation_closed", "recommendation_closed" }, kinds())
+    assert.are.equal("recommendation/a/licences", told[1].key)
+    assert.are.equal("recommendation/a/memory", told[2].key)
+  end)
+
+  it("looks at ten samples at least", function()
+    recommends(nil)
+    local query, since = conn.query, {}
+    function conn.query(self, sql, ...)
+      if sql:find("percentile_cont", 1, true) then since[1] = t - select(2, ...) end
+      if sql:find("regr_slope", 1, true) then since[2] = t - select(2, ...) end
+      return query(self, sql, ...)
+    end
+    advice:look()
+    assert.are.same({ 600, 36 * 600 }, since)
+    monitor.settings.MONITOR_INTERVAL, t = 300, t + 100
+    monitor.latest.a.at = t
+    advice:look()
+    assert.are.same({ 3000, 36 * 3000 }, since)
+    assert.are.equal(300, advice:pause())
   end)
 
   it("closes what is open of an instance that was taken out", function()

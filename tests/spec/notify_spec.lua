@@ -283,6 +283,14 @@ describe("the book", function()
   end)
 end)
 
+-- The kinds of what goes on.
+local function sorted(stories)
+  local kinds = {}
+  for _, s in pairs(stories) do kinds[#kinds + 1] = s.event.kind end
+  table.sort(kinds)
+  return kinds
+end
+
 describe("events of other processes", function()
   before_each(set_up)
   after_each(tear_down)
@@ -366,6 +374,7 @@ describe("the watch", function()
     assert.equals("", w.look(5))
     w.nodes[1].health = "up"
     assert.equals("server_up", w.look(20))
+    assert.same({ "cause", "probe: refused" }, w.last.fields[2])
     w.nodes[1].health = "down"
     assert.equals("server_down", w.look(5))
     w.nodes = {}
@@ -436,6 +445,20 @@ describe("the watch", function()
     assert.equals("journal_room", w.look(10))
   end)
 
+  it("tells the end of what was about an instance that is not configured any more", function()
+    local w = new_watch()
+    w.instances.b = { lag_entries = 0, lag_seconds = 0, copies_not_ready = 0 }
+    raise("lag_above", "lag/a")
+    raise("copy_lost", "copies/a")
+    raise("copy_lost", "copies/b")
+    assert.equals("copy_lost copy_lost lag_above", table.concat(sorted(w.book.stories), " "))
+    local ends = {}
+    for kind in w.look(10):gmatch("%S+") do ends[#ends + 1] = kind end
+    table.sort(ends)
+    assert.same({ "copy_rebuilt", "copy_rebuilt", "lag_below" }, ends)
+    assert.same({}, sorted(w.book.stories))
+  end)
+
   it("tells of policies that are set aside until they are loaded again", function()
     local w = new_watch()
     w.tripped = { { file = "route.lua", last_error = "route.lua:3: oops" } }
@@ -443,6 +466,8 @@ describe("the watch", function()
     assert.equals("route.lua:3: oops", w.last.fields[2][2])
     w.tripped = {}
     assert.equals("policy_back", w.look(10))
+    raise("policy_tripped", "policy/upgrade.lua on h") -- by a monitor, which tells of the end as well
+    assert.equals("", w.look(10))
   end)
 
   it("tells of workers that nobody missed, and of the end of those that were told of", function()

@@ -57,6 +57,12 @@ describe("the guide's message", function()
     assert.truthy(payload.text:find("memory over 85 %", 1, true))
   end)
 
+  it("does not say the reason twice", function()
+    local payload = policy.format(kit.event("recommendation_opened", { text = "memory over 85 %" }))
+    local _, times = require("cjson").encode(payload.blocks):gsub("memory over 85 %%", "")
+    assert.equal(1, times)
+  end)
+
   it("reads figures that came as text", function()
     local payload = policy.format(kit.event("recommendation_opened", {
       fields = { { "current_usage", "88.2" }, { "estimated_monthly_cost", "21" } },
@@ -81,7 +87,7 @@ describe("every kind", function()
     local payload = policy.format(e)
     assert.equal("✅ Server a is up again", header(payload))
     has(payload, "*Lasted*\n2 min")
-    has(payload, "*Cause*\n2 probes passed")
+    has(payload, "*Cause*\n3 probes failed: connection refused")
     assert.truthy(payload.text:find("Lasted: 2 min", 1, true))
   end)
 

@@ -76,6 +76,13 @@ describe("a step", function()
     end
     assert.equal(0, count(4))
     assert.equal(1, count(5))
+    for samples, closes in pairs({ [1] = false, [4] = false, [5] = true }) do
+      local open = { cpu = kit.make("open", { urgency = "medium" }) }
+      local advice = advise({ cpu = { mean = 99 } }, { samples = samples, open = open })
+      assert.equal("medium", advice.cpu.urgency)
+      advice = advise({ cpu = { mean = 10 } }, { samples = samples, open = open })
+      assert.equal(closes, advice.cpu == nil)
+    end
   end)
 
   it("closes five points below", function()

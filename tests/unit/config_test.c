@@ -258,7 +258,8 @@ static void closed_sets_and_shapes_are_closed(void **state)
     assert_string_equal(good()->public_url, "https://chromux.example/lb");
     assert_string_equal(good()->unreplicated_reads, "any");
     set("DEPLOYMENT_NAME", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx");
-    refused("DEPLOYMENT_NAME = \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\" (--set): "
+    refused("DEPLOYMENT_NAME = \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\" "
+            "(--set): "
             "expected 1 to 60 bytes\n");
 }
 
