@@ -13,7 +13,6 @@
 -- journal_rebuilds   copies that are being made anew, and what is left over from that (rebuild.lua, leftovers.lua)
 -- sync_calls         what sync asks the holder of the lease to do for it (sync_calls.lua)
 -- notify_*           what people are to be told, what they were told, and who tells them (notify_store.lua)
--- journal_rebuilds   copies that are being made anew, and what is left over from that; sync_calls: what is asked for
 local M = {}
 
 -- ---- sync: rebuilds, jobs, tasks, workers ------------------------------------------------------------------
@@ -146,7 +145,7 @@ local SYNC = {
       repaired bigint NOT NULL DEFAULT 0,
       PRIMARY KEY (collection_id, instance))]],
   -- What is being made anew, and what of it is yet to be cleaned up (rebuild.lua, leftovers.lua). temp: the id of the
-  -- collection on the instance; old: of the one that it replaced.
+  -- collection on the instance; old: of the one that it replaced; keep: which somebody else made.
   [[CREATE TABLE journal_rebuilds (
       id bigserial PRIMARY KEY,
       token text NOT NULL UNIQUE,
@@ -159,6 +158,7 @@ local SYNC = {
       temp text NOT NULL DEFAULT '',
       temp_name text NOT NULL DEFAULT '',
       old text NOT NULL DEFAULT '',
+      keep boolean NOT NULL DEFAULT false,
       p0 bigint NOT NULL,
       position bigint,
       hold_ms double precision,

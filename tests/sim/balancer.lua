@@ -352,9 +352,9 @@ end
 local function system(b)
   local C = {}
   function C.readlink() return 1 end
-  function C.kill(n)
+  function C.kill(whom)
     for _, p in ipairs(b.world.processes) do
-      if p.pid == n and not p.dead and p.host == b.host then return 0 end
+      if p.pid == whom and not p.dead and p.host == b.host then return 0 end
     end
     return -1
   end

@@ -493,19 +493,20 @@ end)
 
 -- Rebuilds, and what sync asks for.
 define([[INSERT INTO journal_rebuilds (token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0,
-    state) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    state, keep) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
     ON CONFLICT (token) DO UPDATE SET token = EXCLUDED.token RETURNING id]],
-  function(db, tx, token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0, state)
+  function(db, tx, token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0, state, keep)
     for id, r in pairs(db.rebuilds) do
       if r.token == token then return { { id = id } } end
     end
     local id = #db.rebuilds + 1
     set(tx, db.rebuilds, id, { id = id, token = token, lane = lane, instance = instance, source = source, adopt = adopt,
-      tenant = tenant, database = database, temp = temp, temp_name = temp_name, p0 = p0, state = state, old = "",
+      tenant = tenant, database = database, temp = temp, temp_name = temp_name, p0 = p0, state = state, keep = keep,
+      old = "",
       why = "", created = tx.now })
     return { { id = id } }
   end)
-local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, state
+local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, keep, state
     FROM journal_rebuilds WHERE state NOT IN ('done', 'dropped') ORDER BY id]]
 define(REBUILDS, function(db)
   return rows_where(db.rebuilds, function(r) return r.state ~= "done" and r.state ~= "dropped" end)
@@ -585,7 +586,7 @@ define([[SELECT id FROM journal_rebuilds WHERE state = 'copying' AND created_at 
     return r.state == "copying" and r.created < tx.now - 15 and not (db.wanted and db.wanted(r.id))
   end)
 end)
-define("DELETE FROM journal_rebuilds WHERE state IN ('done', 'dropped') AND changed_at < now() - interval '1 hour'",
+define("DELETE FROM journal_rebuilds WHERE state IN ('done', 'dropped') AND changed_at < now() - interval '30 days'",
   function() return done(0) end)
 define([[SELECT c.lane, c.physical FROM journal_copies c
     JOIN journal_lanes l ON l.lane = c.lane WHERE c.instance = $1 AND c.physical <> '' AND NOT l.open]],
