@@ -15,7 +15,7 @@ ORDER := base end log buf metrics roster value config slice records \
          fleet copies pool courier \
          script sandbox cage ask lb loader verdict settings policy kit \
          pg_lua fault api api_slice api_records api_route api_policy api_copies api_courier api_usage engine \
-         access health session mapped exchange proxy journal probe admin \
+         access health session mapped onward exchange proxy journal probe admin \
          listener role supervise main
 
 PKGS   := luajit libcurl libpq libcares

@@ -10,7 +10,7 @@
 
 #include "exchange.h"
 #include "health.h"
-#include "mapped.h"
+#include "onward.h"
 #include "policy.h"
 
 #include <stdio.h>
@@ -541,75 +541,6 @@ static void on_ended(struct exchange *x, enum end_reason why)
 
 /* ---- the handler ---- */
 
-static void put_target(struct proxied *p)
-{
-    struct request *r = p->r;
-    if (p->map.on) { /* each try writes its own id over this one */
-        const char *id = r->route.collection.p, *rest = id + r->route.collection.n;
-        buf_put(&r->text, r->target.p, (size_t)(id - r->target.p));
-        p->map.at = r->text.tail;
-        buf_puts(&r->text, p->map.id);
-        buf_put(&r->text, rest, (size_t)(r->target.p + r->target.n - rest));
-        return;
-    }
-    if (!r->route.v1_alias) {
-        buf_put_str(&r->text, r->target);
-        return;
-    }
-    /* "/api/v1/…" as "/api/v2/…" */
-    buf_put_str(&r->text, STR("/api/v2"));
-    buf_put(&r->text, r->target.p + 7, r->target.n - 7);
-}
-
-/* Writes the head for the server behind the target in r->text, which has room for it. */
-static void put_head(struct proxied *p, struct http1_head *h)
-{
-    struct request *r = p->r;
-    bool proto = false, host = false;
-    size_t from = r->text.tail;
-    const char *mem = r->text.mem;
-    for (unsigned i = 0; i < h->count; i++) {
-        struct http1_field *f = &h->field[i];
-        if (f->id == HTTP1_EXPECT)
-            f->hop = true; /* chromux answers it itself */
-        proto = proto || f->id == HTTP1_X_FORWARDED_PROTO;
-        host = host || f->id == HTTP1_X_FORWARDED_HOST;
-    }
-    buf_put_str(&r->text, h->method_text);
-    buf_put(&r->text, " ", 1);
-    put_target(p);
-    p->map.at -= p->map.on ? from : 0;
-    buf_put_str(&r->text, STR(" HTTP/1.1\r\n"));
-    if (!http1_find(h, HTTP1_HOST))
-        buf_put_str(&r->text, STR("Host: chromux\r\n"));
-    http1_put_fields(&r->text, h);
-    http1_put_framing(&r->text, r->body.framing, r->body.length);
-    /* The version is the one that the client spoke (RFC 9110 7.6.3). */
-    buf_put_str(&r->text, r->minor ? STR("Via: 1.1") : STR("Via: 1.0"));
-    buf_put_str(&r->text, STR(" chromux\r\nX-Request-Id: "));
-    buf_puts(&r->text, r->id);
-    buf_put_str(&r->text, STR("\r\nX-Forwarded-For: "));
-    buf_put_str(&r->text, request_client(r));
-    if (!proto)
-        buf_put_str(&r->text, STR("\r\nX-Forwarded-Proto: http"));
-    if (!host && h->host.n) {
-        buf_put_str(&r->text, STR("\r\nX-Forwarded-Host: "));
-        buf_put_str(&r->text, h->host);
-    }
-    if (r->te_trailers)
-        buf_put_str(&r->text, STR("\r\nTE: trailers\r\nConnection: TE"));
-    buf_put_str(&r->text, STR("\r\n\r\n"));
-    p->x.head = (struct str){r->text.mem + from, r->text.tail - from};
-    for (unsigned i = 0; i < h->count; i++)
-        if (h->field[i].id == HTTP1_OTHER && h->field[i].name.n == 17 &&
-            str_eq_nocase(h->field[i].name, STR("X-Chromux-Session"))) {
-            p->session.p = buf_data(&r->text) + buf_len(&r->text);
-            p->session.n = h->field[i].value.n;
-            buf_put_str(&r->text, h->field[i].value);
-        }
-    must(r->text.mem == mem); /* the request's slices point into it */
-}
-
 /* The engine has looked for the collection. */
 static void on_looked(struct mapped *m)
 {
@@ -644,7 +575,7 @@ static void start(struct request *r, struct http1_head *h)
     p->x.ended = on_ended;
     p->place.turn = on_turn;
     p->total_at = now() + cfg->request_timeout;
-    put_head(p, h);
+    p->x.head = onward_head(r, h, &p->map, &p->session);
     if (mapped_ask(&p->map, on_looked))
         arm(p);
     else
