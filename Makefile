@@ -14,7 +14,7 @@ ORDER := base end log buf metrics roster value config slice records \
          pg_url pg_pipe pg_news pg kernel disk usage \
          fleet copies pool courier \
          script sandbox cage ask lb loader verdict settings policy kit \
-         pg_lua fault api api_slice api_records api_route api_policy api_copies api_courier api_usage engine \
+         pg_lua fault task api api_slice api_records api_route api_policy api_copies api_courier api_usage engine \
          access health session mapped onward exchange proxy journal probe admin \
          listener role supervise main
 

@@ -10,6 +10,7 @@
 #include "fetch.h"
 #include "pg.h"
 #include "script.h"
+#include "task.h"
 #include <ev.h>
 
 /* Makes the VM on this loop. database_url may be "": then pg calls answer nil, "no DATABASE_URL".
@@ -32,17 +33,6 @@ bool api_run_module(const char *module, int argc, char **argv, int *exit_code) M
  * with the nargs values on top of the stack; the one result stays on the stack. false: nothing left
  * on the stack, logged. */
 bool api_call(const char *module, const char *function, int nargs) MUST_CHECK;
-
-/* For the files that give Lua other functions which wait. api_wait_begin, called by such a
- * function, raises where the caller is no task that can wait; the function then ends in `return
- * api_yield(L)`. api_wait_end, called once and from the loop, resumes the task with the values that
- * `push` makes (run protected on the VM, with a pointer to `result` as its argument, before the
- * task goes on and before this returns). drop(arg) is called instead when the task ends or waits
- * for something else: the wait is gone then. */
-struct wait;
-struct wait *api_wait_begin(lua_State *L, void (*drop)(void *arg), void *arg) MUST_CHECK;
-void api_wait_end(struct wait *w, lua_CFunction push, const void *result);
-int api_yield(lua_State *L);
 
 /* The time that Lua goes by (runtime.lua's now()): unix time, but it goes neither backwards nor
  * more than a tenth faster or slower than time passes. When the clock on the wall is set it comes

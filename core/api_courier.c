@@ -117,7 +117,7 @@ static void wake(struct open_call *o, lua_CFunction push)
     struct wait *w = o->waiter;
     o->waiter = NULL;
     ev_timer_stop(stream_loop(), &o->timer);
-    api_wait_end(w, push, o);
+    task_wait_end(w, push, o);
 }
 
 static void on_ended(void *arg, struct courier_call *c)
@@ -310,9 +310,9 @@ static int raw_wait(lua_State *L)
         call_free(o);
         return n;
     }
-    o->waiter = api_wait_begin(L, drop_waiter, (void *)(uintptr_t)o->id);
+    o->waiter = task_wait(L, drop_waiter, (void *)(uintptr_t)o->id);
     timer_set(o, seconds);
-    return api_yield(L);
+    return task_yield(L);
 }
 
 /* touched(id) -> touched, complete; nothing when it is not open */
