@@ -80,8 +80,8 @@ end
 local function has(names, pattern) return #Faults.only(names, pattern) > 0 end
 
 -- What a round is, all by its seed: {balancers=, workers=, plan=, wraps=, steps=, worker_steps=, stepped_workers=,
--- favour=: of Clients, longer=: seconds for which clients go on, threshold=: after so many writes Chroma keeps vectors in
--- files}
+-- favour=: of Clients, longer=: seconds for which clients go on, threshold=: after so many writes Chroma keeps vectors
+-- in files}
 local function round_of(seed)
   local names, rng = fault_names(seed), Rng.new(seed, "wraps")
   local round = { balancers = options.balancers or seed % 4 == 3 and 2 or 1 }
