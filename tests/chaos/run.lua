@@ -79,8 +79,9 @@ end
 
 local function has(names, pattern) return #Faults.only(names, pattern) > 0 end
 
--- What a round is, all by its seed: {balancers=, workers=, plan=, wraps=, steps=, worker_steps=, favour=: of Clients,
--- longer=: seconds for which clients go on, threshold=: after so many writes Chroma keeps vectors in files}
+-- What a round is, all by its seed: {balancers=, workers=, plan=, wraps=, steps=, worker_steps=, stepped_workers=,
+-- favour=: of Clients, longer=: seconds for which clients go on, threshold=: after so many writes Chroma keeps vectors
+-- in files}
 local function round_of(seed)
   local names, rng = fault_names(seed), Rng.new(seed, "wraps")
   local round = { balancers = options.balancers or seed % 4 == 3 and 2 or 1 }
@@ -98,6 +99,7 @@ local function round_of(seed)
     local calm
     round.worker_steps, calm = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
     round.favour = calm and 0.9 or 0.5
+    round.stepped_workers = calm and round.workers or rng:int(1, round.workers)
     round.longer = calm and 6 or 0
     if calm then names = { "wipe_primary", "wipe_replica" } end
     if stepped and not calm then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
@@ -218,8 +220,8 @@ local function play(seed)
   os.execute("mkdir " .. dir)
   local round = round_of(seed)
   local stage = Stage.new { dir = dir, steps = round.steps, worker_steps = round.worker_steps,
-    balancers = round.balancers, workers = round.workers, rng = Rng.new(seed, "ports" .. process.pid()),
-    chromux = options.chromux, wraps = round.wraps }
+    stepped_workers = round.stepped_workers, balancers = round.balancers, workers = round.workers,
+    rng = Rng.new(seed, "ports" .. process.pid()), chromux = options.chromux, wraps = round.wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
   local ops, events, violations, history, proved = {}, { plan = round.plan }, {}, nil, nil

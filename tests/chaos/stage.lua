@@ -31,7 +31,7 @@ end
 
 -- {dir=, rng=, chromux=path of the program, settings={...},
 --  balancers=1 or 2: how many chromux; workers=how many; wraps={primary=plan, replica=plan}: what wrap.c does between
---  chromux and them; steps, worker_steps: of core/fault.h, for each start}
+--  chromux and them; steps, worker_steps: of core/fault.h, for each start; stepped_workers=how many have these}
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux", "second" } do ports[name] = process.free_port(s.rng) end
@@ -83,12 +83,13 @@ function M.new(s)
   end
   stage.workers = {}
   for i = 1, s.workers or 0 do
-    local name, env = "worker" .. i, { FAULT_POINTS = s.worker_steps and s.worker_steps[1] or false }
+    local steps = i <= (s.stepped_workers or 0) and s.worker_steps or nil
+    local name, env = "worker" .. i, { FAULT_POINTS = steps and steps[1] or false }
     for k, v in pairs(env_chromux) do env[k] = v end
     for k, v in pairs(WORKER_SETTINGS) do env[k] = v end
     stage.workers[i] = name
     stage[name] = process.new { name = name, argv = { s.chromux, "run", "--role", "worker" }, env = env,
-      log = s.dir .. "/" .. name .. ".log", steps = s.worker_steps }
+      log = s.dir .. "/" .. name .. ".log", steps = steps }
     stage[name].ready = is_worker(stage[name])
   end
   stage.ours = {}
