@@ -166,7 +166,7 @@ static void push_processes(lua_State *L)
 
 static void push_snapshot(lua_State *L)
 {
-    double now = ev_now(stream_loop());
+    double now = base_clock();
     lua_newtable(L);
     set_number(L, "now", ev_time());
     set_number(L, "started", started);

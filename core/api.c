@@ -14,6 +14,7 @@
 
 #include "log.h"
 #include "pg_lua.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -350,9 +351,24 @@ static int api_cancel(lua_State *L)
     return 1;
 }
 
-static int api_now(lua_State *L)
+double api_follow(double *ahead, double *at, double clock, double wall)
 {
-    lua_pushnumber(L, ev_time());
+    double most = *at == 0 ? fabs(wall - clock) : (clock - *at) * 0.1;
+    double want = wall - clock - *ahead;
+    *ahead += want > most ? most : want < -most ? -most : want;
+    *at = clock;
+    return clock + *ahead;
+}
+
+double api_now(void)
+{
+    static double ahead, at;
+    return api_follow(&ahead, &at, base_clock(), ev_time());
+}
+
+static int lua_now(lua_State *L)
+{
+    lua_pushnumber(L, api_now());
     return 1;
 }
 
@@ -616,7 +632,7 @@ static int open_api(lua_State *L)
                                          {"wake", api_wake},
                                          {"spawn", api_spawn},
                                          {"cancel", api_cancel},
-                                         {"now", api_now},
+                                         {"now", lua_now},
                                          {"log", api_log},
                                          {"exit", api_exit},
                                          {"failed", api_failed},

@@ -44,4 +44,12 @@ struct wait *api_wait_begin(lua_State *L, void (*drop)(void *arg), void *arg) MU
 void api_wait_end(struct wait *w, lua_CFunction push, const void *result);
 int api_yield(lua_State *L);
 
+/* The time that Lua goes by (runtime.lua's now()): unix time, but it goes neither backwards nor
+ * more than a tenth faster or slower than time passes. When the clock on the wall is set it comes
+ * to agree with it little by little. */
+double api_now(void);
+/* The same from two readings, for tests: *ahead is what the last one was ahead of clock, *at when
+ * that was; 0 at first. */
+double api_follow(double *ahead, double *at, double clock, double wall);
+
 #endif

@@ -14,7 +14,7 @@ static int call(lua_State *L)
     luaL_argcheck(L, id < POLICY_COUNT, 1, "no such question");
     luaL_argcheck(L, nargs <= VALUES_MAX, VALUES_MAX + 2, "too many values");
     luaL_checkstack(L, VERDICT_ANSWERS, "answers");
-    if (policy_call(id, L, nargs, ev_now(stream_loop()), &why))
+    if (policy_call(id, L, nargs, base_clock(), &why))
         return VERDICT_ANSWERS;
     lua_pushnil(L);
     lua_pushstring(L, why);

@@ -45,7 +45,7 @@ static int choose(lua_State *L)
         .session = STR("journal"),
     };
     unsigned n = check_nodes(L, 4, nodes);
-    policy_route(&q, nodes, n, ev_now(stream_loop()), &v);
+    policy_route(&q, nodes, n, base_clock(), &v);
     if (v.node)
         lua_pushstring(L, v.node->name);
     else

@@ -28,6 +28,10 @@ char *base_strdup(const char *s) MUST_CHECK;
 /* Formats into fresh memory; the caller frees it. */
 char *base_printf(const char *fmt, ...) PRINTF(1, 2) MUST_CHECK;
 
+/* Seconds, for deadlines and durations: as many pass as pass, whatever happens to the clock on the
+ * wall, of which it is what that said when the process began. */
+double base_clock(void);
+
 /* A range of bytes that somebody else owns. */
 struct str {
     const char *p;

@@ -134,7 +134,7 @@
     X(sync_distributed, SYNC_DISTRIBUTED, BOOL, "false", 0, 1, false, "several sync workers")      \
     X(sync_coordinator, SYNC_COORDINATOR, BOOL, "false", 0, 1, false, "coordinate, take no tasks") \
     X(sync_chunk_size, SYNC_CHUNK_SIZE, INT, "1000", 1, 1000000, true, "records in a sync task")   \
-    X(default_batch_size, DEFAULT_BATCH_SIZE, INT, "1000", 1, 32766, true,                         \
+    X(default_batch_size, DEFAULT_BATCH_SIZE, INT, "1000", 1, 32000, true,                         \
       "records in a sync request")                                                                 \
     X(max_memory_mb, MAX_MEMORY_MB, INT, "400", 32, 1048576, true,                                 \
       "memory of a sync worker, in MB")                                                            \

@@ -75,7 +75,7 @@ const char *courier_end_name(enum courier_end e)
 
 static double now(void)
 {
-    return ev_now(stream_loop());
+    return base_clock();
 }
 
 void courier_fence_set(double boottime)

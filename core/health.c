@@ -67,7 +67,7 @@ void health_note(struct node *n, struct collection_state *c, enum health_signal 
         h->oks++;
         return;
     }
-    double now = ev_now(stream_loop());
+    double now = base_clock();
     count(h, s, now);
     if (text && *text)
         snprintf(h->last_error, sizeof h->last_error, "%s", text);

@@ -61,7 +61,7 @@ static ev_timer turn; /* fed, never started */
 
 static double now(void)
 {
-    return ev_now(stream_loop());
+    return base_clock();
 }
 
 static void wake(void)
@@ -263,7 +263,7 @@ static int make_request(lua_State *L)
         set_str(L, "forwarded", j->forwarded);
     set_text(L, "id", r->id);
     set_str(L, "body", (struct str){buf_data(&r->body.bytes), buf_len(&r->body.bytes)});
-    set_number(L, "deadline", ev_time() + j->deadline - now());
+    set_number(L, "deadline", api_now() + j->deadline - now());
     if (j->bounded)
         set_number(L, "max_behind", (double)j->max_behind);
     lua_rawset(L, LUA_REGISTRYINDEX);

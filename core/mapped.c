@@ -202,6 +202,13 @@ bool mapped_copy_is_coming(const struct mapped *m, uint64_t tried)
     return false;
 }
 
+void mapped_want(const struct mapped *m)
+{
+    lua_pushstring(api_vm(), m->id);
+    if (api_call("lb.journal", "wanted", 1))
+        lua_pop(api_vm(), 1);
+}
+
 bool mapped_may_read(const struct mapped *m, const struct node *n, uint64_t max_behind)
 {
     const struct collection *c = mapped_collection(m);

@@ -55,6 +55,8 @@ bool mapped_copy_is_coming(const struct mapped *m, uint64_t tried);
 /* May the copy on this node be read, if it lacks at most max_behind entries? True where ids mean
  * what the servers mean by them. */
 bool mapped_may_read(const struct mapped *m, const struct node *n, uint64_t max_behind) MUST_CHECK;
+/* The engine is told that a read waits for a copy of it. */
+void mapped_want(const struct mapped *m);
 /* Before a try: writes the id that the collection has on this node to head + m->at. false: its copy
  * may not be read any more. */
 bool mapped_begin_try(struct mapped *m, const struct node *n, char *head) MUST_CHECK;

@@ -105,7 +105,7 @@ struct conn *pool_connect(struct node *n, void (*event)(struct conn *, enum stre
     pool_of(n)->open_count++;
     c->event = event;
     c->owner = owner;
-    c->opened = ev_now(stream_loop());
+    c->opened = base_clock();
     c->requests = 1;
     c->addr_changes = n->addr_changes;
     return c;
@@ -125,7 +125,7 @@ static bool keepable(const struct conn *c, double now)
 void pool_give(struct conn **cp)
 {
     struct conn *c = *cp;
-    double now = ev_now(stream_loop());
+    double now = base_clock();
     if (!keepable(c, now)) {
         pool_drop(cp);
         return;
@@ -352,7 +352,7 @@ static void sweep(struct ev_loop *loop, ev_timer *w, int revents)
     (void)w;
     (void)revents;
     for (unsigned i = 0; i < fleet_count; i++)
-        drop_idle(pool_of(fleet_node[i]), ev_now(loop), false);
+        drop_idle(pool_of(fleet_node[i]), base_clock(), false);
 }
 
 void pool_retire(struct node *n)

@@ -50,7 +50,7 @@ static const struct config *cfg;
 
 static double now(void)
 {
-    return ev_now(stream_loop());
+    return base_clock();
 }
 
 /* ±10 %, so that many balancers and instances do not fall into step. */

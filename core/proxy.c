@@ -47,7 +47,7 @@ static unsigned free_count, budgeted_now;
 
 static double now(void)
 {
-    return ev_now(stream_loop());
+    return base_clock();
 }
 
 void proxy_start(const struct config *c)
@@ -260,6 +260,7 @@ static bool wait_for_copy(struct proxied *p)
         p->copy_until = t + cfg->try_timeout;
     if (t >= p->copy_until || t >= p->total_at || !mapped_copy_is_coming(&p->map, p->tried))
         return false;
+    mapped_want(&p->map);
     p->copy_at = t + COPY_WAIT;
     arm(p);
     return true;

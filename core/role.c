@@ -76,7 +76,7 @@ static void apply_instances(const struct config *c)
         was[i] = fleet_node[i];
         fleet_hold(was[i]);
     }
-    fleet_configure(c, ev_now(loop));
+    fleet_configure(c, base_clock());
     for (unsigned i = 0; i < n; i++) {
         if (was[i]->removed) {
             pool_retire(was[i]);
@@ -153,7 +153,7 @@ static void on_drain_poll(struct ev_loop *l, ev_timer *w, int revents)
     (void)revents;
     if (session_shared.count + session_shared.local_count == 0 && all_finished())
         ev_break(l, EVBREAK_ALL);
-    else if (ev_now(l) >= drain_until) {
+    else if (base_clock() >= drain_until) {
         log_warn("drain_timeout", "connections=%u", session_shared.count);
         ev_break(l, EVBREAK_ALL);
     }
@@ -171,7 +171,7 @@ static void on_stop(struct ev_loop *l, ev_signal *w, int revents)
         return;
     }
     stopped_by = w->signum;
-    drain_until = ev_now(l) + cfg->drain_timeout;
+    drain_until = base_clock() + cfg->drain_timeout;
     log_info("draining", "connections=%u timeout=%g", session_shared.count, cfg->drain_timeout);
     listener_close_all();
     session_drain_all();
@@ -370,7 +370,7 @@ static bool start_common(struct buf *errors)
     proxy_start(cfg);
     probe_start(cfg);
     admin_start(cfg, ev_time());
-    fleet_configure(cfg, ev_now(loop));
+    fleet_configure(cfg, base_clock());
     api_copies_open(api_vm());
     api_usage_open(api_vm());
     if (*cfg->database_url)

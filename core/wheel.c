@@ -18,7 +18,7 @@ static struct wheel_entry slot[SLOTS];
  * than FAR ahead. */
 static uint32_t tick_of(double t)
 {
-    double ticks = (t - origin) / TICK, most = (ev_now(loop) - origin) / TICK + FAR;
+    double ticks = (t - origin) / TICK, most = (base_clock() - origin) / TICK + FAR;
     if (ticks > most)
         ticks = most;
     return ticks <= 0 ? 0 : (uint32_t)(uint64_t)ticks + 1;
@@ -37,7 +37,7 @@ static void link_entry(struct wheel_entry *e)
 {
     if (entries++ == 0) {
         /* Asleep until now: nothing lies in any slot, so the sweep may start from here. */
-        now_tick = tick_of(ev_now(loop)) - 1;
+        now_tick = tick_of(base_clock()) - 1;
         ev_timer_again(loop, &timer);
     }
     uint32_t t = tick_of(e->deadline);
@@ -57,7 +57,7 @@ static void sweep(struct ev_loop *l, ev_timer *w, int revents)
 {
     (void)w;
     (void)revents;
-    double now = ev_now(l);
+    double now = base_clock();
     uint32_t until = tick_of(now) - 1;
     while ((int32_t)(until - now_tick) > 0 && entries > 0) {
         now_tick++;
@@ -88,7 +88,7 @@ static void sweep(struct ev_loop *l, ev_timer *w, int revents)
 void wheel_start(struct ev_loop *l)
 {
     loop = l;
-    origin = ev_now(l) - TICK;
+    origin = base_clock() - TICK;
     now_tick = 0;
     entries = 0;
     for (unsigned i = 0; i < SLOTS; i++)

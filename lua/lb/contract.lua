@@ -143,7 +143,7 @@ samples["sync.batch"] = function()
     {}, { refused = "413" }, { refused = "429", batch = 1 }, { refused = "503", errors = 9 },
     { free_mb = 90 }, { free_mb = 10, used_share = 0.99 }, { free_mb = 0, used_share = 1, least = 100, batch = 100 },
     { latency = 100 }, { records = 0, payload_bytes = 0, latency = 0 }, { payload_bytes = 4e7, records = 1 },
-    { batch = 1, most = 1 }, { batch = 32766, most = 32766 },
+    { batch = 1, most = 1 }, { batch = 32000, most = 32000 },
   })
 end
 

@@ -14,6 +14,7 @@ local courier = require("lb.courier")
 local copies = require("chromux.copies")
 local answers = require("chromux.answer")
 local figures = require("lb.figures")
+local sound = require("lb.sound")
 local json = json
 
 local M = {}
@@ -440,6 +441,19 @@ function M.look(logical)
   spawn(function()
     copies.looked(logical, look_again(logical, nil, nil, now() + J.settings.REQUEST_TIMEOUT) == true)
   end)
+end
+
+-- A read of this collection waits for a copy that may be read: those that were not looked at yet are looked at next.
+function M.wanted(logical)
+  local names = J.names
+  local lane = names and names.by_logical[logical]
+  for _, copy in ipairs(lane and lane.order or {}) do
+    if copy.physical ~= "" then
+      sound.look(lane, copy, function()
+        return names:path(lane.tenant, lane.database, "/collections/" .. copy.physical)
+      end, true)
+    end
+  end
 end
 
 -- A read was answered "no such collection" by an instance that should have it.

@@ -4,7 +4,8 @@
 -- Each is a row of journal_rebuilds:
 --   swapped    the copy is the new collection, which still has its temporary name, and the old one has the name. Until
 --              both names are right the instance does no catalogue operation (its part in lane 0 is held)
---   named      the old one is to be deleted, under the name of a tomb; done: it is
+--   named      the old one is to be deleted, under the name of a tomb; done: it is, or it is kept under a name of its
+--              own (`keep`: somebody else made it)
 --   dropping   the temporary one is to be deleted; dropped: it is
 -- Names of tombs and temporary collections are chromux's own, and each is used once: whoever has it may be deleted.
 local deeds = require("lb.deeds")
@@ -26,13 +27,13 @@ end
 
 local function tomb_of(item) return "chromux-tomb-rebuild-" .. item.id end
 
--- row: {id=, lane=, instance=, tenant=, database=, temp=, temp_name=, old=, state=}. settle: seconds for which a
+-- row: {id=, lane=, instance=, tenant=, database=, temp=, temp_name=, old=, keep=, state=}. settle: seconds for which a
 -- request that makes the temporary collection may still be executed. One that is swapped stops the instance's part in
 -- the catalogue, or takes it from whoever holds it. -> the item
 function Leftovers:add(row, settle)
   local item = { id = row.id, lane = row.lane, instance = row.instance, tenant = row.tenant, database = row.database,
-    temp = row.temp, temp_name = row.temp_name, old = row.old, state = row.state, settle = settle, pause = FIRST_PAUSE,
-    at = 0, since = now() }
+    temp = row.temp, temp_name = row.temp_name, old = row.old, keep = row.keep, state = row.state, settle = settle,
+    pause = FIRST_PAUSE, at = 0, since = now() }
   self.items[#self.items + 1] = item
   local member = item.state == "swapped" and self.names.copies[item.instance]
   if member then member.held = UNFINISHED end
@@ -76,31 +77,46 @@ local function rename(self, item, physical, name)
   return false
 end
 
--- Whoever has the name on this server goes out of its way. A collection that is to be made anew will be deleted by its
--- id; one that nobody knows keeps all that it has, under a name that says what it was.
+local function aside(name, id) return name:sub(1, 400) .. "-aside-" .. id:sub(1, 8) end
+
+-- Whoever has the name on this server goes out of its way. A copy of another lane gets its own name from what its
+-- instance has yet to do in the catalogue, which says whose name it is and asks nobody, or is deleted by its id; only
+-- that can't be waited for, since nothing is done there while names are not right. One that nobody knows keeps all that
+-- it has, under a name that says what it was.
 local function make_way(self, item, name)
   local there = deeds.id_by_name(self.context, item.server, base_of(self, item), name)
   if not there or there == item.temp then return there == false or there == item.temp end
   local lane = (self.names.physical[item.instance] or {})[there]
-  local copy = lane and lane.copies[item.instance]
-  if copy and copy.physical == there and copy.state == "ready" then return false end -- it will be renamed itself
-  local aside = (lane and "chromux-old-" .. lane.id or name:sub(1, 400) .. "-aside") .. "-" .. there:sub(1, 8)
-  log.warn("collection_moved_aside", name .. " (" .. there .. ") on " .. item.instance .. " is now " .. aside)
-  return rename(self, item, there, aside)
+  local other = lane and "chromux-old-" .. lane.id .. "-" .. there:sub(1, 8) or aside(name, there)
+  log.warn("collection_moved_aside", name .. " (" .. there .. ") on " .. item.instance .. " is now " .. other)
+  return rename(self, item, there, other)
+end
+
+-- Nobody has the name any more that the new one is to have: the old one is a tomb, or kept. false: not now
+local function put_away(self, item, lane)
+  if item.old == "" or item.old == item.temp then return true end
+  if not item.keep then return rename(self, item, item.old, tomb_of(item)) end
+  local name = aside(lane and lane.name or "collection-" .. item.lane, item.old)
+  if not rename(self, item, item.old, name) then return false end
+  local text = string.format("what stood on %s before it joined and is not what the others have is kept there as %s",
+    item.instance, name)
+  log.warn("collection_moved_aside", text)
+  self.context.events:note("not_adopted", item.instance, nil, text, false)
+  return true
 end
 
 local Step = {}
 
 function Step.swapped(self, item)
   self.context.fault("rebuild.swapped_old_alive")
-  if item.old ~= "" and item.old ~= item.temp and not rename(self, item, item.old, tomb_of(item)) then return false end
   local lane = self.names.by_lane[item.lane]
+  if not put_away(self, item, lane) then return false end
   if lane then
     local fine = rename(self, item, item.temp, lane.name)
     if fine == nil and make_way(self, item, lane.name) then fine = rename(self, item, item.temp, lane.name) end
     if not fine then return false end
   end
-  local done = state_is(self, item, item.old == "" and "done" or "named")
+  local done = state_is(self, item, (item.old == "" or item.keep) and "done" or "named")
   if done then let_go(self, item) end
   return done
 end

@@ -3,7 +3,7 @@
 --   name() -> "boot:namespace/pid/start": names this process for good
 --   dead(name) -> has it ended for certain? That can be said only of processes of this machine's present boot, and of
 --       this process's own namespace of pids: containers share the boot, and each counts from 1
---   memory_mb() -> of this process, now
+--   memory_mb() -> of this process, now; peak_mb() -> the most that it ever was
 --   cpu_seconds() -> used by this process so far
 --   room(root) -> {limit_mb=, free_mb=}: what the control group of this process allows and has left, v1 or v2, and no
 --       more than the machine has; limit_mb is nil where nothing limits it. root: of a machine made of files, for specs
@@ -65,9 +65,12 @@ function M.dead(name)
   return fields ~= nil and (fields[20] ~= began or fields[1] == "Z" or fields[1] == "X")
 end
 
-function M.memory_mb()
-  return (tonumber(read_all("/proc/self/status"):match("VmRSS:%s*(%d+) kB")) or 0) / 1024
+local function status_mb(field)
+  return (tonumber(read_all("/proc/self/status"):match(field .. ":%s*(%d+) kB")) or 0) / 1024
 end
+
+function M.memory_mb() return status_mb("VmRSS") end
+function M.peak_mb() return status_mb("VmHWM") end
 
 function M.cpu_seconds()
   local fields = stat("self")

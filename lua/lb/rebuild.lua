@@ -4,7 +4,8 @@
 -- (sync.lua). finish() holds the source for one request, brings over what was written last, and makes the new
 -- collection the copy, in one transaction. Whatever comes in between (another holder, a new life of either server, a
 -- catalogue operation on the collection) ends the rebuild: what was made is thrown away (leftovers.lua), and it starts
--- over.
+-- over. What stood on an instance before it joined is not thrown away when a new collection takes its place: it gets
+-- another name, and is shown (aside.lua).
 --
 -- The collection `unverified` on the instance may take the place of the new one ("adopt"): nobody reads it either.
 --
@@ -33,7 +34,9 @@ local PATIENCE = 2         -- seconds for a driver to come to a stop, or for a s
 local FIRST_PAUSE, LAST_PAUSE = 0.01, 0.5
 local TRIES = 12           -- to take the hold, before the caller copies what has come meanwhile
 local ANSWER_MOST = 64 * 1024 * 1024
-local KEPT = "1 hour"      -- for which is known how a rebuild has ended
+local NAMED = 10           -- ids that a message names
+local SLOW_TOLD = 10       -- holds that were not long enough
+local KEPT = "30 days"     -- for which is known how a rebuild has ended, and which names were used for it
 
 -- ---- statements ------------------------------------------------------------------------------------------
 
@@ -43,10 +46,10 @@ local SQL = {}
 
 function SQL.begin(r, copy)
   return { [[INSERT INTO journal_rebuilds (token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0,
-        state) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+        state, keep) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
       ON CONFLICT (token) DO UPDATE SET token = EXCLUDED.token RETURNING id]],
     r.token, r.lane.id, r.instance, r.source, r.adopt, r.lane.tenant, r.lane.database, r.adopt and copy.physical or "",
-    r.temp_name, r.p0, r.adopt and "copying" or "making" }
+    r.temp_name, r.p0, r.adopt and "copying" or "making", r.keep }
 end
 
 function SQL.made(r)
@@ -64,13 +67,20 @@ function SQL.interrupted(upto)
       why = $2, changed_at = now() WHERE state IN ('making', 'copying') AND id <= $1]], upto, INTERRUPTED }
 end
 
--- All or nothing; a second time it changes nothing.
+-- Who makes a task of sync for it holds its row too (sync_store.lua): the swap sees all of them.
+function SQL.lock(r) return { "SELECT id FROM journal_rebuilds WHERE id = $1 FOR UPDATE", r.id } end
+
+-- All or nothing; a second time it changes nothing, and neither does it while something may still be written to the new
+-- collection: one who only believes that it coordinates may ask for it.
 function SQL.swap(r, position, hold_ms, reason)
   return { [[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN 'done' ELSE 'swapped' END,
         position = $3, hold_ms = $4, old = $5, changed_at = now()
         WHERE id = $1 AND state = 'copying' AND EXISTS (SELECT 1 FROM journal_lanes l WHERE l.lane = b.lane AND open)
         AND EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = b.lane AND c.instance = b.instance
-          AND c.incarnation = $2) RETURNING lane, instance, temp)
+          AND c.incarnation = $2)
+        AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.rebuild = b.id AND (j.settle_until > now()
+          OR EXISTS (SELECT 1 FROM sync_tasks t WHERE t.job = j.id AND t.task_status IN ('pending', 'processing'))))
+        RETURNING lane, instance, temp)
       UPDATE journal_copies c SET physical = r.temp, incarnation = c.incarnation + 1, position = $3, state = 'ready',
         reason = $6, doubt = 0, changed_at = now() FROM r WHERE c.lane = r.lane AND c.instance = r.instance]],
     r.id, r.target.incarnation, position, hold_ms, r.target.physical, reason, lane = r.lane.id }
@@ -278,6 +288,11 @@ local function prepare(self, r)
   return true
 end
 
+-- Is what the copy has not ours? It stood on the instance when that joined, and was never found to be what others have.
+local function foreign(lane, copy)
+  return lane.adopted == true and copy.state ~= "ready" and copy.p == 0 and copy.physical ~= ""
+end
+
 function Rebuilds:begin(a)
   local lane = self.names.by_lane[a.lane]
   if not lane then return nil, "there is no such collection (any more)" end
@@ -298,7 +313,8 @@ function Rebuilds:begin(a)
   local token = string.format("%d-%d", self.context.store.epoch, self.serial)
   local r = { lane = lane, instance = a.instance, source = a.source, adopt = a.adopt == true, server = target.server,
     target = target, from = from, life = target.server.admitted, from_life = from.server.admitted, p0 = from.p,
-    token = token, temp_name = "" }
+    token = token, temp_name = "", most = MOST_IDS }
+  r.keep = not r.adopt and foreign(lane, target)
   if not r.adopt then
     r.temp_name = "chromux-temp-" .. lane.id .. "-" .. a.instance:gsub("[^%w._-]", "_"):sub(1, 100) .. "-" .. token
   end
@@ -339,6 +355,17 @@ local function only_there(r, position)
   return false
 end
 
+-- So many records could not be read while the source was held: they are copied without a hold, and fewer are left to
+-- the next one.
+local function too_slow(self, r, count)
+  r.most, r.slow = math.max(1, math.floor(count / 2)), (r.slow or 0) + 1
+  if r.slow ~= SLOW_TOLD then return end
+  local text = string.format("%s: %d times what clients had written last could not be read on %s within %d ms",
+    r.lane.logical, r.slow, r.source, HOLD_MOST * 1000)
+  log.warn("rebuild_slow", text)
+  self.context.events:note("rebuild_slow", r.instance, nil, text, false)
+end
+
 -- The records that entries behind `upto` may have changed, as they are on the source where it stands.
 -- {position=, ids=, answer=, hold_ms=} | nil, count, position: too many, or not now | nil, nil, why: it has ended
 local function last_records(self, r, upto, until_)
@@ -347,13 +374,13 @@ local function last_records(self, r, upto, until_)
   for _ = 1, TRIES do
     local why = ended(self, r) or touched.unreadable
     if why then return nil, nil, why end
-    local fits = touched:extend(from.p, MOST_IDS, MOST_BYTES)
+    local fits = touched:extend(from.p, r.most, MOST_BYTES)
     if fits == false then return nil, math.max(#touched.list, from.p - touched.to), from.p end
     local hold = fits and Hold.take(lane, from, PATIENCE, HOLD_MOST)
     if hold then
       local position, a = hold.position, nil
       self.context.fault("rebuild.hold_taken")
-      fits = touched:extend(position, MOST_IDS, MOST_BYTES)
+      fits = touched:extend(position, r.most, MOST_BYTES)
       if fits and #touched.list > 0 and not only_there(r, position) then
         a = from.server:ask("POST", base_of(self, lane) .. "/" .. from.physical .. "/get", exact.get_body(touched.list),
           HOLD_MOST, false, r.from_life)
@@ -365,6 +392,10 @@ local function last_records(self, r, upto, until_)
       if ms and a and a.status == 200 then
         self.held_most = math.max(self.held_most, ms)
         return { position = position, ids = touched.list, answer = a.body, hold_ms = ms }
+      end
+      if not (ms and a) and #touched.list > 1 then
+        too_slow(self, r, #touched.list)
+        return nil, #touched.list, from.p
       end
     end
     if now() > until_ then break end
@@ -394,14 +425,15 @@ end
 -- These records are in the new collection as they were on the source. true | nil, why
 local function bring(self, r, last, until_)
   if #last.ids == 0 then return true end
-  local fine, why = insist(self, r, "/delete", slice.ids_body(last.ids), until_)
-  if not fine then return nil, why end
-  self.context.fault("reconcile.deleted_not_added")
   local body, count, nulls = records.add_body(last.answer, {})
   if not body then return nil, "the last records can't be read: " .. tostring(count) end
   if #nulls > 0 then
-    log.warn("records_left_out", #nulls .. " of " .. r.lane.logical .. " hold no number in their vectors")
+    return nil, string.format("%d records have vectors that hold what is no number (NaN), which cannot be copied: %s",
+      #nulls, table.concat(nulls, ", ", 1, math.min(#nulls, NAMED)))
   end
+  local fine, why = insist(self, r, "/delete", slice.ids_body(last.ids), until_)
+  if not fine then return nil, why end
+  self.context.fault("reconcile.deleted_not_added")
   if count == 0 then return true end
   return insist(self, r, "/add", body, until_)
 end
@@ -435,25 +467,27 @@ local function swapped(self, r, last, reason)
   if lane.open then self.names:copy_swap(lane, target, c) end
   if r.adopt then return end
   return self.leftovers:add { id = r.id, lane = lane.id, instance = r.instance, tenant = lane.tenant,
-    database = lane.database, temp = r.temp, temp_name = r.temp_name, old = target.physical, state = "swapped" }
+    database = lane.database, temp = r.temp, temp_name = r.temp_name, old = target.physical, keep = r.keep,
+    state = "swapped" }
 end
 
 -- What stays to be known of why it was made anew: a server that refuses what others take is not made anew for ever.
 local function remembered(target) return target.reason:find(Lane.REFUSES, 1, true) == 1 and target.reason or "" end
 
--- true, leftover | false, why
+-- true, leftover | false, why; nil: not while tasks for it are open
 local function commit(self, r, last)
-  local reason, done, item = remembered(r.target), false, nil
+  local reason, state, item = remembered(r.target), nil, nil
+  local done = false
   r.swapping = true
-  local rows, why = self.context.store:commit({ SQL.swap(r, last.position, last.hold_ms, reason), SQL.look(r) }, nil,
-    function(rows)
-      local row = rows[2][1]
-      done = row ~= nil and (row.state == "swapped" or row.state == "done")
-      if done then item = swapped(self, r, last, reason) end
-    end)
+  local rows, why = self.context.store:commit({ SQL.lock(r), SQL.swap(r, last.position, last.hold_ms, reason),
+    SQL.look(r) }, nil, function(rows)
+    state = rows[3][1] and rows[3][1].state
+    done = state == "swapped" or state == "done"
+    if done then item = swapped(self, r, last, reason) end
+  end)
   r.swapping = nil
   if done then return true, item end
-  return false, rows and "the copy or the collection is another by now" or why
+  return false, rows and state ~= "copying" and "it was given up" or why
 end
 
 local function finish(self, r, a)
@@ -484,7 +518,11 @@ local function finish(self, r, a)
   else
     hold:release()
   end
-  if not done then return nil, why or item end
+  if not done then
+    why = why or item or ended(self, r)
+    if why then return nil, why end
+    return { more = 0, position = last.position, from = from }
+  end
   log.info("rebuilt", string.format("%s on %s from %s at %d, held %.1f ms", r.lane.logical, r.instance, r.source,
     last.position, last.hold_ms))
   self.context.events:note("copy_rebuilt", r.instance, nil, r.lane.logical .. " from " .. r.source)

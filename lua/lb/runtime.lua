@@ -24,7 +24,8 @@
 --       listening has begun, the first time and after each reconnect: earlier ones may be missing
 --   connection:observe(fn)              fn("ready"), fn("away") in a new task when the state changes
 --   connection:state() -> "ready" | "connecting" | "away", last error ("" when none)
---   sleep(seconds); now() -> seconds since 1970, with a fraction
+--   sleep(seconds); now() -> seconds since 1970, with a fraction; deadlines and durations may be told by it: when the
+--       clock is set it follows slowly, a tenth faster or slower than time passes
 --   spawn(fn, ...) -> task;  task:wait() -> true, results of fn | false, message;  task:cancel()
 --       an error in fn is logged with its traceback and ends this task alone
 --   json.encode(value), json.decode(text) -> result | nil, message; json.null

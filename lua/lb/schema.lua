@@ -13,7 +13,6 @@
 -- journal_rebuilds   copies that are being made anew, and what is left over from that (rebuild.lua, leftovers.lua)
 -- sync_calls         what sync asks the holder of the lease to do for it (sync_calls.lua)
 -- notify_*           what people are to be told, what they were told, and who tells them (notify_store.lua)
--- journal_rebuilds   copies that are being made anew, and what is left over from that; sync_calls: what is asked for
 local M = {}
 
 -- ---- sync: rebuilds, jobs, tasks, workers ------------------------------------------------------------------
@@ -44,7 +43,8 @@ local SYNC = {
   -- Copies to be made anew, taken over or compared. Whoever asks for one inserts a row that waits, with kind, lane,
   -- instance (the copy that is to become or be proven equal) and asked_by; the coordinator fills in the rest. rebuild,
   -- temp, p0: as the holder of the journal answered (sync_calls.lua). upto: all that was written up to this entry is
-  -- in the temporary collection. settle_until: until then something that a lost worker sent may still be executed.
+  -- in the temporary collection. laters: how often it could not go on in its present state. losses: workers that were
+  -- lost with a task of it; settle: for how long (s) of the target's running time what they sent may yet be executed.
   [[CREATE TABLE sync_jobs (
       id bigserial PRIMARY KEY,
       kind text NOT NULL CHECK (kind IN ('rebuild', 'adopt', 'verify')),
@@ -75,7 +75,9 @@ local SYNC = {
       repaired bigint NOT NULL DEFAULT 0,
       attempts integer NOT NULL DEFAULT 0,
       not_before timestamptz NOT NULL DEFAULT now(),
-      settle_until timestamptz NOT NULL DEFAULT now(),
+      laters integer NOT NULL DEFAULT 0,
+      settle double precision NOT NULL DEFAULT 0,
+      losses bigint NOT NULL DEFAULT 0,
       error text NOT NULL DEFAULT '',
       hold_ms double precision,
       memory_peak_mb double precision,
@@ -85,6 +87,7 @@ local SYNC = {
   [[CREATE UNIQUE INDEX sync_jobs_open ON sync_jobs (lane, instance, kind)
       WHERE state NOT IN ('done', 'failed', 'cancelled')]],
   "CREATE INDEX sync_jobs_recent ON sync_jobs (lane, instance, finished_at)",
+  "CREATE INDEX sync_jobs_live ON sync_jobs (id) WHERE finished_at IS NULL",
   -- chunk offsets: places in the list of ids that was taken at the job's beginning. epoch: raised by each claim; the
   -- report of an earlier one is refused.
   [[CREATE TABLE sync_tasks (
@@ -142,7 +145,7 @@ local SYNC = {
       repaired bigint NOT NULL DEFAULT 0,
       PRIMARY KEY (collection_id, instance))]],
   -- What is being made anew, and what of it is yet to be cleaned up (rebuild.lua, leftovers.lua). temp: the id of the
-  -- collection on the instance; old: of the one that it replaced.
+  -- collection on the instance; old: of the one that it replaced; keep: which somebody else made.
   [[CREATE TABLE journal_rebuilds (
       id bigserial PRIMARY KEY,
       token text NOT NULL UNIQUE,
@@ -155,6 +158,7 @@ local SYNC = {
       temp text NOT NULL DEFAULT '',
       temp_name text NOT NULL DEFAULT '',
       old text NOT NULL DEFAULT '',
+      keep boolean NOT NULL DEFAULT false,
       p0 bigint NOT NULL,
       position bigint,
       hold_ms double precision,
@@ -176,6 +180,7 @@ local SYNC = {
       done boolean,
       answer text)]],
   "CREATE INDEX sync_calls_open ON sync_calls (id) WHERE answered_at IS NULL",
+  "CREATE INDEX sync_calls_confirmed ON sync_calls (lane) WHERE kind = 'confirm'",
 }
 
 -- ---- monitoring: samples and recommendations ---------------------------------------------------------------

@@ -170,20 +170,24 @@ local function follow(lane, copy, base)
 end
 
 -- Looks at the copy, in a task of its own, unless it is known. base(): the path of the collection on its server.
-function M.look(lane, copy, base)
-  if copy.looking or not wanted(lane, copy) then return end
-  copy.looking = true
-  copy.server:run(function()
+-- urgent: somebody waits for it, so it does not wait for its turn behind those of all other collections.
+function M.look(lane, copy, base, urgent)
+  if copy.looking == "now" or (copy.looking and not urgent) or not wanted(lane, copy) then return end
+  copy.looking = "soon"
+  local function begin()
+    if copy.looking ~= "soon" then return end -- it was urgent meanwhile
+    copy.looking = "now"
     local ok, why = xpcall(follow, debug.traceback, lane, copy, base)
     if not ok then
       log.error("copy_look_failed", why)
       sleep(LAST_PAUSE)
     end
-    copy.looking = false
+    copy.looking = nil
     if lane.context.dead or not lane.open then return end
     lane:publish(copy)
     lane:kick_copy(copy)
-  end)
+  end
+  if urgent then spawn(begin) else copy.server:run(begin) end
 end
 
 return M

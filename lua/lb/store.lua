@@ -323,7 +323,7 @@ local COLLECTIONS = "SELECT lane, logical, tenant, database, name, adopted FROM 
 local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt,
     extract(epoch FROM changed_at)::bigint AS changed FROM journal_copies
     WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
-local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, state
+local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, keep, state
     FROM journal_rebuilds WHERE state NOT IN ('done', 'dropped') ORDER BY id]]
 local TENANTS, DATABASES = "SELECT name FROM journal_tenants", "SELECT tenant, name FROM journal_databases"
 

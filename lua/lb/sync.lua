@@ -72,7 +72,7 @@ local function coordinate()
   end
   if epoch and not S.coordinator then
     S.epoch, S.troubled = epoch, now()
-    S.coordinator = Coordinator.new { store = S.store, settings = S.settings, id = S.id,
+    S.coordinator = Coordinator.new { store = S.store:of_coordinator(epoch), settings = S.settings, id = S.id,
       steady = function() return now() - S.troubled end, fault = fault }
     S.coordinator:start()
   end

@@ -56,7 +56,7 @@ end
 function Batch:look()
   local room = self.room()
   self.memory_mb = process.memory_mb()
-  self.peak_mb = math.max(self.peak_mb, self.memory_mb)
+  self.peak_mb = process.peak_mb()
   local limit = math.min(self.settings.MAX_MEMORY_MB, room.limit_mb or math.huge)
   return self.memory_mb, limit, math.max(0, math.min(limit - self.memory_mb, room.free_mb))
 end

@@ -1,7 +1,8 @@
 -- sync_calls.lua: what those who rebuild and compare copies (sync.lua, the CLI) ask of the holder of the lease,
 -- wherever it is: rows of sync_calls, and a notification each way.
 --
---   ask(kind, lane, instance, arguments, timeout) -> answer (a table) | nil, why
+--   ask(kind, lane, instance, arguments, timeout, epoch) -> answer (a table) | nil, why
+--       epoch: of the coordinator that asks (nil: somebody else does); "not ours" when there is another one by now
 --
 --   member   {}                             the instance is in the catalogue again -> {ok}
 --   begin    {source=, adopt=}              -> {rebuild=, temp=, temp_name=, source_physical=, p0=, tenant=, database=,
@@ -75,15 +76,18 @@ local function answer_of(row)
 end
 
 -- Asks, and waits for at most so many seconds.
-function M.ask(kind, lane, instance, arguments, timeout)
+function M.ask(kind, lane, instance, arguments, timeout, epoch)
   local connection = pg.connection("default")
   if not connection then return nil, "no DATABASE_URL" end
   listen(connection)
-  local rows, why = connection:query([[WITH asked AS (INSERT INTO sync_calls (kind, lane, instance, arguments, until)
-      VALUES ($1, $2, $3, $4, now() + $5 * interval '1 second') RETURNING id)
+  local rows, why = connection:query([[WITH mine AS (SELECT 1 FROM sync_lease WHERE epoch = $7 FOR SHARE),
+    asked AS (INSERT INTO sync_calls (kind, lane, instance, arguments, until)
+      SELECT $1, $2::bigint, $3, $4, now() + $5 * interval '1 second'
+        WHERE $7::bigint IS NULL OR EXISTS (SELECT 1 FROM mine) RETURNING id)
       SELECT id, pg_notify($6, '')::text AS told FROM asked]], kind, lane, instance, json.encode(arguments or {}),
-    timeout, M.CHANNEL)
+    timeout, M.CHANNEL, epoch or pg.null)
   if not rows then return nil, why end
+  if not rows[1] then return nil, "not ours" end
   local id, till = rows[1].id, now() + timeout
   local news = News.new()
   waiting[id] = news

@@ -17,9 +17,10 @@ local SETTLE_DEAD = 1           -- R5, as in servers.lua
 local AGAIN = 60                -- seconds before a copy that was not healed is tried again, doubled each time
 local SHOWN_EVERY, REAP_EVERY, MAKE_EVERY, FORGET_EVERY = 1, 0.5, 1, 3600
 local MEMBER_SECONDS = 60
+local AWAY = 10                 -- seconds that the tasks of a job wait for an instance that cannot be used
 
--- c: {store=, settings=, id= of this process's worker, steady() -> seconds since its lease was last in question,
--- fault(name): a named step of a test build}
+-- c: {store= of its epoch, settings=, id= of this process's worker, steady() -> seconds since its lease was last in
+-- question, fault(name): a named step of a test build}
 function Coordinator.new(c)
   local self = setmetatable({ store = c.store, settings = c.settings, id = c.id, steady = c.steady, fault = c.fault,
     alive = true, running = {}, lanes = {}, count = 0, verifies = 0, progress = {}, members = {}, sourceless = {},
@@ -71,7 +72,17 @@ local function unsettled(self, job)
   end
 end
 
--- Until no task of the job is open, or one has failed, or the job is not what it was: its progress. nil: lease lost.
+-- The instance of the job's two that could not be used for a while: its name | nil
+local function away(self, job)
+  job.away = job.away or {} -- since when
+  for _, instance in ipairs { job.source, job.instance } do
+    job.away[instance] = not self.able(instance) and (job.away[instance] or now()) or nil
+    if job.away[instance] and now() - job.away[instance] > AWAY then return instance end
+  end
+end
+
+-- Until no task of the job is open, or one has failed, or the job is not what it was, or it waits for an instance: its
+-- progress. nil: lease lost.
 function Coordinator:await_tasks(job)
   local round = self.begun
   self:look()
@@ -80,8 +91,8 @@ function Coordinator:await_tasks(job)
     if not self.alive then return nil end
     local p = self.progress[job.id]
     if p then
-      p.again = unsettled(self, job)
-      if p.again or p.failed > 0 or p.open == 0 or p.state ~= job.state then return p end
+      p.again, p.away = unsettled(self, job), away(self, job)
+      if p.again or p.away or p.failed > 0 or p.open == 0 or p.state ~= job.state then return p end
     end
     round = self.over
   end
@@ -124,7 +135,7 @@ local function reap(self)
     -- After a pause of our own, or of PostgreSQL, all look late: they get the time to say that they are not.
     local late = w.late and w.worker_id ~= self.id and self.steady() > self.settings.LEASE_TIMEOUT
     if dead or late then
-      local settle = dead and SETTLE_DEAD or math.max(SETTLE_DEAD, w.left + self.settings.WRITE_HORIZON)
+      local settle = dead and SETTLE_DEAD or math.max(SETTLE_DEAD, self.settings.WRITE_HORIZON)
       local text = dead and "its worker ended" or "its worker was silent beyond its lease"
       local n = self.store:worker_lost(w, dead, settle, text)
       if n then
@@ -147,7 +158,7 @@ local function make_members(self, able)
     if not self.members[instance] then
       self.members[instance] = true
       spawn(function()
-        local answer, why = calls.ask("member", 0, instance, {}, MEMBER_SECONDS)
+        local answer, why = calls.ask("member", 0, instance, {}, MEMBER_SECONDS, self.store.epoch)
         if answer then log.info("sync_member", instance .. " has tenants and databases again")
         else
           log.warn("sync_member", instance .. ": " .. tostring(why))
@@ -233,9 +244,10 @@ end
 
 local function run_jobs(self)
   if self.count >= JOBS then return end
-  local ids = {}
-  for id in pairs(self.running) do ids[#ids + 1] = id end
-  for _, job in ipairs(self.store:jobs_due(Coordinator.usable_names(), ids) or {}) do
+  local lanes = {}
+  for lane in pairs(self.lanes) do lanes[#lanes + 1] = lane end
+  local room_for_verifies = self.verifies < VERIFIES
+  for _, job in ipairs(self.store:jobs_due(Coordinator.usable_names(), lanes, room_for_verifies) or {}) do
     local room = self.count < JOBS and (job.kind ~= "verify" or self.verifies < VERIFIES)
     if room and not self.running[job.id] and not self.lanes[job.lane] then run(self, job) end
   end

@@ -2,14 +2,16 @@
 -- They are never made into a table: what is needed is cut out of the text.
 --
 --   Ids.cut(answer, size) -> iterator of (JSON array text of up to `size` ids, first, last)    offsets count from 0
---   Ids.count(answer) -> number | nil, why
---   Ids.extras(a, b) -> JSON texts of the ids that are in b but not in a
+--   Ids.count(answer, rest) -> number
+--   Ids.extras(a, b, most, rest) -> JSON texts of the ids that are in b but not in a | nil: more than `most`
+--       rest: called again and again while it takes long; may be nil
 local Ids = {}
 
 local find, byte, sub = string.find, string.byte, string.sub
 
 local QUOTE, BACKSLASH, COMMA, CLOSE = 34, 92, 44, 93
-local PART = 16 * 1024 * 1024 -- bytes of ids that are looked up in one table
+local PART = 4 * 1024 * 1024 -- bytes of ids that are looked up in one table
+local RUN = 50000            -- ids between two rests
 
 -- Where the string that begins at `at` ends.
 local function string_end(text, at)
@@ -24,12 +26,17 @@ local function string_end(text, at)
 end
 
 -- Iterator of (from, to), the places of each id's text with its quotes. An answer that is none is an error.
-local function each(text)
+local function each(text, rest)
   local _, open = find(text, '"ids":[', 1, true)
   if not open then error("no answer to get: " .. sub(text, 1, 100), 0) end
-  local at = open + 1
+  local at, left = open + 1, RUN
   return function()
     if byte(text, at) == CLOSE then return nil end
+    left = left - 1
+    if left == 0 then
+      left = RUN
+      if rest then rest() end
+    end
     local to = byte(text, at) == QUOTE and string_end(text, at)
     local following = to and byte(text, to + 1)
     if following ~= COMMA and following ~= CLOSE then
@@ -41,9 +48,9 @@ local function each(text)
   end
 end
 
-function Ids.count(text)
+function Ids.count(text, rest)
   local n = 0
-  for _ in each(text) do n = n + 1 end
+  for _ in each(text, rest) do n = n + 1 end
   return n
 end
 
@@ -70,16 +77,17 @@ local function part_of(text, from, to, parts)
   return h % parts
 end
 
-function Ids.extras(a, b)
+function Ids.extras(a, b, most, rest)
   local out = {}
   local parts = math.ceil((#a + 1) / PART)
   for part = 0, parts - 1 do
     local known = {}
-    for from, to in each(a) do
+    for from, to in each(a, rest) do
       if parts == 1 or part_of(a, from, to, parts) == part then known[sub(a, from, to)] = true end
     end
-    for from, to in each(b) do
+    for from, to in each(b, rest) do
       if (parts == 1 or part_of(b, from, to, parts) == part) and not known[sub(b, from, to)] then
+        if most and #out >= most then return nil end
         out[#out + 1] = sub(b, from, to)
       end
     end

@@ -15,28 +15,39 @@ local Store = require("lb.sync_store")
 local choose = require("lb.sync_choose")
 local calls = require("lb.sync_calls")
 local courier = require("lb.courier")
+local slice = require("chromux.slice")
 local json = json
 
 local Job = {}
 
 local ATTEMPTS = 5             -- of a job
+local LATERS = 10              -- times in a row that it cannot go on, then it starts over
 local FIRST_PAUSE, LAST_PAUSE = 1, 60
 local CALL_SECONDS = 60
 local NEAR = 50                -- entries that are left to finish
 local ROUNDS = 40              -- of catching up
 local MOST_IDS = 256 * 1024 * 1024
+local MOST_EXTRAS = 200000     -- ids that only the other side has
 local LIST_SECONDS = 120
 local TASK_BYTES = 8 * 1024 * 1024 -- of ids in one transaction
-local SETTLE, PULSE = 1, 0.1   -- seconds, as in servers.lua
 local CONFIRM = 100            -- ids at a time
 local BUSY_LOOKS, BUSY_PAUSE = 8, 0.25 -- at records that are just being written
 local REMADE_FROM, REMADE_SHARE = 100, 0.2 -- records that differ, from which a copy is made anew
+local LOOKS, LOOK_PAUSE = 10, 0.5          -- at what the servers say of the collection itself
+local MB = 1024 * 1024
 
--- A job stops with error({how=, why=}): "later" (again from its state, soon), "over" (from its beginning), "failed",
--- "moot" (there is nothing to do), "left" (somebody else has it, or changed it).
+-- A job stops with error({how=, why=}): "later" (again from its state, soon, but not for ever), "waits" (when its
+-- instances can be used), "over" (from its beginning), "broken" (the copy is to be made anew), "failed", "moot" (there
+-- is nothing to do), "left" (somebody else has it, or changed it).
 local function stop(how, why) error({ how = how, why = why }, 0) end
 
+local function as_stop(err)
+  if type(err) == "table" and err.how then return err end
+  return { how = "over", why = tostring(err) }
+end
+
 local function set(context, job, fields, more)
+  if fields.state and fields.state ~= job.state then fields.laters = 0 end
   local done, why = context.store:job_set(job.id, job.state, fields, more)
   if done == nil then stop(why == "not ours" and "left" or "later", why) end
   if not done then stop("left", "its state was changed") end
@@ -45,9 +56,11 @@ local function set(context, job, fields, more)
   end
 end
 
-local function ask(kind, job, arguments)
-  local answer, why = calls.ask(kind, job.lane, job.instance, arguments, CALL_SECONDS)
-  if not answer then stop("later", kind .. ": " .. tostring(why)) end
+-- seconds: that it may take longer than usual.
+local function ask(context, kind, job, arguments, seconds)
+  local answer, why = calls.ask(kind, job.lane, job.instance, arguments, CALL_SECONDS + (seconds or 0),
+    context.store.epoch)
+  if not answer then stop(why == "not ours" and "left" or "later", kind .. ": " .. tostring(why)) end
   if answer.gone then stop("over", kind .. ": " .. tostring(answer.gone)) end
   return answer
 end
@@ -65,10 +78,14 @@ local function collections_path(job)
   return "/api/v2/tenants/" .. encode(job.tenant) .. "/databases/" .. encode(job.database) .. "/collections/"
 end
 
--- A read of a collection on a server: body | stops
-local function read(job, instance, method, rest, body)
+-- A read of a collection on a server: body | stops. most: bytes
+local function read(job, instance, method, rest, body, most)
   local a, kind, text = courier.request { node = instance, method = method, target = collections_path(job) .. rest,
-    body = body, type = body and "application/json" or nil, max = MOST_IDS, timeout = LIST_SECONDS }
+    body = body, type = body and "application/json" or nil, max = most or MOST_IDS, timeout = LIST_SECONDS }
+  if not a and kind == "garbage" and tostring(text):find("larger than", 1, true) then
+    stop("failed", string.format("%s: the list of its ids is larger than the %.0f MB that MAX_MEMORY_MB leaves for it",
+      instance, (most or MOST_IDS) / MB))
+  end
   if not a then stop("later", instance .. ": " .. tostring(text or kind)) end
   if a.status == 404 then stop("over", instance .. " does not know the collection") end
   if a.status == 500 then stop("over", string.format("%s answered 500: %s", instance, a.body:sub(1, 200))) end
@@ -76,8 +93,10 @@ local function read(job, instance, method, rest, body)
   return a.body
 end
 
-local function ids_on(job, instance, physical)
-  return read(job, instance, "POST", physical .. "/get", '{"include":[]}')
+-- lists: how many are in memory at once, beside the one that is being received.
+local function ids_on(context, job, instance, physical, lists)
+  return read(job, instance, "POST", physical .. "/get", '{"include":[]}',
+    math.min(MOST_IDS, math.floor(context.settings.MAX_MEMORY_MB * MB / (lists + 2))))
 end
 
 local function count_on(job, instance, physical) return tonumber(read(job, instance, "GET", physical .. "/count")) end
@@ -124,7 +143,7 @@ end
 
 local function choose_source(context, job, copies)
   local list, any = whole(context, copies, job.instance)
-  if #list == 0 and any then stop("later", "no instance with a whole copy of it can be used now") end
+  if #list == 0 and any then stop("waits", "no instance with a whole copy of it can be used now") end
   if #list == 0 then stop("failed", "no_source: there is no whole copy of it to take it from") end
   return choose.authority(context.nodes(), list)
 end
@@ -163,18 +182,32 @@ local function chunks_of(raws, size, base)
   end
 end
 
+local function wait_for_instances(context, job)
+  for _, instance in ipairs { job.source, job.instance } do
+    if not context.able(instance) then stop("waits", instance .. " cannot be used now") end
+  end
+end
+
+-- Lets others work while a long list is looked at.
+local function breathe() sleep(0) end
+
 -- The ids of both sides as tasks: those of the source, and those that only the other has. One job at a time has lists
 -- in memory.
 local function chunk(context, job, kind)
   if job.chunked then return end
+  wait_for_instances(context, job)
   context.alone(function()
+    wait_for_instances(context, job)
     set(context, job, { chunked = false }, { Store.tasks_gone(job.id) }) -- of somebody who did not come to the end
-    local ids = ids_on(job, job.source, job.source_physical)
+    local ids = ids_on(context, job, job.source, job.source_physical, kind == "copy" and 1 or 2)
     local extras = {}
     if kind ~= "copy" then
-      local other = ids_on(job, job.instance, job.temp)
-      job.target_records = Ids.count(other)
-      if other ~= ids then extras = Ids.extras(ids, other) end
+      local other = ids_on(context, job, job.instance, job.temp, 2)
+      job.target_records = Ids.count(other, breathe)
+      if other ~= ids then extras = Ids.extras(ids, other, MOST_EXTRAS, breathe) end
+      if not extras then
+        stop("broken", string.format("more than %d records are only on %s", MOST_EXTRAS, job.instance))
+      end
     end
     local size = context.settings.SYNC_CHUNK_SIZE
     local total = make_tasks(context, job, kind, Ids.cut(ids, size), 0, #extras == 0)
@@ -184,81 +217,68 @@ local function chunk(context, job, kind)
   context.fault("sync.chunked")
 end
 
--- Until the job's tasks are done: progress. A rebuild whose servers are not the ones they were is not waited for.
+-- Until the job's tasks are done: progress. A rebuild whose servers are not the ones they were is not waited for, and
+-- no job waits here for an instance that cannot be used.
 local function await(context, job)
   local p = context.await(job)
   if not p then stop("left", "the lease is lost") end
   if p.state ~= job.state then stop("left", "it is " .. p.state) end
   if p.again then stop("over", p.again) end
-  if p.failed > 0 then stop("over", tostring(p.error)) end
+  if p.failed > 0 then
+    local why = tostring(p.error)
+    stop(why:find(Store.HOPELESS, 1, true) and "failed" or "over", why)
+  end
+  if p.away then
+    stop(job.kind == "verify" and "over" or "waits", p.away .. " cannot be used now, and what is left is work for it")
+  end
   return p
 end
 
 -- ---- rebuild, adopt ------------------------------------------------------------------------------------------
 
--- Until the target has done a write of ours and then run for so many seconds: before that it may have stood still,
--- with what a lost worker sent (R5). Of the time between two answers PULSE at most is counted.
-local function let_run(context, job, seconds)
-  local written, ran, last = false, 0, nil
-  while ran < seconds do
-    if context.life(job.instance) ~= job.lives[job.instance] then stop("over", job.instance .. " began a new life") end
-    local a
-    if written then
-      a = courier.request { node = job.instance, method = "GET", target = "/api/v2/heartbeat", timeout = 1 }
-    else -- nothing has this id
-      a = courier.request { node = job.instance, method = "POST", fenced = true, timeout = 30,
-        target = collections_path(job) .. job.temp .. "/delete", body = '{"ids":["chromux-settled"]}',
-        type = "application/json" }
+-- For how long (s) what a worker that was lost sent may yet be executed; 0: none was lost. And how many were lost.
+local function to_settle(context, job)
+  local is = need(context.store:job(job.id))
+  if not is or is.state ~= job.state then stop("left", "its state was changed") end
+  return is.settle, is.losses
+end
+
+-- Bytes of a record's texts, from a look at some.
+local function text_bytes(job, source)
+  local body = read(job, source.instance, "POST", source.physical .. "/get",
+    '{"limit":100,"include":["documents","metadatas"]}')
+  return #body / math.max(1, Ids.count(body))
+end
+
+-- MB that other jobs have yet to write there.
+local function promised(context, job)
+  local sum = 0
+  for _, other in pairs(context.running) do
+    if other ~= job and other.instance == job.instance and other.needed_mb then
+      local p = context.progress[other.id]
+      local done = p and other.records > 0 and math.min(1, p.records / other.records) or 0
+      sum = sum + other.needed_mb * (1 - done)
     end
-    local fine, at = a and a.status == 200, now()
-    if not fine or not written then last = nil end
-    if fine then
-      if last then ran = ran + math.min(at - last, PULSE) end
-      written, last = true, at
-    end
-    sleep(PULSE)
   end
+  return sum
 end
-
--- Until nothing that a lost worker sent can be executed any more. Was one lost since the last call for this job?
-local function settle(context, job)
-  while true do
-    local is = need(context.store:job(job.id))
-    if not is or is.state ~= job.state then stop("left", "its state was changed") end
-    if is.settle <= 0 then
-      local lost = is.settle_until ~= (job.settled_until or is.created_at)
-      if lost and job.temp then let_run(context, job, SETTLE) end
-      job.settled_until = is.settle_until
-      return lost
-    end
-    sleep(math.min(is.settle + 0.01, 1))
-  end
-end
-
--- Was no worker lost? What one of them sent last may have been done after another had done its work: in a collection
--- that was made for it that concerns only what was touched since the beginning, elsewhere anything.
-local function settled(context, job)
-  local lost = settle(context, job)
-  if lost and job.kind == "adopt" then stop("over", "a worker was lost while it changed records") end
-  return not lost
-end
-
-local MB = 1024 * 1024
 
 -- Does the disk of the target have room for it, as far as that is known? Chroma keeps a vector in the queue of its
--- log and in the index, and texts with their words.
+-- log and in the index, and texts there and with their words.
 local function check_room(context, job, source, dimension)
   local free = context.store:disk_free_mb(job.instance)
   if not free then return end
   local records = count_on(job, source.instance, source.physical)
-  local needed = records * (dimension * 4 * 3 + 2000) / MB
-  if needed > free then
-    stop("failed", string.format("%s needs about %.0f MB for it and has %.0f MB left", job.instance, needed, free))
+  job.needed_mb = records * (dimension * 4 * 3 + text_bytes(job, source) * 3 + 500) / MB
+  local others = promised(context, job)
+  if job.needed_mb + others > free then
+    stop("failed", string.format("%s needs about %.0f MB for it%s and has %.0f MB left", job.instance, job.needed_mb,
+      others > 0 and string.format(", and %.0f MB for others", others) or "", free))
   end
 end
 
-local function abandon(job)
-  if job.rebuild then ask("abandon", job, { rebuild = job.rebuild }) end
+local function abandon(context, job)
+  if job.rebuild then ask(context, "abandon", job, { rebuild = job.rebuild }) end
 end
 
 local function begin(context, job)
@@ -268,19 +288,18 @@ local function begin(context, job)
     stop("moot", "the copy is " .. own.state)
   end
   if job.kind == "adopt" and own.state ~= "unverified" then stop("moot", "the copy is " .. own.state) end
-  abandon(job)
+  abandon(context, job)
   local source = choose_source(context, job, copies)
   local cosine, dimension = look_at(job, source.instance)
   if job.kind == "rebuild" then check_room(context, job, source, dimension) end
-  job.temp = job.kind == "adopt" and own.physical or nil
-  settle(context, job)
-  local a = ask("begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
+  local _, losses = to_settle(context, job) -- of what was made before
+  local a = ask(context, "begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
   context.fault("sync.begun_not_recorded")
   job.lives = { [source.instance] = context.life(source.instance), [job.instance] = context.life(job.instance) }
   set(context, job, { state = "copying", source = source.instance, rebuild = a.rebuild, temp = a.temp,
     source_physical = a.source_physical, p0 = a.p0, upto = a.p0, cosine = cosine, chunked = false, started_at = "now",
     collection_id = job.collection_id, collection_name = job.collection_name, tenant = job.tenant,
-    database = job.database }, { Store.collection_begins(job) })
+    database = job.database }, { Store.collection_begins(job), Store.job_settled(job.id, losses) })
 end
 
 local function position_of_source(context, job)
@@ -300,25 +319,30 @@ local function catch_up(context, job, far)
   set(context, job, {}, { Store.task_new(job.id, { kind = "touched", first = job.upto, last = at, ids = "[]" }),
     Store.TASKS_TOLD })
   await(context, job)
-  set(context, job, { upto = settled(context, job) and at or job.p0 })
+  set(context, job, { upto = at })
 end
 
--- Done: the answer. Asked again of what is done, the holder says that it is.
+-- Done: the answer. Asked again of what is done, the holder says that it is. After a worker was lost the holder waits
+-- until nothing of it can be executed any more, which it measures where the target runs; then what was touched since
+-- the beginning is brought over again.
 local function finish(context, job)
   local far = false
   for _ = 1, ROUNDS do
+    local seconds, losses = to_settle(context, job)
     if job.state == "catching_up" then
-      catch_up(context, job, far)
+      if seconds == 0 then catch_up(context, job, far) end
       set(context, job, { state = "finishing" })
+      seconds, losses = to_settle(context, job)
     end
-    local a = ask("finish", job, { rebuild = job.rebuild, upto = job.upto, settle = 0 })
+    local a = ask(context, "finish", job, { rebuild = job.rebuild, upto = job.upto, settle = seconds }, 2 * seconds)
     if a.done then
       context.fault("sync.finished_not_recorded")
       return a
     end
     if a.more > 0 then -- else it was only not the time for it
       far = true
-      set(context, job, { state = "catching_up" })
+      set(context, job, { state = "catching_up", upto = seconds > 0 and job.p0 or job.upto },
+        { Store.job_settled(job.id, losses) })
     end
   end
   stop("later", "clients write faster than it is caught up with")
@@ -343,7 +367,7 @@ local function rebuilt(context, job, a)
     done_records = job.records, target_records = target_count, differences = mended, repaired = mended,
     memory_peak_mb = p.memory_mb or pg.null },
     { status = "synced", fine = true, primary_count = primary, replica_count = replica, memory_mb = p.memory_mb,
-      batch = p.requests and p.requests > 0 and p.carried / p.requests or nil }))
+      differences = 0, repaired = 0, batch = p.requests and p.requests > 0 and p.carried / p.requests or nil }))
   log.info("sync_rebuilt", string.format("%s on %s from %s: %d records, held %.0f ms", job.collection_name,
     job.instance, job.source, target_count, a.hold_ms or 0))
 end
@@ -355,11 +379,9 @@ function Job.rebuild(context, job)
   if job.state == "copying" then
     chunk(context, job, job.kind == "adopt" and "mend" or "copy")
     await(context, job)
-    settled(context, job)
     set(context, job, { state = "catching_up" })
   elseif job.state == "catching_up" then -- what an earlier coordinator began
     await(context, job)
-    if not settled(context, job) then set(context, job, { upto = job.p0 }) end
   end
   rebuilt(context, job, finish(context, job))
 end
@@ -373,12 +395,29 @@ local function whole_own(context, job)
   return own, copies
 end
 
+-- The same for what goes on.
+local function still_whole(context, job)
+  local _, copies = whole_own(context, job)
+  for _, copy in ipairs(copies) do
+    if copy.instance == job.source and copy.state == "ready" then return end
+  end
+  stop("over", "the copy on " .. tostring(job.source) .. " is not whole any more")
+end
+
+-- Who it was made for, while that is whole; else who is right now.
+local function right_one(context, job, list)
+  for _, copy in ipairs(list) do
+    if copy.instance == job.source then return copy end
+  end
+  return choose.authority(context.nodes(), list)
+end
+
 local function begin_verify(context, job)
   local own, copies = whole_own(context, job)
-  if not context.able(job.instance) then stop("later", job.instance .. " cannot be used now") end
+  if not context.able(job.instance) then stop("waits", job.instance .. " cannot be used now") end
   local list = whole(context, copies)
   if #list < 2 then stop("moot", "there is no other whole copy to compare it with") end
-  local source = choose.authority(context.nodes(), list)
+  local source = right_one(context, job, list)
   if source.instance == job.instance then
     stop("moot", "it is the authority: the others are compared with it")
   end
@@ -400,49 +439,105 @@ local function suspects(context, job)
   return ids, nan, names
 end
 
-local function confirm(job, ids, from, repair)
+local function confirm(context, job, ids, from, repair)
   local some = { unpack(ids, from, math.min(from + CONFIRM - 1, #ids)) }
-  return ask("confirm", job, { authority = job.source, ids = some, repair = repair, job = job.id })
+  return ask(context, "confirm", job, { authority = job.source, ids = some, repair = repair, job = job.id })
 end
 
 -- So much differs that it is made anew. A sample is looked at under a hold first: a copy that was only behind is not.
-local function too_much(job, ids)
+local function too_much(context, job, ids)
   if #ids <= math.max(REMADE_FROM, job.records * REMADE_SHARE) or job.dry_run then return false end
-  return #confirm(job, ids, 1, false).differing > CONFIRM / 2
-end
-
--- What was repaired is counted by the answers, also those that an earlier coordinator did not live to write down.
-local function count_differing(context, job, differing)
-  local repaired = job.dry_run and 0 or need(context.store:repaired(job))
-  if not job.dry_run then differing = repaired end
-  if differing ~= job.differences or repaired ~= job.repaired then
-    set(context, job, { differences = differing, repaired = repaired })
+  local differing = 0
+  for _, d in ipairs(confirm(context, job, ids, 1, false).differing) do
+    if d.how ~= "unrepairable" then differing = differing + 1 end
   end
+  return differing > CONFIRM / 2
 end
 
--- Looks at these ids, and repairs what differs; differing: how many did before. The ids that were being written to,
--- differing
-local function confirm_once(context, job, ids, differing)
+-- Looks at these ids, and repairs what differs. sums: {repaired=, left= that were not, why=}, which grow. The ids that
+-- were being written to
+local function confirm_once(context, job, ids, sums)
   local busy = {}
   for from = 1, #ids, CONFIRM do
-    local a = confirm(job, ids, from, not job.dry_run)
+    local a = confirm(context, job, ids, from, not job.dry_run)
     context.fault("sync.confirmed_not_recorded")
     for _, id in ipairs(a.busy or {}) do busy[#busy + 1] = id end
-    differing = differing + #a.differing
-    count_differing(context, job, differing)
+    sums.repaired = sums.repaired + a.repaired
+    for _, d in ipairs(a.differing) do
+      if job.dry_run or d.how == "unrepairable" then sums.left = sums.left + 1 end
+      if d.how == "unrepairable" then sums.why = d.why or "a record cannot be repaired" end
+    end
+    local differing = sums.repaired + sums.left
+    if differing ~= job.differences or sums.repaired ~= job.repaired then
+      set(context, job, { differences = differing, repaired = sums.repaired })
+    end
   end
-  return busy, differing
+  return busy
 end
 
--- How many could not be looked at because clients wrote to them all the time.
+-- Why it is not proven after that; nil: it is. Repaired is also what was for an earlier coordinator, which may not have
+-- lived to write it down: the answers say so.
 local function confirm_all(context, job, ids)
-  local differing = 0
+  local sums = { repaired = #ids > 0 and not job.dry_run and need(context.store:repaired(job)) or 0, left = 0 }
   for _ = 1, BUSY_LOOKS do
-    ids, differing = confirm_once(context, job, ids, differing)
-    if #ids == 0 then return 0 end
+    ids = confirm_once(context, job, ids, sums)
+    if #ids == 0 then return sums.why end
     sleep(BUSY_PAUSE)
   end
-  return #ids
+  return sums.why or #ids .. " records were written to all the time and could not be compared"
+end
+
+-- ---- the collection itself: is it what the other one is, under its name?
+
+-- What a server says of the collection of that name: its members | nil: there is none
+local function members_on(job, instance)
+  local fine, body = pcall(read, job, instance, "GET", encode(job.collection_name))
+  if fine then return slice.members(body) end
+  if not as_stop(body).why:find("does not know", 1, true) then error(body, 0) end
+end
+
+-- Which member of a configuration both have, but not the same; nil: none. Servers of other versions have others.
+local function differing_member(a, b, path)
+  for key, value in pairs(a) do
+    if type(value) == "table" and type(b[key]) == "table" then
+      local found = differing_member(value, b[key], path .. key .. ".")
+      if found then return found end
+    elseif value ~= json.null and b[key] ~= nil and b[key] ~= json.null and value ~= b[key] then
+      return path .. key
+    end
+  end
+end
+
+local function canonical(raw) return raw and raw ~= "null" and slice.canonical(raw) or "null" end
+
+local function difference(job)
+  local right, mine = members_on(job, job.source), members_on(job, job.instance)
+  if not right then return nil end -- it is just being renamed or deleted
+  if not mine or slice.string(mine.id) ~= job.temp then return "it is not there under its name" end
+  if canonical(right.metadata) ~= canonical(mine.metadata) then return "its metadata are others" end
+  local a, b = json.decode(right.configuration_json or "{}"), json.decode(mine.configuration_json or "{}")
+  local member = type(a) == "table" and type(b) == "table" and differing_member(a, b, "")
+  return member and "its configuration has another " .. member
+end
+
+-- Where both are in the catalogue; nil: not at the same place.
+local function place(context, job)
+  local at = {}
+  for _, copy in ipairs(need(context.store:copies(0))) do at[copy.instance] = copy.position end
+  return at[job.source] == at[job.instance] and at[job.source] or nil
+end
+
+-- What differs in each of some looks, all between operations on the catalogue | nil: nothing, or it cannot be said
+local function itself(context, job)
+  local what
+  for _ = 1, LOOKS do
+    local before = place(context, job)
+    what = before and difference(job)
+    if before and before == place(context, job) and not what then return nil end
+    if before ~= place(context, job) then what = nil end
+    sleep(LOOK_PAUSE)
+  end
+  return what and string.format("the collection on %s is not what it is on %s: %s", job.instance, job.source, what)
 end
 
 local function verified(context, job, differences, repaired, error_text)
@@ -467,7 +562,7 @@ local function verified(context, job, differences, repaired, error_text)
 end
 
 function Job.verify(context, job)
-  if job.state == "waiting" then begin_verify(context, job) else whole_own(context, job) end
+  if job.state == "waiting" then begin_verify(context, job) else still_whole(context, job) end
   if job.state == "comparing" then
     chunk(context, job, "compare")
     await(context, job)
@@ -478,14 +573,13 @@ function Job.verify(context, job)
     log.warn("sync_nan", string.format("%d records of %s hold vectors with what is no number (NaN): %s", nan,
       job.collection_name, table.concat(names, ", ", 1, math.min(#names, 10))))
   end
-  if too_much(job, ids) then
+  if too_much(context, job, ids) then
     local text = string.format("%d of %d records differ from %s: it is made anew", #ids, job.records, job.source)
-    ask("mark", job, { reason = text })
+    ask(context, "mark", job, { reason = text })
     return verified(context, job, #ids, 0, text)
   end
-  local busy = confirm_all(context, job, ids)
-  verified(context, job, job.differences, job.repaired,
-    busy > 0 and busy .. " records were written to all the time and could not be compared" or "")
+  local unproven = confirm_all(context, job, ids)
+  verified(context, job, job.differences, job.repaired, unproven or itself(context, job) or "")
 end
 
 -- ---- endings -------------------------------------------------------------------------------------------------
@@ -493,16 +587,26 @@ end
 local function pause_after(attempts) return math.min(FIRST_PAUSE * 2 ^ attempts, LAST_PAUSE) end
 
 local function fail(context, job, why)
-  if job.kind ~= "verify" then abandon(job) end
+  if job.kind ~= "verify" then abandon(context, job) end
   need(context.store:job_ends(job, "failed", { error = why, rebuild = pg.null },
     { status = "failed", fine = false, error = why }))
+  if job.kind ~= "verify" then
+    choose.notice { kind = "rebuild_failed", key = "rebuild/" .. job.instance .. "/" .. job.lane, urgency = "medium",
+      title = "A copy cannot be made anew", text = why,
+      fields = { { "instance", job.instance }, { "collection", job.collection_name } } }
+  end
 end
 
 -- There is nothing to do, or it is done in another way.
 local function drop(context, job, why)
-  if job.kind ~= "verify" then abandon(job) end
+  if job.kind ~= "verify" then abandon(context, job) end
   if job.asked_by == "" then return need(context.store:job_dropped(job)) end
   need(context.store:job_ends(job, job.kind == "verify" and "done" or "cancelled", { reason = why, rebuild = pg.null }))
+end
+
+local function make_anew(context, job, why)
+  ask(context, "mark", job, { reason = why })
+  drop(context, job, "it is made anew: " .. why)
 end
 
 -- A copy that was found standing and cannot be read or mended is made anew, and so is one that answers with errors, or
@@ -511,10 +615,10 @@ local function start_over(context, job, why)
   job.attempts = job.attempts + 1
   local errs = job.kind == "verify" and (why:find(job.instance .. " answered 500", 1, true)
     or why:find(job.instance .. " answered 404", 1, true) or why:find(job.instance .. " does not know", 1, true))
-  local broken = job.kind == "adopt" or errs
-  if broken and job.attempts >= 2 and not job.dry_run then
-    ask("mark", job, { reason = why })
-    return drop(context, job, "it is made anew: " .. why)
+  -- What earlier tasks of an adoption have sent would end in the same collection.
+  local begun = job.kind == "adopt" and job.state ~= "waiting"
+  if (begun or job.attempts >= 2 and (job.kind == "adopt" or errs)) and not job.dry_run then
+    return make_anew(context, job, why)
   end
   if job.attempts >= ATTEMPTS then return fail(context, job, why) end
   set(context, job, { state = "waiting", attempts = job.attempts, error = why, chunked = false, p0 = pg.null,
@@ -528,20 +632,20 @@ local function ended(context, job, e)
   if e.how == "over" then return start_over(context, job, tostring(e.why)) end
   if e.how == "failed" then return fail(context, job, tostring(e.why)) end
   if e.how == "moot" then return drop(context, job, tostring(e.why)) end
-  if e.how == "later" then
+  if e.how == "broken" then
+    return (job.dry_run and fail or make_anew)(context, job, tostring(e.why))
+  end
+  if e.how == "later" and job.laters + 1 >= LATERS then return start_over(context, job, tostring(e.why)) end
+  if e.how == "later" then set(context, job, { error = tostring(e.why) }, { Store.job_waits(job.id) }) end
+  if e.how == "waits" then
     set(context, job, { error = tostring(e.why) }, { Store.job_later(job.id, FIRST_PAUSE) })
   end
 end
 
 local function cancelled(context, job)
-  if job.kind ~= "verify" then abandon(job) end
+  if job.kind ~= "verify" then abandon(context, job) end
   need(context.store:job_set(job.id, "cancelled", { finished_at = "now", rebuild = pg.null },
-    { Store.tasks_gone(job.id) }))
-end
-
-local function as_stop(err)
-  if type(err) == "table" and err.how then return err end
-  return { how = "over", why = tostring(err) }
+    { Store.tasks_gone(job.id), Store.collection_left(job) }))
 end
 
 function Job.run(context, job)

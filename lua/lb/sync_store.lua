@@ -10,11 +10,16 @@ Store.__index = Store
 Store.CHANNEL = "chromux_sync_work"
 
 Store.RETRIES = 5       -- failures of a task after which it stays failed
+Store.HOPELESS = "whatever is tried" -- of the text of a failure: the job has no use in trying again
 local FIRST_PAUSE = 1   -- seconds before it is tried again, doubled each time
 local KEEP_DAYS = 30
+local LATER_MOST = 30   -- seconds that a job waits after it could not go on
 
--- conn: for work; keeper: for what must not wait behind it (leases). Connections of lb.runtime's pg.
-function Store.new(conn, keeper) return setmetatable({ conn = conn, keeper = keeper, epoch = 0 }, Store) end
+-- conn: for work; keeper: for what must not wait behind it (leases). Connections of lb.runtime's pg. epoch: of the
+-- coordinator whose store it is; without one nothing can be changed that is a coordinator's to change.
+function Store.new(conn, keeper, epoch) return setmetatable({ conn = conn, keeper = keeper, epoch = epoch }, Store) end
+
+function Store:of_coordinator(epoch) return Store.new(self.conn, self.keeper, epoch) end
 
 local function tell(what) return { "SELECT pg_notify($1, $2)", Store.CHANNEL, what } end
 
@@ -37,18 +42,17 @@ local PAUSED = "EXISTS (SELECT 1 FROM sync_lease WHERE paused_at IS NOT NULL)"
 
 -- ---- who coordinates -------------------------------------------------------------------------------------
 
--- Takes or keeps the lease for so many seconds. A worker leaves it to a coordinator that is alive. Its epoch | false:
--- another has it | nil, why
+-- Takes or keeps the lease for so many seconds. A worker leaves it to a coordinator that is alive. Its epoch, which is
+-- another one after any time without the lease | false: another has it | nil, why
 function Store:lease(holder, is_worker, seconds)
-  local rows, why = self.keeper:query({ [[UPDATE sync_lease SET holder = $1, epoch = epoch + (holder <> $1)::int,
+  local rows, why = self.keeper:query({ [[UPDATE sync_lease SET holder = $1,
+      epoch = epoch + (holder <> $1 OR until < now())::int,
       until = now() + $2 * interval '1 second'
       WHERE (until < now() OR holder = $1) AND NOT ($3 AND EXISTS (
         SELECT 1 FROM sync_workers WHERE role = 'coordinator' AND lease_until > now()))
       RETURNING epoch]], timeout = seconds }, holder, seconds, is_worker)
   if not rows then return nil, why end
-  if not rows[1] then return false end
-  self.epoch = rows[1].epoch
-  return self.epoch
+  return rows[1] and rows[1].epoch or false
 end
 
 function Store:lease_release(holder)
@@ -103,9 +107,8 @@ function Store:workers()
         AND NOT EXISTS (SELECT 1 FROM sync_workers w WHERE w.worker_id = t.worker_id) GROUP BY worker_id]])
 end
 
--- A worker is dead, or late: its tasks go to others. What it sent may be executed for `settle` seconds more: then only
--- is a task repeated that may undo what it does (all but `copy`), and may a temporary collection be caught up.
--- Number of tasks | nil, why
+-- A worker is dead, or late: its tasks go to others. What it sent may be executed for `settle` seconds more, which
+-- their jobs remember: what that undoes is done again before the end (sync_job.lua). Number of tasks | nil, why
 function Store:worker_lost(w, dead, settle, why)
   local rows, reason = self:commit {
     { [[DELETE FROM sync_workers WHERE worker_id = $1 AND ($2 OR lease_until < now()) RETURNING worker_id]],
@@ -113,12 +116,11 @@ function Store:worker_lost(w, dead, settle, why)
     { [[WITH lost AS (UPDATE sync_tasks SET
           task_status = CASE WHEN retry_count + 1 >= $4 THEN 'failed' ELSE 'pending' END,
           completed_at = CASE WHEN retry_count + 1 >= $4 THEN now() END,
-          retry_count = retry_count + 1, worker_id = NULL, error_message = $3,
-          not_before = now() + CASE WHEN kind IN ('copy', 'compare') THEN 0 ELSE $2::float8 END * interval '1 second'
+          retry_count = retry_count + 1, worker_id = NULL, error_message = $3
           WHERE worker_id = $1 AND task_status = 'processing' AND NOT EXISTS (
             SELECT 1 FROM sync_workers WHERE worker_id = $1)
           RETURNING job),
-        marked AS (UPDATE sync_jobs SET settle_until = GREATEST(settle_until, now() + $2 * interval '1 second')
+        marked AS (UPDATE sync_jobs SET settle = GREATEST(settle, $2), losses = losses + 1
           WHERE id IN (SELECT job FROM lost))
         SELECT count(*) AS n FROM lost]], w.worker_id, settle, why, Store.RETRIES },
     tell("tasks") }
@@ -128,14 +130,18 @@ end
 
 -- ---- tasks, as a worker ----------------------------------------------------------------------------------
 
-local CLAIM = [[WITH busy AS (SELECT instance, count(*) AS n FROM sync_tasks WHERE task_status = 'processing'
-      GROUP BY instance),
+-- busy: tasks under way on each instance, which is that of the task and the one that it is copied from.
+local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOIN sync_jobs j ON j.id = t.job
+      WHERE task_status = 'processing'),
+    busy AS (SELECT name, count(*) AS n FROM (SELECT instance AS name FROM works UNION ALL SELECT source FROM works) w
+      GROUP BY name),
     free AS (SELECT t.id FROM sync_tasks t JOIN sync_jobs j ON j.id = t.job
       WHERE t.task_status = 'pending' AND t.not_before <= now() AND NOT ]] .. PAUSED .. [[
         AND j.state IN ('copying', 'catching_up', 'comparing')
         AND t.instance = ANY($3::text[]) AND j.source = ANY($3::text[])
-        AND COALESCE((SELECT n FROM busy b WHERE b.instance = t.instance), 0) < $4
-        AND COALESCE((SELECT sum(n) FROM busy), 0) < $5
+        AND GREATEST((SELECT n FROM busy b WHERE b.name = t.instance),
+          (SELECT n FROM busy b WHERE b.name = j.source), 0) < $4
+        AND (SELECT count(*) FROM works) < $5
       ORDER BY (t.kind = 'touched') DESC, j.priority DESC, t.id LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
     UPDATE sync_tasks t SET task_status = 'processing', worker_id = $1, started_at = now(), completed_at = NULL,
       epoch = t.epoch + 1, lease_until = now() + $2 * interval '1 second'
@@ -187,9 +193,14 @@ end
 
 -- ---- what the journal says -------------------------------------------------------------------------------
 
--- Copies of a lane: {{instance=, position=, state=, physical=}, ...} | nil, why
+-- Copies of a lane: {{instance=, position=, state=, physical=, proven_at= unix time | nil, records= | nil}, ...} | nil,
+-- why
 function Store:copies(lane)
-  return self.conn:query("SELECT instance, position, state, physical FROM journal_copies WHERE lane = $1", lane)
+  return self.conn:query([[SELECT c.instance, c.position, c.state, c.physical,
+      extract(epoch FROM s.proven_equal_at)::float8 AS proven_at, s.replica_document_count AS records
+    FROM journal_copies c LEFT JOIN journal_collections k USING (lane)
+      LEFT JOIN sync_collections s ON s.collection_id = k.logical AND s.instance = c.instance
+    WHERE c.lane = $1]], lane)
 end
 
 -- Entries of a lane behind `from` up to `upto`, in order; no more of them after the first megabytes.
@@ -201,13 +212,16 @@ function Store:entries(lane, from, upto)
       WHERE COALESCE(before, 0) < 4000000 ORDER BY n]], lane, from, upto)
 end
 
--- {[instance]=true} of those that serve reads of any collection.
+-- {[instance]= how long (s) half of its clients' requests took lately, false: that is not known} of those that serve
+-- reads of any collection.
 function Store:reading()
-  local rows, why = self.conn:query(
-    "SELECT DISTINCT instance FROM journal_copies WHERE lane <> 0 AND state = 'ready'")
+  local rows, why = self.conn:query([[SELECT c.instance, (SELECT (sum(p50_ms * requests) / sum(requests) / 1000)::float8
+        FROM balancer_figures f WHERE f.instance = c.instance AND requests > 0 AND p50_ms IS NOT NULL
+          AND at > now() - interval '1 minute') AS usual
+    FROM (SELECT DISTINCT instance FROM journal_copies WHERE lane <> 0 AND state = 'ready') c]])
   if not rows then return nil, why end
   local out = {}
-  for _, row in ipairs(rows) do out[row.instance] = true end
+  for _, row in ipairs(rows) do out[row.instance] = row.usual or false end
   return out
 end
 
@@ -266,13 +280,17 @@ end
 -- Collections to be compared: two whole copies on instances that can be used, nothing of it under way, and none
 -- compared for `every` seconds. {{lane=, logical=, name=, tenant=, database=, copies= json text}, ...} | nil, why
 function Store:verifies_due(able, every)
-  return self.conn:query([[SELECT k.lane, k.logical, k.name, k.tenant, k.database, json_agg(json_build_object(
-      'instance', c.instance, 'position', c.position, 'state', c.state, 'behind', l.next - 1 - c.position)
+  return self.conn:query([[SELECT k.lane, k.logical, k.name, k.tenant, k.database,
+      json_agg(json_strip_nulls(json_build_object('instance', c.instance, 'position', c.position, 'state', c.state,
+        'behind', l.next - 1 - c.position, 'proven_at', extract(epoch FROM s.proven_equal_at)::float8,
+        'records', s.replica_document_count))
       ORDER BY c.instance)::text AS copies
     FROM journal_collections k JOIN journal_lanes l USING (lane) JOIN journal_copies c USING (lane)
+      LEFT JOIN sync_collections s ON s.collection_id = k.logical AND s.instance = c.instance
     WHERE NOT k.deleted AND c.state = 'ready' AND c.instance = ANY($1::text[]) AND NOT ]] .. PAUSED .. [[
       AND k.created_at < now() - $2 * interval '1 second'
-      AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = k.lane AND (j.finished_at IS NULL
+      AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.lane = k.lane AND (
+        (j.finished_at IS NULL AND j.instance = ANY($1::text[]))
         OR (j.kind = 'verify' AND j.finished_at > now() - $2 * interval '1 second')))
     GROUP BY k.lane, k.logical, k.name, k.tenant, k.database HAVING count(*) > 1
     ORDER BY k.lane LIMIT 500]], texts(able), every)
@@ -294,20 +312,22 @@ function Store:make_verifies(list)
   return rows and true, why
 end
 
--- Some that may be run now, on instances that can be used, but for these: neither over nor paused; and those that were
--- cancelled and may have left something behind. First those of the highest priority.
-function Store:jobs_due(able, but)
-  return self.conn:query([[SELECT * FROM sync_jobs WHERE not_before <= now() AND NOT id = ANY($2::bigint[])
-      AND ((state NOT IN ('done', 'failed', 'cancelled', 'paused') AND instance = ANY($1::text[])
-          AND (state <> 'waiting' OR NOT ]] .. PAUSED .. [[))
-        OR (state = 'cancelled' AND finished_at IS NULL))
-    ORDER BY priority DESC, id LIMIT 40]], texts(able), numbers(but))
+-- Some that may be run now: neither over nor paused, on instances that can be used, with a source that can be; and
+-- those that were cancelled and may have left something behind. First those of the highest priority. lanes: that are
+-- busy; verifies: comparisons as well? One that waits for a source says so first (its error).
+function Store:jobs_due(able, lanes, verifies)
+  return self.conn:query([[SELECT * FROM sync_jobs j WHERE finished_at IS NULL AND not_before <= now()
+      AND NOT lane = ANY($2::bigint[]) AND ($3 OR kind <> 'verify' OR state = 'cancelled')
+      AND (state = 'cancelled' OR (state <> 'paused' AND instance = ANY($1::text[])
+        AND CASE WHEN state <> 'waiting' THEN source = ANY($1::text[]) ELSE NOT ]] .. PAUSED .. [[
+          AND (error = '' OR (SELECT bool_or(c.instance = ANY($1::text[])) FROM journal_copies c
+            WHERE c.lane = j.lane AND c.instance <> j.instance AND c.state = 'ready') IS NOT FALSE) END))
+    ORDER BY priority DESC, id LIMIT 40]], texts(able), numbers(lanes), verifies)
 end
 
 -- One job as it is now | false | nil, why
 function Store:job(id)
-  local rows, why = self.conn:query(
-    "SELECT *, extract(epoch FROM settle_until - now())::float8 AS settle FROM sync_jobs WHERE id = $1", id)
+  local rows, why = self.conn:query("SELECT * FROM sync_jobs WHERE id = $1", id)
   if not rows then return nil, why end
   return rows[1] or false
 end
@@ -344,9 +364,20 @@ function Store:job_set(id, was, fields, more)
   return rows[1].affected == 1
 end
 
+-- Not before a time that grows with each call until the job's state changes; a statement for job_set's `more`.
+function Store.job_waits(id)
+  return { [[UPDATE sync_jobs SET laters = laters + 1,
+      not_before = now() + LEAST($2, 2 ^ LEAST(laters, 20)) * interval '1 second' WHERE id = $1]], id, LATER_MOST }
+end
+
 -- Not before so many seconds from now; a statement for job_set's `more`.
 function Store.job_later(id, seconds)
   return { "UPDATE sync_jobs SET not_before = now() + $2 * interval '1 second' WHERE id = $1", id, seconds }
+end
+
+-- What was lost before `losses` was read has been waited for; a statement for job_set's `more`.
+function Store.job_settled(id, losses)
+  return { "UPDATE sync_jobs SET settle = 0 WHERE id = $1 AND losses = $2", id, losses }
 end
 
 function Store.tasks_gone(job) return { "DELETE FROM sync_tasks WHERE job = $1", job } end
@@ -356,21 +387,24 @@ local function chunks_gone(job)
   return { "DELETE FROM sync_chunks WHERE task IN (SELECT id FROM sync_tasks WHERE job = $1)", job }
 end
 
--- The tasks of a job: statements for job_set's `more`. t: {kind=, first=, last=, ids= json text}
+-- The tasks of a job: statements for job_set's `more`. t: {kind=, first=, last=, ids= json text}. Those that change
+-- something are made only while what they fill is nobody's copy yet.
 function Store.task_new(job, t)
-  return { [[WITH t AS (INSERT INTO sync_tasks (collection_id, collection_name, chunk_start_offset, chunk_end_offset,
-        job, kind, instance) SELECT collection_id, collection_name, $2, $3, id, $4, instance FROM sync_jobs
-        WHERE id = $1 AND state IN ('copying', 'catching_up', 'comparing') RETURNING id)
+  return { [[WITH r AS (SELECT r.id FROM journal_rebuilds r JOIN sync_jobs j ON j.rebuild = r.id
+        WHERE j.id = $1 AND r.state = 'copying' FOR SHARE OF r),
+      t AS (INSERT INTO sync_tasks (collection_id, collection_name, chunk_start_offset, chunk_end_offset, job, kind,
+        instance) SELECT collection_id, collection_name, $2, $3, id, $4, instance FROM sync_jobs
+        WHERE id = $1 AND state IN ('copying', 'catching_up', 'comparing') AND ($4 = 'compare' OR EXISTS (
+          SELECT 1 FROM r)) RETURNING id)
       INSERT INTO sync_chunks (task, ids) SELECT id, $5 FROM t]],
     job, t.first, t.last, t.kind, pg.bytes(t.ids) }
 end
 Store.TASKS_TOLD = tell("tasks")
 
--- {[job]={state=, settle= seconds, open=, failed=, error=, records=, carried=, requests=, memory_mb=}} of these jobs'
+-- {[job]={state=, open=, failed=, error=, records=, carried=, requests=, memory_mb=}} of these jobs'
 -- tasks. records: of what was copied or compared, each once; carried: in all.
 function Store:progress(jobs)
   local rows, why = self.conn:query([[SELECT j.id AS job, j.state,
-      extract(epoch FROM j.settle_until - now())::float8 AS settle,
       count(*) FILTER (WHERE task_status IN ('pending', 'processing')) AS open,
       count(*) FILTER (WHERE task_status = 'failed') AS failed,
       min(error_message) FILTER (WHERE task_status = 'failed') AS error,
@@ -441,8 +475,8 @@ function Store.collection_ends(job, how)
     how.memory_mb, how.proven or false, how.differences, how.repaired, job.id, n = 13 }
 end
 
--- It is not: a job on it had begun.
-local function collection_left(job)
+-- It is not: a job on it had begun. A statement.
+function Store.collection_left(job)
   return { [[UPDATE sync_collections SET sync_status = 'pending', updated_at = now()
       WHERE collection_id = $1 AND instance = $2 AND sync_status = 'syncing']], job.collection_id, job.instance }
 end
@@ -452,20 +486,24 @@ end
 function Store:job_ends(job, state, fields, how)
   fields.state, fields.finished_at = state, "now"
   return self:job_set(job.id, nil, fields, {
-    chunks_gone(job.id), how and Store.collection_ends(job, how) or collection_left(job),
+    chunks_gone(job.id), how and Store.collection_ends(job, how) or Store.collection_left(job),
     { [[UPDATE sync_tasks SET task_status = 'failed', error_message = COALESCE(error_message, 'its job ended'),
         completed_at = now() WHERE job = $1 AND task_status IN ('pending', 'processing')]], job.id } })
 end
 
 -- An automatic one for which there is nothing to do is forgotten.
 function Store:job_dropped(job)
-  return self:commit { collection_left(job),
+  return self:commit { Store.collection_left(job),
     { "DELETE FROM sync_jobs WHERE id = $1 AND state NOT IN ('done', 'failed')", job.id } }
 end
 
--- What is old, and what belongs to collections that are gone.
+-- What is old, and what belongs to collections or instances that are gone.
 function Store:forget()
   return self:commit {
+    { [[UPDATE sync_jobs j SET state = 'cancelled', finished_at = now(), reason = 'there is no such instance any more'
+        WHERE finished_at IS NULL AND NOT EXISTS (SELECT 1 FROM journal_copies c
+          LEFT JOIN journal_servers s USING (instance)
+          WHERE c.lane = 0 AND c.instance = j.instance AND NOT COALESCE(s.retired, false))]] },
     { "DELETE FROM sync_jobs WHERE finished_at < now() - $1 * interval '1 day'", KEEP_DAYS },
     { [[DELETE FROM sync_collections s WHERE NOT EXISTS (SELECT 1 FROM journal_collections k
         WHERE k.logical = s.collection_id AND NOT k.deleted)]] } }

@@ -13,6 +13,7 @@
 local Signal = require("lb.signal")
 local Touched = require("lb.touched")
 local courier = require("lb.courier")
+local Store = require("lb.sync_store")
 local records = require("chromux.records")
 local slice = require("chromux.slice")
 local json = json
@@ -31,17 +32,21 @@ local IDLE = 1                        -- seconds between looks for tasks when no
 local LOOKS = 2                       -- more looks at what differs
 local CATCH_UP = 10                   -- seconds that a copy gets to come to where the other was
 local NAMED = 10                      -- ids that a report names
+local REPORT_PAUSE, REPORT_PAUSE_MOST = 0.2, 2 -- seconds between tries to report what became of a task
 local INCLUDE = '],"include":["embeddings","documents","metadatas","uris"]}'
 
 -- w: {store=, settings=, id=, batch=, lease= seconds, able() -> names of instances that can be used, fault(name)}
 function Work.new(w)
   return setmetatable({ store = w.store, settings = w.settings, id = w.id, batch = w.batch, lease = w.lease,
-    able = w.able, fault = w.fault, own = {},
+    able = w.able, fault = w.fault, own = {}, claims = 0,
     active = 0, in_flight = {}, latency = {}, sizes = {}, reading = {}, reading_at = 0,
     wake = Signal.new(), done = 0, failures = 0, records = 0 }, Work)
 end
 
 local function stop(how, why) error({ how = how, why = why }, 0) end
+
+-- For good, and for its job too.
+local function hopeless(form, ...) stop("over", string.format(form, ...) .. ", " .. Store.HOPELESS) end
 
 local function encode(s)
   return (s:gsub("[^%w%-%._~]", function(c) return string.format("%%%02X", c:byte()) end))
@@ -73,7 +78,8 @@ local function pace(self, instance, role)
     self.reading, self.reading_at = self.store:reading() or self.reading, now()
   end
   local load = { instance = instance, role = role, in_flight = self.in_flight[instance] or 0,
-    latency = self.latency[instance] or 0, reads = self.reading[instance] == true, jobs = self.active }
+    latency = self.latency[instance] or 0, reads = self.reading[instance] ~= nil,
+    usual = self.reading[instance] or nil, jobs = self.active }
   local there, policy = pcall(require, "chromux.policy")
   local wait = there and policy.call("sync.pace", load)
   if type(wait) ~= "number" or wait ~= wait or wait < 0 then wait = default_pace(load) end
@@ -149,7 +155,7 @@ local function get(self, task, side, raws, from, most)
       task.requests = task.requests + 1
       return answer.body, n
     end
-    if n == 1 then stop("over", "the record " .. raws[from] .. " is larger than a request may be") end
+    if n == 1 then hopeless("the record %s is larger than a request may be", raws[from]) end
     most = math.floor(n / 2)
   end
 end
@@ -166,12 +172,12 @@ local function add(self, task, text, options)
   local body, count, nulls = records.add_body(text, options)
   if not body then stop("over", task.source .. ": " .. tostring(count)) end
   if #nulls > 0 then
-    stop("over", string.format("%d records have vectors that hold what is no number (NaN), which cannot be copied: %s",
-      #nulls, table.concat(nulls, ", ", 1, math.min(#nulls, NAMED))))
+    hopeless("%d records have vectors that hold what is no number (NaN), which cannot be copied: %s", #nulls,
+      table.concat(nulls, ", ", 1, math.min(#nulls, NAMED)))
   end
   if count == 0 then return 0 end
   if not ask(self, task, "target", "add", body, count) then
-    if count == 1 then stop("over", "a record of " .. #body .. " bytes is too big for " .. task.instance) end
+    if count == 1 then hopeless("a record of %d bytes is too big for %s", #body, task.instance) end
     return nil
   end
   return count
@@ -344,13 +350,25 @@ end
 
 local KINDS = { copy = copy, touched = touched, compare = compare, mend = mend }
 
+-- One of the store's reports on the task, until it is known to have been made, or to be another's to make: a task whose
+-- end nobody hears of would never be anybody's again, and one that ended a temporary collection must not be repeated.
+local function report(self, task, name, ...)
+  local pause = REPORT_PAUSE
+  while true do
+    local done, why = self.store[name](self.store, task, ...)
+    if done ~= nil or task.lost then return done end
+    log.warn("sync_report_failed", string.format("task %d (%s): %s", task.id, name, tostring(why)))
+    sleep(pause)
+    pause = math.min(pause * 2, REPORT_PAUSE_MOST)
+  end
+end
+
 local function finish(self, task, fine, count, found)
   if fine then
     self.fault("sync.done_not_reported")
-    local mine, why = self.store:completed(task, { records = count, requests = task.requests,
+    local mine = report(self, task, "completed", { records = count, requests = task.requests,
       memory_mb = self.batch.peak_mb, found = found })
     self.fault("sync.reported")
-    if mine == nil then log.warn("sync_report_failed", "task " .. task.id .. ": " .. tostring(why)) end
     if mine then self.done, self.records = self.done + 1, self.records + count end
     return
   end
@@ -358,13 +376,14 @@ local function finish(self, task, fine, count, found)
   log[e.how == "back" and "info" or "warn"]("sync_task_failed", string.format("task %d (%s of %s on %s): %s", task.id,
     task.kind, task.name, task.instance, tostring(e.why)))
   if e.how == "lost" then return end
-  if e.how == "back" then return self.store:give_back(task, self.stopping and 0 or 1) end
+  if e.how == "back" then return report(self, task, "give_back", self.stopping and 0 or 1) end
   self.failures = self.failures + 1
-  self.store:failed(task, tostring(e.why), e.how == "over")
+  report(self, task, "failed", tostring(e.why), e.how == "over")
 end
 
 local function run(self, task)
   task.since, task.requests = now(), 0
+  if self.own[task.id] then self.own[task.id].lost = true end -- an earlier claim's
   self.own[task.id] = task
   if self.done % 1000 == 999 then self.sizes = {} end
   self.batch:look()
@@ -375,7 +394,9 @@ end
 
 local function slot(self)
   while not self.stopping do
+    self.claims = self.claims + 1
     local task = self.store:claim(self.id, self.lease, self.able(), PER_SERVER, IN_ALL)
+    self.claims = self.claims - 1
     if task then
       run(self, task)
     elseif not self.stopping then
@@ -408,11 +429,19 @@ end
 
 local ACTIVE = { copying = true, catching_up = true, comparing = true }
 
--- What a heartbeat that was begun at `at` found: tasks that it did not renew are another's now.
+-- What a heartbeat that was begun at `at` found: tasks that it did not renew are another's now. One that it renewed and
+-- that is not under way here was claimed without our hearing of it.
 function Work:renewed(own, at)
   for id, task in pairs(self.own) do
     local row = own[id]
     if task.since < at and (not row or row.epoch ~= task.epoch or not ACTIVE[row.state]) then task.lost = true end
+  end
+  if self.claims > 0 then return end -- that one may just be being told
+  for id, row in pairs(own) do
+    if not self.own[id] then
+      log.warn("sync_task_unknown", "task " .. id .. " was claimed and not begun: it goes back")
+      spawn(self.store.give_back, self.store, { id = id, epoch = row.epoch }, 0)
+    end
   end
 end
 

@@ -42,15 +42,15 @@ local SYNC = {
   old_backup_replica = { target = "replica", kind = "old_backup", least = 2, most = 3 },
   worker_kill_1 = { target = "worker1", kind = "kill", least = 0, most = 1 },
   worker_kill_2 = { target = "worker2", kind = "kill", least = 0, most = 1 },
-  -- Past its lease.
-  worker_stop_1 = { target = "worker1", kind = "pause", least = 2.2, most = 4 },
-  worker_stop_2 = { target = "worker2", kind = "pause", least = 2.2, most = 4 },
+  -- Past its lease, and past the time for which others wait because of what it may yet send.
+  worker_stop_1 = { target = "worker1", kind = "pause", least = 2.2, most = 6 },
+  worker_stop_2 = { target = "worker2", kind = "pause", least = 2.2, most = 6 },
   coordinator_kill = { who = "coordinator", kind = "kill", least = 0, most = 1 },
   -- While something is made anew.
   source_kill = { who = "source", kind = "kill", least = 0.05, most = 1.5 },
   target_kill = { who = "target", kind = "kill", least = 0.05, most = 1.5 },
   busy_worker_kill = { who = "worker", kind = "kill", least = 0, most = 1 },
-  busy_worker_stop = { who = "worker", kind = "pause", least = 2.2, most = 4 },
+  busy_worker_stop = { who = "worker", kind = "pause", least = 2.2, most = 6 },
   rebuild_balancer_kill = { who = "balancer", kind = "kill", least = 0, most = 0.5 },
   rebuild_postgres_kill = { who = "postgres", kind = "quit", least = 0, most = 1.5 },
 }
@@ -129,9 +129,16 @@ local function in_order(plan)
   return plan
 end
 
+-- Without kills of the server from which the broken one is to be healed: where files are written often, a kill breaks
+-- files as well, and what is broken on both is lost.
+local function spare_source(names, broken)
+  local other = broken:find("primary") and "replica" or "primary"
+  return M.without(M.without(names, "kill_" .. other), "source_kill")
+end
+
 -- {{at=, until_=, name=, target=, who=, kind=}, ...} in the order of their beginnings; at most one at a time per
--- target.
-function M.schedule(rng, names, seconds)
+-- target. healing: what is broken has to be whole in the end.
+function M.schedule(rng, names, seconds, healing)
   local plan, busy, broken = {}, {}, nil
   names = M.without(M.without(names, "wrap"), "step")
   local breaks = M.only(names, "break")
@@ -139,6 +146,7 @@ function M.schedule(rng, names, seconds)
     -- One server's files at most: what is broken on both is lost.
     broken = rng:pick(breaks)
     names = M.without(names, "break")
+    if healing then names = spare_source(names, broken) end
     names[#names + 1] = broken
   end
   for i = 1, #names > 0 and rng:int(2, 6) or 0 do
@@ -160,6 +168,7 @@ function M.schedule_sync(rng, names, seconds)
     table.insert(loses_data(name) and losses or others, name)
   end
   if #losses > 0 then place(rng, plan, busy, rng:pick(losses), seconds * (0.1 + 0.25 * rng:unit())) end
+  if plan[1] and plan[1].kind == "break" then others = spare_source(others, plan[1].name) end
   local lost = plan[1] and plan[1].until_ or 0
   for _ = 1, #others > 0 and rng:int(1, 4) or 0 do
     local name = rng:pick(others)
@@ -169,8 +178,8 @@ function M.schedule_sync(rng, names, seconds)
   return in_order(plan)
 end
 
-local function what_happens(rng)
-  return rng:chance(0.7) and "kill" or string.format("pause:%.2f", 0.2 + rng:unit() * 3.5)
+local function what_happens(rng, longest)
+  return rng:chance(0.7) and "kill" or string.format("pause:%.2f", 0.2 + rng:unit() * longest)
 end
 
 -- FAULT_POINTS for each start of chromux in turn.
@@ -180,7 +189,7 @@ function M.step_plan(rng)
     local parts = {}
     for j = 1, rng:int(1, 2) do
       local name = rng:pick(M.steps)
-      parts[j] = string.format("%s=%d:%s", name, rng:int(1, RARE[name] or 150), what_happens(rng))
+      parts[j] = string.format("%s=%d:%s", name, rng:int(1, RARE[name] or 150), what_happens(rng, 3.5))
     end
     out[i] = table.concat(parts, ",")
   end
@@ -190,7 +199,8 @@ end
 -- One of these steps in turn, at the first start; and whether nothing else may come in its way.
 function M.sync_step_plan(rng, steps, turn)
   local step = steps[turn % #steps + 1]
-  return { string.format("%s%s=%d:%s", step[3] or "", step[1], rng:int(1, step[2]), what_happens(rng)) }, step[3] ~= nil
+  return { string.format("%s%s=%d:%s", step[3] or "", step[1], rng:int(1, step[2]),
+    what_happens(rng, 5.5)) }, step[3] ~= nil
 end
 
 -- The lines of a plan for wrap.c: now and then a write, in bursts.

@@ -261,6 +261,38 @@ static void a_copy_is_made_anew_under_writes(void **state)
     check_has(finish_call(j), "\"done\":true");
 }
 
+/* All that a server says of a collection beside its id and records. */
+static char *shape(struct stage *s, unsigned server, const char *name)
+{
+    struct answer *a = ask_server(s->server[server], "GET", keepf("/collections/%s", name), NULL);
+    check_status(a, 200);
+    const char *schema = json_field(a->body, "schema");
+    return canonical(
+        s, keepf("[%s,%s,%s,%s]", json_field(a->body, "dimension"), json_field(a->body, "metadata"),
+                 json_field(a->body, "configuration_json"), *schema ? schema : "null"));
+}
+
+/* A collection with rules of its own for what is indexed, and metadata; NULL: an older server. */
+static char *make_ruled(struct stage *s)
+{
+    const char *schema = json_field(get(s, "/collections/shaped")->body, "schema");
+    if (!*schema)
+        return NULL;
+    schema =
+        sql(s, "SELECT jsonb_set('%s', '{defaults,string,string_inverted_index,enabled}', 'false')",
+            schema);
+    struct answer *a =
+        post(s, "/collections",
+             keepf("{\"name\":\"ruled\",\"metadata\":{\"b\":2},\"schema\":%s}", schema));
+    check_status(a, 200);
+    char *id = keep_text(json_field(a->body, "id") + 1, 36);
+    check_status(post(s, of(id, "add"), records_body("x", 0, 3, "")), 201);
+    check_caught_up(s, 10);
+    check_has(shape(s, 1, "ruled"),
+              "\"string_inverted_index\": {\"config\": {}, \"enabled\": false}");
+    return id;
+}
+
 static void a_wiped_server_is_made_whole(void **state)
 {
     struct stage *s = stage_raise();
@@ -273,14 +305,15 @@ static void a_wiped_server_is_made_whole(void **state)
     check_status(post(s, of(shaped, "add"), records_body("x", 0, 3, "")), 201);
     check_status(post(s, of(shaped, "delete"), "{\"ids\":[\"x0\",\"x1\",\"x2\"]}"), 200);
     check_caught_up(s, 10);
-    char *was = json_field(ask_server(s->server[1], "GET", "/collections/shaped", NULL)->body,
-                           "configuration_json");
+    char *was = shape(s, 1, "shaped"), *ruled = make_ruled(s), *ruled_was = NULL;
+    if (ruled)
+        ruled_was = shape(s, 1, "ruled");
     chroma_kill(s->server[1]);
     check(run_program((const char *const[]){"rm", "-rf", s->server[1]->folder, NULL}, NULL, 10)
               .status == 0);
     chroma_again(s->server[1]);
     check_soon(sql_number(s, "SELECT count(*) FROM journal_copies WHERE instance = 'replica' AND "
-                             "state = 'rebuild'") == 3,
+                             "state = 'rebuild'") == 3 + (ruled != NULL),
                10);
     /* Not before its catalogue is there again. */
     check_has(call_may(s, "begin", lane_of(s, id), "replica", "{\"source\":\"primary\"}"),
@@ -291,13 +324,15 @@ static void a_wiped_server_is_made_whole(void **state)
     check_soon(strstr(collections_on(s, 1), "later") != NULL, 10);
     rebuild(s, id, 1);
     rebuild(s, shaped, 1);
-    check_soon(state_count(s, "'done'") == 2, 10);
+    if (ruled) {
+        rebuild(s, ruled, 1);
+        check_str(shape(s, 1, "ruled"), ruled_was);
+    }
+    check_soon(state_count(s, "'done'") == 2 + (ruled != NULL), 10);
     check_str(collections_on(s, 1), collections_on(s, 0));
-    struct answer *new = ask_server(s->server[1], "GET", "/collections/shaped", NULL);
-    check_str(canonical(s, json_field(new->body, "configuration_json")), canonical(s, was));
-    check_str(canonical(s, json_field(new->body, "metadata")),
-              canonical(s, "{\"a\":1,\"hnsw:space\":\"ip\"}"));
-    check_str(json_field(new->body, "dimension"), "2"); /* though it holds nothing */
+    check_str(shape(s, 1, "shaped"), was);
+    check_has(was,
+              "[2, {\"a\": 1, \"hnsw:space\": \"ip\"}"); /* the dimension, though it is empty */
     check_status(post(s, of(later, "add"), records_body("r", 0, 3, "")), 201);
     for (unsigned i = 0; i < 3; i++)
         check_equal(s, ((char *[]){id, shaped, later})[i], 10);

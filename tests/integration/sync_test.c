@@ -291,6 +291,32 @@ static void the_coordinator_dies_and_another_goes_on(void **state)
     check_int(sql_number(s, "SELECT attempts FROM sync_jobs"), 0);
 }
 
+/* A task is claimed and the worker does not hear of it; the coordinator's lease runs out and is
+ * taken again by the same process: that is another coordinator. */
+static void what_was_not_heard_of_is_made_good(void **state)
+{
+    struct stage *s = stage_new();
+    stage_chromux(s, "SYNC_CHUNK_SIZE=100", "DEFAULT_BATCH_SIZE=50", NULL);
+    char *id = create(s, "many");
+    add_many(s, id, 0, 6000);
+    check_caught_up(s, 30);
+    chroma_wipe(s->server[1]);
+    sync_process(s, "worker", NULL);
+    check_soon(tasks(s, "completed") > 3, 20);
+    long epoch = sql_number(s, "SELECT epoch FROM sync_lease");
+    char *task = sql(s, "UPDATE sync_tasks SET task_status = 'processing', epoch = epoch + 1, "
+                        "worker_id = (SELECT worker_id FROM sync_workers) WHERE id = (SELECT "
+                        "max(id) FROM sync_tasks WHERE task_status = 'pending') RETURNING id");
+    check(*task != 0);
+    sql(s, "UPDATE sync_lease SET until = now() - interval '1 minute'");
+    check_soon(sql_number(s, "SELECT epoch FROM sync_lease") == epoch + 1, 10);
+    sync_check_jobs(s, "rebuild", "done", 1, 40);
+    check_int(count_lines(check_equal(s, id, 20), "\n"), 6000);
+    check_counted(s, 6000);
+    check_int(sql_number(s, "SELECT epoch FROM sync_tasks WHERE id = %s", task), 2);
+    check_int(sql_number(s, "SELECT attempts FROM sync_jobs"), 0);
+}
+
 static void servers_and_the_database_fail_in_the_middle(void **state)
 {
     struct stage *s = stage_new();
@@ -350,6 +376,7 @@ int main(void)
         STAGE_TEST(all_kinds_of_collections_and_records_survive),
         STAGE_TEST(two_workers_share_the_tasks_and_one_may_die),
         STAGE_TEST(the_coordinator_dies_and_another_goes_on),
+        STAGE_TEST(what_was_not_heard_of_is_made_good),
         STAGE_TEST(servers_and_the_database_fail_in_the_middle),
         STAGE_TEST(without_a_whole_copy_nothing_is_overwritten),
     };

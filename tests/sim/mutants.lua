@@ -16,6 +16,10 @@ Postgres.define((UNCHECKED:gsub("%%s", " AND substr(pg_walfile_name(pg_current_w
     return { { mine = 1 } }
   end)
 
+local TASKS, NONE = "WHERE j.rebuild = b.id AND", "WHERE false AND"
+local at, till = Postgres.SWAP:find(TASKS, 1, true)
+Postgres.define(Postgres.SWAP:sub(1, at - 1) .. NONE .. Postgres.SWAP:sub(till + 1), Postgres.swap(true))
+
 -- Seeds in which copies are made anew all the time, by workers that die.
 local ANEW = { sync = true, anew = 1, workers = 0.3, nemesis = 2.5, slow = 0.02 }
 
@@ -54,6 +58,7 @@ local MUTANTS = {
   end]], ANEW },
   { "what a lost worker sent not waited for", "rebuild", "local from = (a.settle or 0) > 0 and r.p0 or a.upto",
     "a.settle = 0\n  local from = a.upto", ANEW },
+  { "swapped while workers write to it", "rebuild", TASKS, NONE, ANEW },
   { "names put right beside the catalogue", "leftovers", "if member then member.held = UNFINISHED end", "",
     ANEW },
 }

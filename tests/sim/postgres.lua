@@ -13,7 +13,7 @@ function Postgres.new(world, faults)
     world = world, faults = faults, rng = world.rng, up = true, waiting = {},
     connections = {},
     db = { meta = {}, lease = {}, lanes = {}, entries = {}, tokens = {}, copies = {}, collections = {}, tenants = {},
-      databases = {}, servers = {}, events = {}, steps = {}, rebuilds = {}, calls = {} },
+      databases = {}, servers = {}, events = {}, steps = {}, rebuilds = {}, calls = {}, sync = {} },
     watch = {}, -- functions that are told of what was committed: watch.append(process, entry), ...
   }, Postgres)
 end
@@ -327,7 +327,7 @@ define([[UPDATE journal_copies SET position = $4 WHERE lane = $1 AND instance = 
   local c = db.copies[copy_key(lane, instance)]
   if not c or c.incarnation ~= incarnation or c.position >= p then return done(0) end
   set(tx, c, "position", p)
-  tell(tx, "position", tx.process, c)
+  tell(tx, "position", tx.process, copy_of(c))
   return done(1)
 end)
 define([[INSERT INTO journal_copies (lane, instance, physical, position, state, reason)
@@ -493,19 +493,20 @@ end)
 
 -- Rebuilds, and what sync asks for.
 define([[INSERT INTO journal_rebuilds (token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0,
-    state) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    state, keep) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
     ON CONFLICT (token) DO UPDATE SET token = EXCLUDED.token RETURNING id]],
-  function(db, tx, token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0, state)
+  function(db, tx, token, lane, instance, source, adopt, tenant, database, temp, temp_name, p0, state, keep)
     for id, r in pairs(db.rebuilds) do
       if r.token == token then return { { id = id } } end
     end
     local id = #db.rebuilds + 1
     set(tx, db.rebuilds, id, { id = id, token = token, lane = lane, instance = instance, source = source, adopt = adopt,
-      tenant = tenant, database = database, temp = temp, temp_name = temp_name, p0 = p0, state = state, old = "",
+      tenant = tenant, database = database, temp = temp, temp_name = temp_name, p0 = p0, state = state, keep = keep,
+      old = "",
       why = "", created = tx.now })
     return { { id = id } }
   end)
-local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, state
+local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, keep, state
     FROM journal_rebuilds WHERE state NOT IN ('done', 'dropped') ORDER BY id]]
 define(REBUILDS, function(db)
   return rows_where(db.rebuilds, function(r) return r.state ~= "done" and r.state ~= "dropped" end)
@@ -537,17 +538,25 @@ define([[UPDATE journal_rebuilds SET state = CASE WHEN adopt THEN 'dropped' ELSE
     end
     return done(1)
   end)
-define([[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN 'done' ELSE 'swapped' END,
+define("SELECT id FROM journal_rebuilds WHERE id = $1 FOR UPDATE", function(_, _, id) return { { id = id } } end)
+Postgres.SWAP = [[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN 'done' ELSE 'swapped' END,
       position = $3, hold_ms = $4, old = $5, changed_at = now()
       WHERE id = $1 AND state = 'copying' AND EXISTS (SELECT 1 FROM journal_lanes l WHERE l.lane = b.lane AND open)
       AND EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = b.lane AND c.instance = b.instance
-        AND c.incarnation = $2) RETURNING lane, instance, temp)
+        AND c.incarnation = $2)
+      AND NOT EXISTS (SELECT 1 FROM sync_jobs j WHERE j.rebuild = b.id AND (j.settle_until > now()
+        OR EXISTS (SELECT 1 FROM sync_tasks t WHERE t.job = j.id AND t.task_status IN ('pending', 'processing'))))
+      RETURNING lane, instance, temp)
     UPDATE journal_copies c SET physical = r.temp, incarnation = c.incarnation + 1, position = $3, state = 'ready',
-      reason = $6, doubt = 0, changed_at = now() FROM r WHERE c.lane = r.lane AND c.instance = r.instance]],
-  function(db, tx, id, incarnation, position, hold_ms, old, reason)
+      reason = $6, doubt = 0, changed_at = now() FROM r WHERE c.lane = r.lane AND c.instance = r.instance]]
+-- blind: does not see the tasks of sync.
+function Postgres.swap(blind)
+  return function(db, tx, id, incarnation, position, hold_ms, old, reason)
     local r = db.rebuilds[id]
     local c = db.copies[copy_key(r.lane, r.instance)]
     if r.state ~= "copying" or not db.lanes[r.lane].open or c.incarnation ~= incarnation then return done(0) end
+    local work = db.sync[id]
+    if not blind and work and (work.tasks > 0 or work.settle_until > tx.now) then return done(0) end
     for name, v in pairs { state = r.adopt and "done" or "swapped", position = position, hold_ms = hold_ms,
       old = old } do
       set(tx, r, name, v)
@@ -556,9 +565,11 @@ define([[WITH r AS (UPDATE journal_rebuilds b SET state = CASE WHEN adopt THEN '
       reason = reason, doubt = 0 } do
       set(tx, c, name, v)
     end
-    table.insert(tx.told, 1, { "swap", tx.process, r, c }) -- what else is told of the copy is told of the new one
+    tell(tx, "swap", tx.process, r, copy_of(c))
     return done(1)
-  end)
+  end
+end
+define(Postgres.SWAP, Postgres.swap())
 define("SELECT state, position, hold_ms, why FROM journal_rebuilds WHERE id = $1", function(db, _, id)
   return { db.rebuilds[id] and copy_of(db.rebuilds[id]) }
 end)
@@ -575,7 +586,7 @@ define([[SELECT id FROM journal_rebuilds WHERE state = 'copying' AND created_at 
     return r.state == "copying" and r.created < tx.now - 15 and not (db.wanted and db.wanted(r.id))
   end)
 end)
-define("DELETE FROM journal_rebuilds WHERE state IN ('done', 'dropped') AND changed_at < now() - interval '1 hour'",
+define("DELETE FROM journal_rebuilds WHERE state IN ('done', 'dropped') AND changed_at < now() - interval '30 days'",
   function() return done(0) end)
 define([[SELECT c.lane, c.physical FROM journal_copies c
     JOIN journal_lanes l ON l.lane = c.lane WHERE c.instance = $1 AND c.physical <> '' AND NOT l.open]],
@@ -593,7 +604,7 @@ define([[UPDATE journal_copies SET state = 'ready', reason = '', position = $3, 
     incarnation = incarnation + 1 } do
     set(tx, c, name, v)
   end
-  tell(tx, "position", tx.process, c)
+  tell(tx, "position", tx.process, copy_of(c))
   return done(1)
 end)
 define([[SELECT id, kind, lane, instance, arguments,

@@ -68,6 +68,7 @@ function Sync:request(job, server, method, target, body)
     if over then return end
     server:closed(r)
     job.settle_until = sim.world.t + DEAD
+    if job.row then job.row.settle_until = job.settle_until end
     finish(nil)
   end
   sim.world:after(dies and sim.rng:unit() * 0.01 or 5, lose, self.process)
@@ -117,12 +118,23 @@ function Sync:ids_of(job, server, physical)
 end
 
 function Sync:copy_all(job, ids, again)
+  job.row.tasks = job.row.tasks + 1
   for from = 1, #ids, CHUNK do
     local part = {}
     for i = from, math.min(#ids, from + CHUNK - 1) do part[#part + 1] = ids[i] end
     if not self:copy(job, part, again) then return false end
   end
+  job.row.tasks = job.row.tasks - 1
   return true
+end
+
+-- One who coordinated before, and does not know that it does so no more, takes it for copied.
+function Sync:too_early(job)
+  if self.sim.calm or not self.sim.rng:chance(0.2) then return end
+  self.api.spawn(function()
+    self.api.sleep(self.sim.rng:unit() * 0.1)
+    self:ask("finish", job.lane, job.instance, { rebuild = job.begun.rebuild, upto = job.begun.p0, settle = 0 })
+  end)
 end
 
 -- The ids of records that entries in (from, upto] may have changed.
@@ -144,6 +156,9 @@ function Sync:rebuild(job)
   local begun = self:ask("begin", job.lane, job.instance, { source = job.source, adopt = job.adopt or nil })
   if not begun then return end
   job.begun = begun
+  job.row = { tasks = 1, settle_until = 0 } -- of PostgreSQL: what of sync_jobs and sync_tasks the holder looks at
+  self.sim.db.sync[begun.rebuild] = job.row
+  self:too_early(job)
   local ids = self:ids_of(job, job.from, begun.source_physical)
   if ids and job.adopt then -- what stands there is made equal, record by record
     local there = self:ids_of(job, job.server, begun.temp)
@@ -151,6 +166,7 @@ function Sync:rebuild(job)
     for _, id in ipairs(there) do ids[#ids + 1] = id end
   end
   if not ids or not self:copy_all(job, ids, job.adopt) then return end
+  job.row.tasks = job.row.tasks - 1
   local upto = begun.p0
   for _ = 1, 30 do
     local settle = job.settle_until and DEAD or 0

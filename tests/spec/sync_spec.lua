@@ -1,5 +1,5 @@
--- Sync's parts that need no server: lists of ids as text (lua/lb/sync_ids.lua), batch sizes (sync_batch.lua), processes,
--- memory and control groups (process.lua).
+-- Sync's parts that need no server: lists of ids as text (lua/lb/sync_ids.lua), batch sizes (sync_batch.lua),
+-- processes, memory and control groups (process.lua).
 package.path = "lua/?.lua;" .. package.path
 
 local SETTINGS = { DEFAULT_BATCH_SIZE = 1000, MAX_MEMORY_MB = 400 }
@@ -85,13 +85,12 @@ describe("a process", function()
 
   it("that has ended and was not waited for is dead", function()
     local child = io.popen("echo $$; exec true")
-    local pid, line = child:read("*l"), nil
-    local till = os.time() + 10
-    repeat
+    local pid, till, line = child:read("*l"), os.time() + 10, nil
+    while not (line and line:find("%) Z ")) and os.time() < till do
       local f = assert(io.open("/proc/" .. pid .. "/stat"))
       line = f:read("*l")
       f:close()
-    until line:find("%) Z ") or os.time() > till
+    end
     local dead = process.dead(named(pid, line:match("%) " .. ("%S+ "):rep(19) .. "(%d+)")))
     child:close()
     assert.is_true(dead)

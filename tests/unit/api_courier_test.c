@@ -35,7 +35,7 @@ static void configure(const char *second)
         fail_msg("%.*s", (int)buf_len(&errors), buf_data(&errors));
     pool_reload(cfg);
     courier_reload(cfg);
-    fleet_configure(cfg, ev_now(loop));
+    fleet_configure(cfg, base_clock());
     if (was)
         config_free(was);
     config_raws_fini(&raws);
@@ -325,7 +325,7 @@ static void the_end_of_an_incarnation_is_told(void **state)
 
 static void on_change(struct ev_loop *l, ev_timer *w, int revents)
 {
-    fleet_set_health(fleet_node[0], NULL, NODE_UP, "test", ev_now(loop));
+    fleet_set_health(fleet_node[0], NULL, NODE_UP, "test", base_clock());
     configure("c");
 }
 

@@ -3,6 +3,7 @@
 #include "api.h"
 #include "log.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 
@@ -584,11 +585,32 @@ static void bad_database_url_stops_the_start(void **state)
     ev_loop_destroy(l);
 }
 
+/* An hour forward or back on the wall is a tenth of a second in a second here, until they agree. */
+static void time_follows_the_wall_slowly(void **state)
+{
+    double ahead = 0, at = 0, last = api_follow(&ahead, &at, 1000, 5000);
+    assert_true(last == 5000);
+    for (double t = 1; t <= 100; t++) {
+        double is = api_follow(&ahead, &at, 1000 + t, 5000 + t + 3600);
+        assert_true(is > last && fabs(is - (5000 + t * 1.1)) < 1e-6);
+        last = is;
+    }
+    for (double t = 101; t <= 200; t++) {
+        double is = api_follow(&ahead, &at, 1000 + t, 5000 + t - 3600);
+        assert_true(is > last && fabs(is - last - 0.9) < 1e-6);
+        last = is;
+    }
+    for (double t = 201; t <= 300; t++)
+        last = api_follow(&ahead, &at, 1000 + t, 5000 + t + 2);
+    assert_true(fabs(last - 5302) < 1e-6);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, start, stop)
 #define P(name) cmocka_unit_test_setup_teardown(name, start_pg, stop)
     const struct CMUnitTest tests[] = {
+        T(time_follows_the_wall_slowly),
         T(exit_codes),
         T(arguments),
         T(errors_are_told_with_file_line_and_traceback),

@@ -152,6 +152,7 @@ static const char engine[] =
     "    submit = function(r) asked[#asked + 1] = r; if on_submit then on_submit(r) end end,\n"
     "    gone = function(t) gone[#gone + 1] = t end,\n"
     "    look = function(id) looks[#looks + 1] = id end,\n"
+    "    wanted = function() end,\n"
     "    lost = function(c) lost[#lost + 1] = c.logical .. ' ' .. c.instance end,\n"
     "    stop = function() return true end,\n"
     "  }\n"

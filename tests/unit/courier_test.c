@@ -59,7 +59,7 @@ static void configure(const char *instances)
         fail_msg("%.*s", (int)buf_len(&errors), buf_data(&errors));
     pool_reload(cfg);
     courier_reload(cfg);
-    fleet_configure(cfg, ev_now(loop));
+    fleet_configure(cfg, base_clock());
     if (was)
         config_free(was);
     config_raws_fini(&raws);

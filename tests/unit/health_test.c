@@ -76,10 +76,10 @@ static int finish(void **state)
 static int start(void **state)
 {
     use("3", "2");
-    fleet_configure(cfg, ev_now(loop));
+    fleet_configure(cfg, base_clock());
     node = fleet_find(STR("a"));
     node->addr_len = sizeof(struct sockaddr_in);
-    fleet_set_health(node, NULL, NODE_UP, "set", ev_now(loop));
+    fleet_set_health(node, NULL, NODE_UP, "set", base_clock());
     collection = NULL;
     changes[0] = 0;
     return 0;
@@ -289,10 +289,10 @@ static void a_busy_instance_is_not_down(void **state)
 static void busy_is_not_for_ever(void **state)
 {
     signs("B");
-    node->history.busy_since = ev_now(loop) - 59;
+    node->history.busy_since = base_clock() - 59;
     signs("B");
     expect("");
-    node->history.busy_since = ev_now(loop) - 61;
+    node->history.busy_since = base_clock() - 61;
     signs("B");
     expect("up>down: no data for 61 s");
     signs("PP");

@@ -1,0 +1,227 @@
+-- The holder's part of rebuilds (lua/lb/rebuild.lua, leftovers.lua), with stand-ins for PostgreSQL and the servers.
+-- They need chromux's slice and records, so under plain busted they are pending.
+local json = require("cjson.safe")
+
+local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
+
+local it_ = pcall(require, "chromux.records") and require("chromux.slice").members and it or pending
+local saved, tasks, time
+
+local function silent() end
+
+local function set_up()
+  saved, tasks, time = {}, {}, 1000
+  for _, name in ipairs(GLOBALS) do saved[name] = rawget(_G, name) end
+  rawset(_G, "now", function() return time end)
+  rawset(_G, "sleep", function(seconds) time = time + seconds end)
+  rawset(_G, "spawn", function(fn, ...) tasks[#tasks + 1] = { fn, ... } end)
+  rawset(_G, "log", { debug = silent, info = silent, warn = silent, error = function(_, text) error(text, 0) end })
+  rawset(_G, "pg", { bytes = function(s) return { bytes = s } end })
+  rawset(_G, "json", json)
+end
+
+local function tear_down()
+  for _, name in ipairs(GLOBALS) do rawset(_G, name, saved[name]) end
+end
+
+local OLD, NEW = "0ld00000-0000-4000-8000-000000000000", "4e300000-0000-4000-8000-000000000000"
+
+local function answer(status, body) return { status = status, type = "application/json", body = body or "{}" } end
+
+local function described(id, name)
+  return string.format('{"id":"%s","name":"%s","metadata":null,"dimension":null,"tenant":"t","database":"d",'
+    .. '"configuration_json":{}}', id, name)
+end
+
+-- PostgreSQL says of a swap that it is done, and of all else that one row was changed.
+local function database()
+  local store = { epoch = 1, statements = {}, reader = { query = function() return {} end } }
+  function store.commit(_, statements, _, done)
+    local out = {}
+    for i, s in ipairs(statements) do
+      store.statements[#store.statements + 1] = s
+      out[i] = { affected = 1, { id = 7, state = s[1]:find("^SELECT state") and "swapped" or nil } }
+    end
+    if done then done(out) end
+    return out
+  end
+  return store
+end
+
+-- An instance: what is sent to change it is put into `sent` and done; take(server, method, rest, body) may answer
+-- otherwise. names: of its collections, by id.
+local function instance(name, names, take)
+  local s = { name = name, health = "up", admitted = 1, incarnation = 1, retired = false, names = names, sent = {} }
+  function s.usable() return true end
+  function s.stamp_after_now() return true, true end
+  function s.horizon_after() return 1 end
+  function s.settle() end
+  local function named(want)
+    for id, is in pairs(names) do
+      if is == want then return id end
+    end
+  end
+  local function change(method, rest, body)
+    local b = json.decode(body or "null")
+    if method == "POST" and rest == "" then
+      names[NEW] = b.name
+      return answer(200, described(NEW, b.name))
+    elseif method == "PUT" then
+      local there = named(b.new_name)
+      if there and there ~= rest:sub(2) then return answer(500, '{"error":"E","message":"UNIQUE constraint"}') end
+      if not names[rest:sub(2)] then return answer(404, '{"error":"E","message":"' .. rest .. '"}') end
+      names[rest:sub(2)] = b.new_name
+    elseif method == "DELETE" then
+      names[named(rest:sub(2)) or ""] = nil
+    end
+    return answer(method == "POST" and rest:find("/add$") and 201 or 200)
+  end
+  function s.ask(_, method, target, body)
+    local rest = target:match("/collections(.*)$")
+    local a = take and take(s, method, rest, body)
+    if a ~= nil then return a or nil, a == false and "late" or nil end
+    local id = named(rest:sub(2))
+    return id and answer(200, described(id, names[id])) or answer(404)
+  end
+  function s.send(_, r)
+    local rest = r.target:match("/collections(.*)$")
+    s.sent[#s.sent + 1] = r.method .. " " .. rest .. " " .. (r.body or "")
+    local a = change(r.method, rest, r.body)
+    return { wait = function() return a end }
+  end
+  return s
+end
+
+-- A collection whose copies are on a, the source, and on b.
+local function world(take)
+  local w = { notes = {}, store = database() }
+  w.a = instance("a", { [OLD] = "red" }, take)
+  w.b = instance("b", { [OLD] = "red" })
+  local context = { settings = { TRY_TIMEOUT = 1, DRAIN_CAP = 1 }, store = w.store, drives = true, holder = true,
+    fault = silent, encode = tostring, servers = { list = { w.a, w.b }, by_name = { a = w.a, b = w.b } },
+    events = { note = function(_, kind) w.notes[#w.notes + 1] = kind end } }
+  local function copy(server, state, p)
+    return { instance = server.name, server = server, physical = OLD, incarnation = 0, p = p, state = state,
+      reason = "", settled = true, doubt = 0 }
+  end
+  local a, b = copy(w.a, "ready", 0), copy(w.b, "rebuild", 0)
+  w.lane = { id = 1, logical = OLD, name = "red", tenant = "t", database = "d", open = true, pins = {}, entries = {},
+    copies = { a = a, b = b }, order = { a, b }, context = context, is_sound = function() return true end,
+    kick = silent, kick_copy = silent, entry = function(lane, n) return lane.entries[n] end }
+  local function member(server)
+    return { instance = server.name, server = server, state = "ready", p = 0, settled = true, doubt = 0 }
+  end
+  w.names = { by_lane = { w.lane }, copies = { a = member(w.a), b = member(w.b) }, physical = { a = {}, b = {} },
+    context = context, kick = silent, kick_copy = silent, copy_swap = silent, at_work_on = function() return false end,
+    path = function(_, _, _, rest) return "/api/v2/tenants/t/databases/d" .. rest end }
+  w.context = context
+  w.rebuilds = require("lb.rebuild").new(context, w.names)
+  return w
+end
+
+local function run_tasks()
+  local mine = tasks
+  tasks = {}
+  for _, task in ipairs(mine) do task[1](unpack(task, 2)) end
+end
+
+local function write(w, id)
+  local n = #w.lane.entries + 1
+  w.lane.entries[n] = { n = n, action = "upsert", verdict = "applied",
+    body = '{"ids":["' .. id .. '"],"embeddings":[[1]],"documents":[null],"metadatas":[null],"uris":[null]}' }
+  w.lane.copies.a.p = n
+end
+
+-- The answer of a get, each with this vector.
+local function got(ids, vector)
+  local columns = { {}, {}, {} }
+  for i, id in ipairs(ids) do columns[1][i], columns[2][i], columns[3][i] = '"' .. id .. '"', vector, "null" end
+  local nulls = table.concat(columns[3], ",")
+  return answer(200, string.format('{"ids":[%s],"embeddings":[%s],"documents":[%s],"metadatas":[%s],"uris":[%s]}',
+    table.concat(columns[1], ","), table.concat(columns[2], ","), nulls, nulls, nulls))
+end
+
+describe("the end of a rebuild", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it_("asks the held source for fewer records after it was too slow, not for the same again", function()
+    local asked = {}
+    local w = world(function(_, method, rest, body)
+      if method ~= "POST" or not rest:find("/get$") then return nil end
+      local ids = json.decode(body).ids
+      asked[#asked + 1] = #ids
+      return #ids <= 2 and got(ids, "[1]") -- false: too late
+    end)
+    local r = assert(w.rebuilds:begin { lane = 1, instance = "b", source = "a", until_ = time + 60 })
+    for i = 1, 10 do write(w, "id" .. i) end
+    local function finish(upto)
+      return w.rebuilds:finish { lane = 1, instance = "b", rebuild = r.rebuild, upto = upto, settle = 0,
+        until_ = time + 60 }
+    end
+    assert.same({ more = 10, position = 10, from = 0 }, finish(0))
+    assert.same({ more = 5, position = 10, from = 5 }, finish(5))
+    assert.equal(3, finish(7).more)
+    assert.is_true(finish(8).done)
+    assert.same({ 10, 5, 2 }, asked)
+  end)
+
+  it_("does not come for a record with NaN, of which nothing is deleted", function()
+    local w = world(function(_, method, rest, body)
+      return method == "POST" and rest:find("/get$") and got(json.decode(body).ids, "[null]") or nil
+    end)
+    local r = assert(w.rebuilds:begin { lane = 1, instance = "b", source = "a", until_ = time + 60 })
+    write(w, "x")
+    w.b.sent = {}
+    local a = w.rebuilds:finish { lane = 1, instance = "b", rebuild = r.rebuild, upto = 0, settle = 0,
+      until_ = time + 60 }
+    assert.equal('1 records have vectors that hold what is no number (NaN), which cannot be copied: x', a.gone)
+    assert.same({}, w.b.sent)
+    for _, s in ipairs(w.store.statements) do assert.is_nil(s[1]:find("^WITH r AS")) end
+  end)
+
+  local function rebuilt(w)
+    local r = assert(w.rebuilds:begin { lane = 1, instance = "b", source = "a", until_ = time + 60 })
+    assert.is_true(w.rebuilds:finish { lane = 1, instance = "b", rebuild = r.rebuild, upto = 0, settle = 0,
+      until_ = time + 60 }.done)
+    run_tasks()
+    time = time + 3
+    w.rebuilds.leftovers:work(w.rebuilds.leftovers.items[1])
+  end
+
+  it_("keeps what stood there before the instance joined, under another name", function()
+    local w = world()
+    w.lane.adopted = true
+    rebuilt(w)
+    assert.same({ [OLD] = "red-aside-0ld00000", [NEW] = "red" }, w.b.names)
+    assert.same({ "copy_rebuilt", "not_adopted" }, w.notes)
+  end)
+
+  it_("deletes what was a copy", function()
+    for _, adopted in ipairs { true, false } do
+      local w = world()
+      w.lane.adopted = adopted
+      if adopted then w.lane.copies.b.p = 1 end
+      rebuilt(w)
+      assert.same({ [NEW] = "red" }, w.b.names)
+    end
+  end)
+end)
+
+describe("a name that is to be put right after a swap", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it_("is taken from another good copy, whose own turn in the catalogue comes later", function()
+    local w = world()
+    local other = "07e00000-0000-4000-8000-000000000000"
+    w.b.names[OLD], w.b.names[NEW], w.b.names[other] = nil, "chromux-temp-1", "red"
+    local lane = { id = 2, name = "blue", copies = { b = { physical = other, state = "ready" } } }
+    w.names.physical.b[other] = lane
+    local item = w.rebuilds.leftovers:add { id = 7, lane = 1, instance = "b", tenant = "t", database = "d", temp = NEW,
+      temp_name = "chromux-temp-1", old = OLD, state = "swapped" }
+    w.rebuilds.leftovers:work(item)
+    assert.same({ [NEW] = "red", [other] = "chromux-old-2-07e00000" }, w.b.names)
+    assert.is_nil(w.names.copies.b.held)
+  end)
+end)
