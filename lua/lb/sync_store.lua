@@ -203,6 +203,17 @@ function Store:copies(lane)
     WHERE c.lane = $1]], lane)
 end
 
+-- Where the catalogue stands on both instances of a job | false: not at the same entry, or the copy has yet to get its
+-- name | nil, why
+function Store:catalogue(job)
+  local rows, why = self.conn:query([[SELECT position FROM journal_copies a
+      JOIN journal_copies b USING (lane, position)
+    WHERE lane = 0 AND a.instance = $1 AND b.instance = $2 AND NOT EXISTS (SELECT 1 FROM journal_rebuilds
+      WHERE lane = $3 AND instance = $2 AND state NOT IN ('done', 'dropped'))]], job.source, job.instance, job.lane)
+  if not rows then return nil, why end
+  return rows[1] and rows[1].position or false
+end
+
 -- Entries of a lane behind `from` up to `upto`, in order; no more of them after the first megabytes.
 function Store:entries(lane, from, upto)
   return self.conn:query([[SELECT n, action, body, resolved FROM (
