@@ -120,7 +120,8 @@ function Store:worker_lost(w, dead, settle, why)
           WHERE worker_id = $1 AND task_status = 'processing' AND NOT EXISTS (
             SELECT 1 FROM sync_workers WHERE worker_id = $1)
           RETURNING job),
-        marked AS (UPDATE sync_jobs SET settle = GREATEST(settle, $2), losses = losses + 1
+        marked AS (UPDATE sync_jobs SET settle = GREATEST(settle, $2), losses = losses + 1,
+            settle_until = GREATEST(settle_until, now() + $2 * interval '1 second')
           WHERE id IN (SELECT job FROM lost))
         SELECT count(*) AS n FROM lost]], w.worker_id, settle, why, Store.RETRIES },
     tell("tasks") }
