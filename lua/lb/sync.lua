@@ -45,6 +45,16 @@ local function cpu_percent()
   return was and at > was.at and 100 * (used - was.used) / (at - was.at) or 0
 end
 
+-- What this process sends may be completed until then. A lease that had run out is not taken up while a request from
+-- before that is on its way: others have done its work since, and it may be completed only after them.
+local function extend(till)
+  if courier.boottime() >= S.fence and S.work and S.work.changing > 0 then
+    return log.warn("sync_lapsed", "the lease had run out; what was on its way has to end first")
+  end
+  S.fence = till
+  courier.fence(till)
+end
+
 local function beat()
   local lease = S.settings.LEASE_TIMEOUT
   local at, boottime = now(), courier.boottime()
@@ -57,7 +67,7 @@ local function beat()
     return
   end
   S.silent = false
-  courier.fence(boottime + lease)
+  extend(boottime + lease)
   if S.work then S.work:renewed(own, at) end
 end
 
@@ -124,7 +134,7 @@ local function run(life)
 end
 
 function M.start(settings)
-  S = { settings = settings, life = {}, waiting = false, troubled = now() }
+  S = { settings = settings, life = {}, waiting = false, troubled = now(), fence = 0 }
   spawn(run, S.life)
   return true
 end

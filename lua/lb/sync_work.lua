@@ -38,7 +38,7 @@ local INCLUDE = '],"include":["embeddings","documents","metadatas","uris"]}'
 -- w: {store=, settings=, id=, batch=, lease= seconds, able() -> names of instances that can be used, fault(name)}
 function Work.new(w)
   return setmetatable({ store = w.store, settings = w.settings, id = w.id, batch = w.batch, lease = w.lease,
-    able = w.able, fault = w.fault, own = {}, claims = 0,
+    able = w.able, fault = w.fault, own = {}, claims = 0, changing = 0,
     active = 0, in_flight = {}, latency = {}, sizes = {}, reading = {}, reading_at = 0,
     wake = Signal.new(), done = 0, failures = 0, records = 0 }, Work)
 end
@@ -93,12 +93,14 @@ local function send(self, task, side, verb, body, most)
   pace(self, instance, side)
   check(self, task)
   self.in_flight[instance] = (self.in_flight[instance] or 0) + 1
+  if changes then self.changing = self.changing + 1 end
   local began = now()
   local answer, kind, text = courier.request { node = instance, method = "POST", fenced = changes,
     target = "/api/v2/tenants/" .. encode(task.tenant) .. "/databases/" .. encode(task.database) .. "/collections/"
       .. (source and task.source_physical or task.temp) .. "/" .. verb,
     type = "application/json", body = body, max = most, timeout = changes and WRITE_SECONDS or READ_SECONDS }
   self.in_flight[instance] = self.in_flight[instance] - 1
+  if changes then self.changing = self.changing - 1 end
   self.latency[instance] = now() - began
   return answer, kind, text
 end

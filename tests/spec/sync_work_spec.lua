@@ -2,7 +2,8 @@
 -- PostgreSQL, the holder of the journal and the servers.
 local GLOBALS = { "now", "sleep", "spawn", "log", "json", "pg" }
 local STAND_INS = { "chromux.records", "chromux.slice", "lb.courier", "lb.signal", "lb.sync_calls",
-  "lb.sync_choose", "lb.sync_work", "lb.sync_job", "lb.sync_coordinate", "lb.sync_store" }
+  "lb.sync_choose", "lb.sync_work", "lb.sync_job", "lb.sync_coordinate",
+  "lb.sync_store", "lb.schema", "lb.sync", "chromux.copies" }
 
 local json = require("cjson.safe")
 
@@ -133,10 +134,11 @@ describe("a job", function()
     end
     function store.job() return job end
     function store.collection() return { logical = "l", name = "c", tenant = "t", database = "d" } end
-    function store.copies(_, lane)
-      return { { instance = "a", state = "ready", physical = "pa", position = lane == 0 and 1 or 9 },
-        { instance = "b", state = "ready", physical = "pb", position = lane == 0 and 1 or 9 } }
+    function store.copies()
+      return { { instance = "a", state = "ready", physical = "pa", position = 9 },
+        { instance = "b", state = "ready", physical = "pb", position = 9 } }
     end
+    function store.catalogue() return 1 end
     function store.repaired() return 0 end
     function store.found() return {} end
     return store
@@ -290,5 +292,48 @@ describe("a job", function()
     Job.run(context, copy_of(row))
     assert.equal("done", row.state)
     assert.equal("the collection on b is not what it is on a: its metadata are others", row.ended.error)
+  end)
+end)
+
+describe("the lease of a worker", function()
+  local sync, fence, boot, work
+
+  before_each(function()
+    set_up()
+    boot, fence = 100, 0
+    package.loaded["lb.courier"] = { nodes = function() return {} end, boottime = function() return boot end,
+      fence = function(till) fence = till end }
+    work = { changing = 0, wake = {}, current = silent, renewed = silent, start = silent }
+    package.loaded["lb.sync_work"] = { new = function() return work end }
+    package.loaded["lb.sync_coordinate"] = { new = silent }
+    package.loaded["lb.sync_store"] = { new = function() return { beat = function() return {} end } end }
+    package.loaded["lb.schema"] = { migrate = function() return true end }
+    package.loaded["chromux.copies"] = {}
+    rawset(_G, "pg", { connection = function() return { listen = silent } end })
+    package.loaded["lb.sync"] = nil
+    sync = require("lb.sync")
+    sync.start { role = "worker", LEASE_TIMEOUT = 5, DEFAULT_BATCH_SIZE = 10, MAX_MEMORY_MB = 100 }
+    spawned[1][1](spawned[1][2])
+  end)
+  after_each(tear_down)
+
+  -- One more heartbeat.
+  local function beat()
+    local keep = spawned[2]
+    rawset(_G, "sleep", function() error("one is enough", 0) end)
+    pcall(keep[1], keep[2], keep[3])
+  end
+
+  it("is not taken up again while a write from before it ran out is on its way", function()
+    assert.equal(105, fence)
+    boot, work.changing = 104, 1
+    beat()
+    assert.equal(109, fence)
+    boot = 150
+    beat()
+    assert.equal(109, fence)
+    work.changing = 0
+    beat()
+    assert.equal(155, fence)
   end)
 end)
