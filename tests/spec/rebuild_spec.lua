@@ -1,5 +1,5 @@
--- The holder's part of rebuilds (lua/lb/rebuild.lua, leftovers.lua), with stand-ins for PostgreSQL and the servers.
--- They need chromux's slice and records, so under plain busted they are pending.
+-- The holder's part of rebuilds (lua/lb/rebuild.lua, leftovers.lua), and what is left over (aside.lua), with stand-ins
+-- for PostgreSQL and the servers. They need chromux's slice and records, so under plain busted they are pending.
 local json = require("cjson.safe")
 
 local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
@@ -80,6 +80,11 @@ local function instance(name, names, take)
     local rest = target:match("/collections(.*)$")
     local a = take and take(s, method, rest, body)
     if a ~= nil then return a or nil, a == false and "late" or nil end
+    if rest == "" then
+      local list = {}
+      for id, is in pairs(names) do list[#list + 1] = described(id, is) end
+      return answer(200, "[" .. table.concat(list, ",") .. "]")
+    end
     local id = named(rest:sub(2))
     return id and answer(200, described(id, names[id])) or answer(404)
   end
@@ -223,5 +228,35 @@ describe("a name that is to be put right after a swap", function()
     w.rebuilds.leftovers:work(item)
     assert.same({ [NEW] = "red", [other] = "chromux-old-2-07e00000" }, w.b.names)
     assert.is_nil(w.names.copies.b.held)
+  end)
+end)
+
+describe("a collection that nobody knows, with a name of chromux's own", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  local function looked_at(recorded)
+    local w = world()
+    w.names.databases, w.names.head, w.context.rebuilds = { ["t\0d"] = true }, 0, w.rebuilds
+    w.names.physical.b[OLD] = w.lane
+    w.names.physical.a[OLD] = w.lane
+    w.b.names[NEW] = "chromux-temp-of-somebody"
+    w.store.reader.query = function(_, sql, on, name, id)
+      if not sql:find("journal_rebuilds", 1, true) then return {} end
+      assert.same({ "b", "chromux-temp-of-somebody", NEW }, { on, name, id })
+      return recorded and { { id = 1 } } or {}
+    end
+    local aside = require("lb.aside").new(w.context, w.names)
+    aside:look()
+    aside:look()
+    return w.b.names[NEW], aside.count
+  end
+
+  it_("is deleted when it is recorded that chromux made it", function()
+    assert.same({ nil, 0 }, { looked_at(true) })
+  end)
+
+  it_("is shown and not touched when it is not", function()
+    assert.same({ "chromux-temp-of-somebody", 1 }, { looked_at(false) })
   end)
 end)
