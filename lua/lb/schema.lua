@@ -44,7 +44,8 @@ local SYNC = {
   -- instance (the copy that is to become or be proven equal) and asked_by; the coordinator fills in the rest. rebuild,
   -- temp, p0: as the holder of the journal answered (sync_calls.lua). upto: all that was written up to this entry is
   -- in the temporary collection. laters: how often it could not go on in its present state. losses: workers that were
-  -- lost with a task of it; settle: for how long (s) of the target's running time what they sent may yet be executed.
+  -- lost with a task of it; settle: for how long (s) of the target's running time what they sent may yet be executed;
+  -- settle_until: that by the clock, at least.
   [[CREATE TABLE sync_jobs (
       id bigserial PRIMARY KEY,
       kind text NOT NULL CHECK (kind IN ('rebuild', 'adopt', 'verify')),
@@ -77,6 +78,7 @@ local SYNC = {
       not_before timestamptz NOT NULL DEFAULT now(),
       laters integer NOT NULL DEFAULT 0,
       settle double precision NOT NULL DEFAULT 0,
+      settle_until timestamptz NOT NULL DEFAULT now(),
       losses bigint NOT NULL DEFAULT 0,
       error text NOT NULL DEFAULT '',
       hold_ms double precision,

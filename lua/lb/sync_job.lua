@@ -334,7 +334,8 @@ local function finish(context, job)
       set(context, job, { state = "finishing" })
       seconds, losses = to_settle(context, job)
     end
-    local a = ask(context, "finish", job, { rebuild = job.rebuild, upto = job.upto, settle = seconds }, 2 * seconds)
+    local a = ask(context, "finish", job, { rebuild = job.rebuild, upto = seconds > 0 and job.p0 or job.upto,
+      settle = seconds }, 2 * seconds)
     if a.done then
       context.fault("sync.finished_not_recorded")
       return a
@@ -520,21 +521,15 @@ local function difference(job)
   return member and "its configuration has another " .. member
 end
 
--- Where both are in the catalogue; nil: not at the same place.
-local function place(context, job)
-  local at = {}
-  for _, copy in ipairs(need(context.store:copies(0))) do at[copy.instance] = copy.position end
-  return at[job.source] == at[job.instance] and at[job.source] or nil
-end
-
 -- What differs in each of some looks, all between operations on the catalogue | nil: nothing, or it cannot be said
 local function itself(context, job)
   local what
   for _ = 1, LOOKS do
-    local before = place(context, job)
+    local before = need(context.store:catalogue(job))
     what = before and difference(job)
-    if before and before == place(context, job) and not what then return nil end
-    if before ~= place(context, job) then what = nil end
+    local same = before and before == need(context.store:catalogue(job))
+    if same and not what then return nil end
+    if not same then what = nil end
     sleep(LOOK_PAUSE)
   end
   return what and string.format("the collection on %s is not what it is on %s: %s", job.instance, job.source, what)

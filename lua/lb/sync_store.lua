@@ -120,7 +120,8 @@ function Store:worker_lost(w, dead, settle, why)
           WHERE worker_id = $1 AND task_status = 'processing' AND NOT EXISTS (
             SELECT 1 FROM sync_workers WHERE worker_id = $1)
           RETURNING job),
-        marked AS (UPDATE sync_jobs SET settle = GREATEST(settle, $2), losses = losses + 1
+        marked AS (UPDATE sync_jobs SET settle = GREATEST(settle, $2), losses = losses + 1,
+            settle_until = GREATEST(settle_until, now() + $2 * interval '1 second')
           WHERE id IN (SELECT job FROM lost))
         SELECT count(*) AS n FROM lost]], w.worker_id, settle, why, Store.RETRIES },
     tell("tasks") }
@@ -201,6 +202,17 @@ function Store:copies(lane)
     FROM journal_copies c LEFT JOIN journal_collections k USING (lane)
       LEFT JOIN sync_collections s ON s.collection_id = k.logical AND s.instance = c.instance
     WHERE c.lane = $1]], lane)
+end
+
+-- Where the catalogue stands on both instances of a job | false: not at the same entry, or the copy has yet to get its
+-- name | nil, why
+function Store:catalogue(job)
+  local rows, why = self.conn:query([[SELECT position FROM journal_copies a
+      JOIN journal_copies b USING (lane, position)
+    WHERE lane = 0 AND a.instance = $1 AND b.instance = $2 AND NOT EXISTS (SELECT 1 FROM journal_rebuilds
+      WHERE lane = $3 AND instance = $2 AND state NOT IN ('done', 'dropped'))]], job.source, job.instance, job.lane)
+  if not rows then return nil, why end
+  return rows[1] and rows[1].position or false
 end
 
 -- Entries of a lane behind `from` up to `upto`, in order; no more of them after the first megabytes.

@@ -114,6 +114,15 @@ static void what_was_changed_behind_its_back_is_repaired_exactly(void **state)
         1);
     check_int(sync_jobs(s, "rebuild", "done"), 0);
     check_int(sql_number(s, "SELECT count(*) FROM notify_events WHERE kind = 'repaired'"), 1);
+    /* What is said of the collection itself is compared, and that it differs is no proof. */
+    check_status(ask_server(s->server[1], "PUT", keepf("/collections/%s", physical(s, 1, id)),
+                            "{\"new_metadata\":{\"k\":2}}"),
+                 200);
+    long job = verify(s, id, false);
+    check_str(outcome(s, job), "0 differ, 0 repaired");
+    check_has(sql(s, "SELECT error FROM sync_jobs WHERE id = %ld", job), "its metadata are others");
+    check_str(sql(s, "SELECT sync_status FROM sync_collections WHERE collection_id = '%s'", id),
+              "different");
 }
 
 static void a_copy_that_differs_too_much_is_made_anew(void **state)

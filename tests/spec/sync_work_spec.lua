@@ -133,10 +133,11 @@ describe("a job", function()
     end
     function store.job() return job end
     function store.collection() return { logical = "l", name = "c", tenant = "t", database = "d" } end
-    function store.copies(_, lane)
-      return { { instance = "a", state = "ready", physical = "pa", position = lane == 0 and 1 or 9 },
-        { instance = "b", state = "ready", physical = "pb", position = lane == 0 and 1 or 9 } }
+    function store.copies()
+      return { { instance = "a", state = "ready", physical = "pa", position = 9 },
+        { instance = "b", state = "ready", physical = "pb", position = 9 } }
     end
+    function store.catalogue() return 1 end
     function store.repaired() return 0 end
     function store.found() return {} end
     return store
