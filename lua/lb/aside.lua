@@ -1,5 +1,6 @@
 -- aside.lua: collections on the instances that the journal does not know: shown, never touched (PROTOCOL.md R10), but
--- for those that have names of chromux's own and that nobody needs: these are left over, and deleted.
+-- for those that have names of chromux's own and that chromux has made, as PostgreSQL says: these are left over, and
+-- deleted.
 --
 -- Somebody made them past chromux, or they were there when the instance joined. Looked for every SYNC_INTERVAL.
 local slice = require("chromux.slice")
@@ -56,9 +57,7 @@ function Aside:look()
       local key = server.name .. "\0" .. c.id
       local before = self.seen[key]
       seen[key] = before or c
-      if before and before.own then
-        self.context.rebuilds:sweep(before)
-      elseif before then
+      if before and not (before.own and self.context.rebuilds:sweep(before)) then
         count = count + 1
         by_instance[server.name] = (by_instance[server.name] or 0) + 1
         if not before.told then

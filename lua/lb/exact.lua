@@ -2,6 +2,7 @@
 --
 --   read(server, base, name) -> {id=, members=, dimension=} | false (there is none) | nil, why
 --       base: the target of the database's collections; members: the bytes of what the server says of it
+--   cosine(d) -> is its distance the cosine, for which Chroma 1.0 keeps vectors of another length than it was given?
 --   same(a, b) -> true | false, what differs    configuration, schema and metadata
 --   bodies(d, name) -> create body, body of the PUT that completes it or nil
 --   pin_bodies(d, token) -> add body, delete body    which give an empty collection its dimension
@@ -10,6 +11,8 @@
 -- `schema` is taken with metadata but without a configuration, which it holds: servers refuse both together, and a
 -- schema beside the hnsw:* keys of old. So these are put there afterwards.
 local slice = require("chromux.slice")
+
+local json = json
 
 local M = {}
 
@@ -23,6 +26,20 @@ function M.read(server, base, name)
 end
 
 local function there(raw) return raw ~= nil and raw ~= "null" end
+
+local function object(raw)
+  local t = there(raw) and json.decode(raw)
+  return type(t) == "table" and t or {}
+end
+
+function M.cosine(d)
+  local configuration = object(d.members.configuration_json)
+  for _, index in ipairs { "hnsw", "spann" } do
+    local is = configuration[index]
+    if type(is) == "table" and type(is.space) == "string" then return is.space == "cosine" end
+  end
+  return object(d.members.metadata)["hnsw:space"] == "cosine"
+end
 
 local function canonical(raw) return there(raw) and slice.canonical(raw) or "null" end
 

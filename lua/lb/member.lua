@@ -2,9 +2,9 @@
 -- backup. Its tenants and databases are made again, and its part in lane 0 goes on from where the catalogue is now.
 --
 -- Collections are not made here: what it is to have and has not is a copy to be made anew (rebuild.lua). Of what it has
--- brought along, collections that the journal knows to be deleted are deleted, and those that have names of chromux's
--- own; those that are a copy's old self stay until that is made anew; and what nobody knows keeps all that is in it.
--- These get names that are in nobody's way.
+-- brought along, collections that the journal knows to be deleted are deleted, and those that chromux has made for a
+-- while (Rebuilds:ours); those that are a copy's old self stay until that is made anew; and what nobody knows keeps all
+-- that is in it. These get names that are in nobody's way.
 --
 --   Member.renew(context, names, instance, until_) -> true | nil, why
 local Store = require("lb.store")
@@ -80,12 +80,16 @@ local function sort_out(self, server, base, dead)
   for _, raw in ipairs(slice.elements(a.body) or {}) do
     local c = slice.collection(raw)
     local name = c and tostring(c.name)
-    local fine, why = true, nil
+    local fine, why, ours = true, nil, false
+    if c and words.own(name) and not dead[c.id] and not mine[c.id] then
+      ours, why = self.context.rebuilds:ours(server.name, name, c.id)
+      if ours == nil then return nil, why end
+    end
     if c and dead[c.id] then
       fine, why = delete(self, server, base, c.id, dead[c.id])
     elseif c and mine[c.id] then
       fine, why = rename(self, server, base, c.id, "chromux-old-" .. mine[c.id].id .. "-" .. c.id:sub(1, 8))
-    elseif c and words.own(name) then
+    elseif c and ours then
       fine, why = delete(self, server, base, c.id, 0)
     elseif c and not name:find("%-aside%-%x+$") then
       fine, why = rename(self, server, base, c.id, name:sub(1, 400) .. "-aside-" .. c.id:sub(1, 8))

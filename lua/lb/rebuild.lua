@@ -598,13 +598,31 @@ end
 -- Nothing of it is on its way to a server.
 function Rebuilds:idle() return self.active == 0 and self.leftovers.active == 0 end
 
--- A collection with a name of ours that nobody knows any more, {instance=, tenant=, database=, name=}: an old backup
--- may have brought it back. It goes; if not now, it will be found again.
+-- Is a collection of that name or id recorded as one that chromux has made on the instance, or was to delete there?
+-- true | false | nil, why
+local OURS = [[SELECT id FROM journal_rebuilds WHERE instance = $1 AND state NOT IN ('making', 'copying')
+    AND (temp_name = $2 OR 'chromux-tomb-rebuild-' || id = $2 OR (temp = $3 AND NOT adopt) OR (old = $3 AND NOT keep))
+  UNION ALL SELECT c.lane FROM journal_copies c JOIN journal_lanes l ON l.lane = c.lane
+    WHERE c.instance = $1 AND c.physical = $3 AND NOT l.open LIMIT 1]]
+
+function Rebuilds:ours(instance, name, id)
+  local rows, why = self.context.store.reader:query(OURS, instance, name, id)
+  if not rows then return nil, why end
+  return rows[1] ~= nil
+end
+
+-- A collection with a name of ours that nobody needs, {instance=, tenant=, database=, name=, id=}: an old backup may
+-- have brought it back. It goes when it is recorded that it is ours, which it was before it was made; if not now, it
+-- will be found again. Is it ours, as far as is known now?
 function Rebuilds:sweep(c)
   local server = self.context.servers.by_name[c.instance]
-  if not server or self:knows(c.instance, c.name) then return end
-  log.warn("collection_left_over", c.name .. " on " .. c.instance .. " is deleted")
-  deeds.send(self.context, server, "DELETE", self.names:path(c.tenant, c.database, "/collections/" .. c.name))
+  if not server or self:knows(c.instance, c.name) then return true end
+  local ours = self:ours(c.instance, c.name, c.id)
+  if ours then
+    log.warn("collection_left_over", c.name .. " on " .. c.instance .. " is deleted")
+    deeds.send(self.context, server, "DELETE", self.names:path(c.tenant, c.database, "/collections/" .. c.name))
+  end
+  return ours ~= false
 end
 
 -- Is this temporary collection needed, or known to be left over?

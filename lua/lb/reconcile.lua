@@ -1,12 +1,15 @@
 -- reconcile.lua: single records of one copy are compared with another's, and made equal (PROTOCOL.md R6).
 --
 -- Reading needs no hold: a record says nothing while an entry that touches it is not behind both copies, and everything
--- otherwise. For a repair the copy's driver stands still, and until the records are there again the copy is durably
--- `unverified`: a holder that dies in between leaves a copy that has to be compared, not one that lacks records.
+-- otherwise. What differs is looked at again for a repair, while the copy's driver stands still, and until the records
+-- are there again the copy is durably `unverified`: a holder that dies in between leaves a copy that has to be
+-- compared, not one that lacks records.
 --
 --   confirm(context, names, {lane=, authority=, instance=, ids={...}, repair=, until_=}) -> answer | nil, why
---       answer {position=, equal=, differing={{id=, how="missing"|"extra"|"changed"}, ...}, repaired=, busy={id, ...}}
---       busy: written to all the time
+--       answer {position=, equal=, differing={{id=, how="missing"|"extra"|"changed"|"unrepairable", why=}, ...},
+--       repaired=, busy={id, ...}}
+--       unrepairable: whatever the copy has, the authority's record can't be put in its place, and why. busy: written
+--       to all the time, or not to be read within the time for which a copy is held
 local Hold = require("lb.hold")
 local Touched = require("lb.touched")
 local Store = require("lb.store")
@@ -15,24 +18,26 @@ local exact = require("lb.exact")
 local mend = require("lb.mend")
 local records = require("chromux.records")
 local slice = require("chromux.slice")
-local json = json
 
 local M = {}
 
 M.MOST = 100               -- ids in a call
 local PATIENCE = 2         -- seconds for a driver to come to a stop
-local HOLD_MOST = 0.2
+local HOLD_MOST = 0.2      -- seconds
+local HOLD_ONE = 2         -- for a single record
+local HELD_BYTES = 2 * 1024 * 1024 -- of both copies' records that are read during a hold
 local LINE_MOST = 1500     -- bytes of a line in the log
 local TRIES, PAUSE = 8, 0.05
 local ANSWER_MOST = 64 * 1024 * 1024
 local EMPTY = '{"ids":[],"embeddings":[],"documents":[],"metadatas":[],"uris":[]}'
 
 -- These records as the copy has them: the answer of a get, and the set of those that have no vector, which are not in
--- it. nil, why. Only of the life of the server in which the copy is known to be good.
-local function read(copy, base, ids)
+-- it. nil, why. Only of the life of the server in which the copy is known to be good. timeout: of a request; nil: the
+-- usual one
+local function read(copy, base, ids, timeout)
   local life = copy.server.admitted
   local function ask(rest, body)
-    local a, kind, text = copy.server:ask("POST", base .. "/" .. copy.physical .. rest, body, nil, false, life)
+    local a, kind, text = copy.server:ask("POST", base .. "/" .. copy.physical .. rest, body, timeout, false, life)
     return a, copy.instance .. ": " .. tostring(text or kind)
   end
   local a, why = ask("/get", exact.get_body(ids))
@@ -52,7 +57,8 @@ local function read(copy, base, ids)
   return a.body, torn
 end
 
--- {[id] = "missing" | "extra" | "changed"} of what `mine` has otherwise than `right`. nil, why
+-- {[id] = "missing" | "extra" | "changed"} of what `mine` has otherwise than `right`; torn: what of it has no vector
+-- there. nil, why
 local function differences(right, mine, torn, cosine)
   local d, why = records.compare(right, mine, { cosine = cosine })
   if not d then return nil, why end
@@ -117,24 +123,37 @@ local function fit(lane, name)
   return copy
 end
 
--- One look: {differing=, equal=, busy=, position=, answer= (the authority's)} | nil, why
-local function look(lane, right, mine, base, ids, cosine)
+-- What the authority has of these can't be put into another copy: {[id] = why}. nil, why
+local function unfit(right, theirs, torn, how)
+  local _, count, nulls = records.add_body(theirs, { only = how })
+  if not nulls then return nil, count end
+  local out = {}
+  for id in pairs(torn) do out[id] = right.instance .. " has no vector of it" end
+  for _, id in ipairs(nulls) do out[id] = "its vector on " .. right.instance .. " holds what is no number (NaN)" end
+  return out
+end
+
+-- One look: {differing={{id=, how=, why=}, ...}, equal=, busy=, position=, answer= (the authority's), bytes= read}
+-- nil, why. timeout: of a request
+local function look(lane, right, mine, base, ids, cosine, timeout)
   local low = math.min(right.p, mine.p)
-  local theirs, torn = read(right, base, ids)
-  if not theirs then return nil, torn end
-  if next(torn) then return nil, "record " .. next(torn) .. " on " .. right.instance .. " has no vector" end
-  local have, how
-  have, torn = read(mine, base, ids)
+  local theirs, torn_there = read(right, base, ids, timeout)
+  if not theirs then return nil, torn_there end
+  local have, torn = read(mine, base, ids, timeout)
   if not have then return nil, torn end
   local touched = Touched.new(lane, low)
   if not touched:extend(lane.head, math.huge, math.huge) then return nil, mine.instance .. " is too far behind" end
-  local why
-  how, why = differences(theirs, have, torn, cosine)
+  local how, why = differences(theirs, have, torn, cosine)
   if not how then return nil, why end
-  local out = { differing = {}, equal = 0, busy = {}, position = low, answer = theirs }
+  local not_fit
+  not_fit, why = unfit(right, theirs, torn_there, how)
+  if not not_fit then return nil, why end
+  local out = { differing = {}, equal = 0, busy = {}, position = low, answer = theirs, bytes = #theirs + #have }
   for _, id in ipairs(ids) do
     if touched.set[id] then
       out.busy[#out.busy + 1] = id
+    elseif not_fit[id] then
+      out.differing[#out.differing + 1] = { id = id, how = "unrepairable", why = not_fit[id] }
     elseif how[id] then
       out.differing[#out.differing + 1] = { id = id, how = how[id] }
     else
@@ -144,82 +163,131 @@ local function look(lane, right, mine, base, ids, cosine)
   return out
 end
 
--- Every repair is in the log, many in a line: of lines of one event only ten are written in a second.
-local function tell(lane, mine, differing)
+-- All of them are in the log, many in a line: of lines of one event only ten are written in a second.
+local function tell(event, lane, mine, differing)
   local parts, bytes = {}, 0
   local function flush()
     if #parts == 0 then return end
-    log.warn("record_repaired", lane.logical .. " on " .. mine.instance .. ": " .. table.concat(parts, ", "))
+    log.warn(event, lane.logical .. " on " .. mine.instance .. ": " .. table.concat(parts, ", "))
     parts, bytes = {}, 0
   end
   for _, d in ipairs(differing) do
-    local text = slice.quote(d.id) .. " was " .. d.how
+    local text = slice.quote(d.id) .. " was " .. d.how .. (d.why and " (" .. d.why .. ")" or "")
     if bytes + #text > LINE_MOST then flush() end
     parts[#parts + 1], bytes = text, bytes + #text + 4
   end
   flush()
 end
 
--- Looks, and makes equal what differs, while the copy is held. what look() says | nil, why
-local function look_and_repair(lane, right, mine, base, ids, cosine, until_)
-  local hold, why = Hold.take(lane, mine, PATIENCE, HOLD_MOST)
+-- Looks at so few, and makes equal what differs, while the copy is held. what look() says | nil, why, the hold was too
+-- short for so many
+local function held_repair(lane, right, mine, base, ids, cosine, until_)
+  local bound = #ids > 1 and HOLD_MOST or HOLD_ONE
+  local hold, why = Hold.take(lane, mine, PATIENCE, bound)
   if not hold then return nil, why end
   local seen
-  seen, why = look(lane, right, mine, base, ids, cosine)
-  if not seen or #seen.differing == 0 then
-    hold:release()
-    return seen, why
-  end
+  seen, why = look(lane, right, mine, base, ids, cosine, bound)
+  local short = now() > hold.since + 0.9 * bound
   local list, wanted = {}, {}
-  for i, d in ipairs(seen.differing) do list[i], wanted[d.id] = d.id, true end
-  local body, count, nulls = records.add_body(seen.answer, { only = wanted })
-  if body and #nulls > 0 then body, count = nil, "record " .. nulls[1] .. " holds no number in its vector" end
+  for _, d in ipairs(seen and seen.differing or {}) do
+    if d.how ~= "unrepairable" then list[#list + 1], wanted[d.id] = d.id, true end
+  end
+  if not seen or #list == 0 then
+    hold:release()
+    return seen, why, short
+  end
+  local body, count = records.add_body(seen.answer, { only = wanted })
   -- Without a hold entries may have come to it by now.
   local fine = body and hold:mine() and right.state == "ready"
   if fine then fine, why = replace(lane, mine, base, list, count > 0 and body, until_) else why = not body and count end
   hold:release()
   lane:kick_copy(mine)
-  if not fine then return nil, why or "it could not be held" end
-  tell(lane, mine, seen.differing)
+  if not fine then return nil, why or "it could not be held", short end
+  tell("record_repaired", lane, mine, seen.differing)
   lane.context.events:note("repaired", mine.instance, nil, #list .. " records of " .. lane.logical)
   seen.repaired = #list
   return seen
+end
+
+-- What a look has found, in the answer.
+local function count(out, seen, differing)
+  out.position, out.equal, out.repaired = seen.position, out.equal + seen.equal, out.repaired + (seen.repaired or 0)
+  for _, d in ipairs(differing) do out.differing[#out.differing + 1] = d end
+  for _, id in ipairs(seen.busy) do out.busy[#out.busy + 1] = id end
+end
+
+-- Repairs these in parts of at most so many; those that are left are put into out.busy. nil, why: not now
+local function repair_all(lane, right, mine, base, ids, most, out, until_)
+  local from = 1
+  local function rest()
+    for i = from, #ids do out.busy[#out.busy + 1] = ids[i] end
+  end
+  while from <= #ids do
+    local part = { unpack(ids, from, math.min(from + most - 1, #ids)) }
+    local seen, why, short = held_repair(lane, right, mine, base, part, out.cosine, until_)
+    if seen then
+      count(out, seen, seen.differing)
+      from = from + #part
+    elseif short and #part > 1 then
+      most = math.floor(#part / 2)
+    elseif short then
+      out.busy[#out.busy + 1], from = part[1], from + 1
+    else
+      rest()
+      return nil, why
+    end
+    if now() > until_ then return rest() end
+  end
+  return true
+end
+
+-- One round: all are looked at, and of what differs that is repaired which can be. true | nil, why
+local function round(lane, right, mine, base, ids, out, a)
+  local seen, why = look(lane, right, mine, base, ids, out.cosine)
+  if not seen then
+    out.busy = ids
+    return nil, why
+  end
+  if not a.repair then
+    count(out, seen, seen.differing)
+    return true
+  end
+  local left, todo = {}, {}
+  for _, d in ipairs(seen.differing) do
+    if d.how == "unrepairable" then left[#left + 1] = d else todo[#todo + 1] = d.id end
+  end
+  count(out, seen, left)
+  tell("record_unrepairable", lane, mine, left)
+  local most = math.max(1, math.floor(#ids * math.min(1, HELD_BYTES / seen.bytes)))
+  return repair_all(lane, right, mine, base, todo, most, out, a.until_)
 end
 
 function M.confirm(context, names, a)
   local lane = names.by_lane[a.lane]
   if not lane then return nil, "there is no such collection (any more)" end
   if type(a.ids) ~= "table" or #a.ids > M.MOST then return nil, "at most " .. M.MOST .. " ids at a time" end
+  if a.authority == a.instance then return nil, "a copy is not compared with itself" end
   local base = names:path(lane.tenant, lane.database, "/collections")
-  local out, ids, why = { position = 0, equal = 0, differing = {}, repaired = 0 }, a.ids, nil
+  local out, why = { position = 0, equal = 0, differing = {}, repaired = 0, busy = a.ids }, nil
   for try = 1, TRIES do
     local right, mine
     right, why = fit(lane, a.authority)
     if right then mine, why = fit(lane, a.instance) end
-    local seen
-    if mine and right ~= mine and not out.cosine_known then
+    if mine and out.cosine == nil then
       local d = exact.read(right.server, base, context.encode(lane.name))
-      local configuration = d and json.decode(d.members.configuration_json or "null")
-      local hnsw = type(configuration) == "table" and configuration.hnsw
-      out.cosine, out.cosine_known = type(hnsw) == "table" and hnsw.space == "cosine", d ~= nil and d ~= false
+      if d then out.cosine = exact.cosine(d) else why = right.instance .. " does not say how it measures distances" end
     end
-    if mine and #ids > 0 then
-      if a.repair then
-        seen, why = look_and_repair(lane, right, mine, base, ids, out.cosine, a.until_)
-      else
-        seen, why = look(lane, right, mine, base, ids, out.cosine)
-      end
+    if mine and out.cosine ~= nil then
+      local ids = out.busy
+      out.busy, why = {}, nil
+      if #ids > 0 then why = select(2, round(lane, right, mine, base, ids, out, a)) end
     end
-    if seen then
-      out.position, out.equal, out.repaired = seen.position, out.equal + seen.equal, out.repaired + (seen.repaired or 0)
-      for _, d in ipairs(seen.differing) do out.differing[#out.differing + 1] = d end
-      ids, why = seen.busy, nil
-    end
-    if #ids == 0 or now() > a.until_ or context.dead or try == TRIES then break end
+    if #out.busy == 0 or now() > a.until_ or context.dead or try == TRIES then break end
     sleep(PAUSE)
   end
-  if why then return nil, why end
-  return { position = out.position, equal = out.equal, differing = out.differing, repaired = out.repaired, busy = ids }
+  if why and out.repaired == 0 then return nil, why end
+  out.cosine = nil
+  return out
 end
 
 return M

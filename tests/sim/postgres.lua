@@ -570,6 +570,21 @@ function Postgres.swap(blind)
   end
 end
 define(Postgres.SWAP, Postgres.swap())
+define([[SELECT id FROM journal_rebuilds WHERE instance = $1 AND state NOT IN ('making', 'copying')
+    AND (temp_name = $2 OR 'chromux-tomb-rebuild-' || id = $2 OR (temp = $3 AND NOT adopt) OR (old = $3 AND NOT keep))
+    UNION ALL SELECT c.lane FROM journal_copies c JOIN journal_lanes l ON l.lane = c.lane
+    WHERE c.instance = $1 AND c.physical = $3 AND NOT l.open LIMIT 1]], function(db, _, instance, name, id)
+  for _, r in pairs(db.rebuilds) do
+    if r.instance == instance and r.state ~= "making" and r.state ~= "copying" and (r.temp_name == name
+      or "chromux-tomb-rebuild-" .. r.id == name or (r.temp == id and not r.adopt) or (r.old == id and not r.keep)) then
+      return { { id = r.id } }
+    end
+  end
+  for _, c in pairs(db.copies) do
+    if c.instance == instance and c.physical == id and not db.lanes[c.lane].open then return { { id = c.lane } } end
+  end
+  return {}
+end)
 define("SELECT state, position, hold_ms, why FROM journal_rebuilds WHERE id = $1", function(db, _, id)
   return { db.rebuilds[id] and copy_of(db.rebuilds[id]) }
 end)

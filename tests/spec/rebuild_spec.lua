@@ -1,5 +1,6 @@
--- The holder's part of rebuilds (lua/lb/rebuild.lua, leftovers.lua), with stand-ins for PostgreSQL and the servers.
--- They need chromux's slice and records, so under plain busted they are pending.
+-- The holder's part of rebuilds (lua/lb/rebuild.lua, leftovers.lua), what is left over (aside.lua), and repairs of
+-- single records (reconcile.lua), with stand-ins for PostgreSQL and the servers. They need chromux's slice and records,
+-- so under plain busted they are pending.
 local json = require("cjson.safe")
 
 local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
@@ -80,6 +81,11 @@ local function instance(name, names, take)
     local rest = target:match("/collections(.*)$")
     local a = take and take(s, method, rest, body)
     if a ~= nil then return a or nil, a == false and "late" or nil end
+    if rest == "" then
+      local list = {}
+      for id, is in pairs(names) do list[#list + 1] = described(id, is) end
+      return answer(200, "[" .. table.concat(list, ",") .. "]")
+    end
     local id = named(rest:sub(2))
     return id and answer(200, described(id, names[id])) or answer(404)
   end
@@ -96,7 +102,7 @@ end
 local function world(take)
   local w = { notes = {}, store = database() }
   w.a = instance("a", { [OLD] = "red" }, take)
-  w.b = instance("b", { [OLD] = "red" })
+  w.b = instance("b", { [OLD] = "red" }, take)
   local context = { settings = { TRY_TIMEOUT = 1, DRAIN_CAP = 1 }, store = w.store, drives = true, holder = true,
     fault = silent, encode = tostring, servers = { list = { w.a, w.b }, by_name = { a = w.a, b = w.b } },
     events = { note = function(_, kind) w.notes[#w.notes + 1] = kind end } }
@@ -105,9 +111,10 @@ local function world(take)
       reason = "", settled = true, doubt = 0 }
   end
   local a, b = copy(w.a, "ready", 0), copy(w.b, "rebuild", 0)
-  w.lane = { id = 1, logical = OLD, name = "red", tenant = "t", database = "d", open = true, pins = {}, entries = {},
+  w.lane = { id = 1, logical = "L", name = "red", tenant = "t", database = "d", open = true, pins = {}, entries = {},
     copies = { a = a, b = b }, order = { a, b }, context = context, is_sound = function() return true end,
-    kick = silent, kick_copy = silent, entry = function(lane, n) return lane.entries[n] end }
+    head = 0, kick = silent, kick_copy = silent, publish = silent,
+    entry = function(lane, n) return lane.entries[n] end }
   local function member(server)
     return { instance = server.name, server = server, state = "ready", p = 0, settled = true, doubt = 0 }
   end
@@ -132,10 +139,13 @@ local function write(w, id)
   w.lane.copies.a.p = n
 end
 
--- The answer of a get, each with this vector.
-local function got(ids, vector)
+-- The answer of a get, each with this vector, or with its own of a list.
+local function got(ids, vectors)
   local columns = { {}, {}, {} }
-  for i, id in ipairs(ids) do columns[1][i], columns[2][i], columns[3][i] = '"' .. id .. '"', vector, "null" end
+  for i, id in ipairs(ids) do
+    columns[1][i], columns[3][i] = '"' .. id .. '"', "null"
+    columns[2][i] = type(vectors) == "table" and vectors[i] or vectors
+  end
   local nulls = table.concat(columns[3], ",")
   return answer(200, string.format('{"ids":[%s],"embeddings":[%s],"documents":[%s],"metadatas":[%s],"uris":[%s]}',
     table.concat(columns[1], ","), table.concat(columns[2], ","), nulls, nulls, nulls))
@@ -223,5 +233,94 @@ describe("a name that is to be put right after a swap", function()
     w.rebuilds.leftovers:work(item)
     assert.same({ [NEW] = "red", [other] = "chromux-old-2-07e00000" }, w.b.names)
     assert.is_nil(w.names.copies.b.held)
+  end)
+end)
+
+describe("a collection that nobody knows, with a name of chromux's own", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  local function looked_at(recorded)
+    local w = world()
+    w.names.databases, w.names.head, w.context.rebuilds = { ["t\0d"] = true }, 0, w.rebuilds
+    w.names.physical.b[OLD] = w.lane
+    w.names.physical.a[OLD] = w.lane
+    w.b.names[NEW] = "chromux-temp-of-somebody"
+    w.store.reader.query = function(_, sql, on, name, id)
+      if not sql:find("journal_rebuilds", 1, true) then return {} end
+      assert.same({ "b", "chromux-temp-of-somebody", NEW }, { on, name, id })
+      return recorded and { { id = 1 } } or {}
+    end
+    local aside = require("lb.aside").new(w.context, w.names)
+    aside:look()
+    aside:look()
+    return w.b.names[NEW], aside.count
+  end
+
+  it_("is deleted when it is recorded that chromux made it", function()
+    assert.same({ nil, 0 }, { looked_at(true) })
+  end)
+
+  it_("is shown and not touched when it is not", function()
+    assert.same({ "chromux-temp-of-somebody", 1 }, { looked_at(false) })
+  end)
+end)
+
+describe("records that differ", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  -- a has these vectors, b has others; false: there is no vector.
+  local function differing(vectors, at_get)
+    local w
+    w = world(function(s, method, rest, body)
+      if method ~= "POST" or not rest:find("/get$") then return nil end
+      local ids, list = json.decode(body).ids, {}
+      if at_get then at_get(w, s, ids) end
+      for i, id in ipairs(ids) do
+        list[i] = s == w.a and vectors[id] or "[9]"
+        if s == w.a and vectors[id] == false then return answer(500, '{"error":"E","message":"Error finding id"}') end
+      end
+      return got(ids, list)
+    end)
+    w.lane.copies.b.state = "ready"
+    return w
+  end
+
+  local function confirm(w, ids)
+    return require("lb.reconcile").confirm(w.context, w.names, { lane = 1, authority = "a", instance = "b", ids = ids,
+      repair = true, until_ = time + 60 })
+  end
+
+  it_("are repaired but for those that can't be, which are said", function()
+    local w = differing { x = "[1]", n = "[null]", torn = false, same = "[9]", y = "[2]" }
+    local out = assert(confirm(w, { "x", "n", "torn", "same", "y" }))
+    assert.same({ { id = "n", how = "unrepairable", why = "its vector on a holds what is no number (NaN)" },
+      { id = "torn", how = "unrepairable", why = "a has no vector of it" }, { id = "x", how = "changed" },
+      { id = "y", how = "changed" } }, out.differing)
+    assert.same({ 2, 1, 0 }, { out.repaired, out.equal, #out.busy })
+    assert.equal("ready", w.lane.copies.b.state)
+    assert.same({ "POST /" .. OLD .. '/delete {"ids":["x","y"]}' }, { w.b.sent[1] })
+    assert.truthy(w.b.sent[2]:find('"ids":["x","y"]', 1, true) and w.b.sent[2]:find("[[1],[2]]", 1, true))
+  end)
+
+  it_("are read by fewer at a time when the hold is too short for them", function()
+    local held = {}
+    local w = differing({ a = "[1]", b = "[1]", c = "[1]", d = "[1]" }, function(w, s, ids)
+      if not w.lane.copies.b.held or s == w.b then return end
+      held[#held + 1] = #ids
+      if #ids > 1 then run_tasks() end -- the hold lets go
+    end)
+    local out = assert(confirm(w, { "a", "b", "c", "d" }))
+    assert.same({ 4, 2, 1, 1, 1, 1 }, held)
+    assert.same({ 4, 0, 0 }, { out.repaired, out.equal, #out.busy })
+  end)
+
+  it_("are not looked at before it is known how the collection measures distances", function()
+    local w = differing { x = "[1]" }
+    w.a.names[OLD] = "another" -- it is being renamed
+    local out, why = confirm(w, { "x" })
+    assert.same({ nil, "a does not say how it measures distances" }, { out, why })
+    assert.same({}, w.b.sent)
   end)
 end)
