@@ -152,7 +152,7 @@ local function meaning(answer, url)
   local status = answer.status
   if status >= 200 and status < 300 then return "accepted", status, "" end
   local why = string.format("answered %d: %s", status, said(answer.body, url))
-  if status == 429 or status == 408 or status >= 500 then
+  if status == 429 or status >= 500 then
     return "retry", status, why, Sinks.retry_after(answer.headers["retry-after"], now())
   end
   return "refused", status, why

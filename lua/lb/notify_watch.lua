@@ -9,6 +9,7 @@
 --             settings=fn() -> {LAG_ALERT=}, clock=fn}
 --   watch:look(teller)      as often as one likes
 local notices = require("lb.notices")
+local process = require("lb.process")
 
 local Watch = {}
 Watch.__index = Watch
@@ -201,7 +202,7 @@ local function place_taken(book, there, alive)
     local e = s.event
     local id = e.opens == "worker" and (e.key:match("^worker/(.*)$") or e.key)
     if id and not there[id] and alive > 0 and not s.ending then
-      raise("worker_back", e.key, "Others have taken the place of sync worker " .. id)
+      raise("worker_back", e.key, "Other sync workers have taken over")
     end
   end
 end
@@ -214,14 +215,15 @@ local function workers(store, book)
   if not rows then return end
   local there, alive = {}, 0
   for _, w in ipairs(rows) do
-    local key = "worker/" .. w.worker_id
-    there[w.worker_id] = true
+    local place, pid = process.place(w.worker_id), process.pid(w.worker_id)
+    local key = "worker/" .. place
+    there[place] = true
     alive = alive + (w.alive and 1 or 0)
     if w.dead and not going_on(book, "worker", key) then
-      raise("worker_dead", key, "Sync " .. w.role .. " " .. w.worker_id .. " is silent, and nobody coordinates",
+      raise("worker_dead", key, "Sync " .. w.role .. " " .. pid .. " is silent, and nobody coordinates",
         { { "worker", w.worker_id }, { "task", w.current_task_id or "none" } })
     elseif w.alive and going_on(book, "worker", key) then
-      raise("worker_back", key, "Sync " .. w.role .. " " .. w.worker_id .. " is back", { { "worker", w.worker_id } })
+      raise("worker_back", key, "Sync " .. w.role .. " " .. pid .. " is at work", { { "worker", w.worker_id } })
     end
   end
   place_taken(book, there, alive)

@@ -1,6 +1,7 @@
 -- process.lua: processes and their memory, as Linux tells of them.
 --
 --   name() -> "boot:namespace/pid/start": names this process for good
+--   place(name), pid(name) -> its parts: where pids count, and its number there
 --   dead(name) -> has it ended for certain? That can be said only of processes of this machine's present boot, and of
 --       this process's own namespace of pids: containers share the boot, and each counts from 1
 --   memory_mb() -> of this process, now; peak_mb() -> the most that it ever was
@@ -55,6 +56,10 @@ function M.name()
   local pid, fields = read_line("/proc/self/stat"):match("^%d+"), stat("self")
   return table.concat({ here() or "?", pid, fields[20] }, "/")
 end
+
+function M.place(name) return name:match("^[^/]+") or name end
+
+function M.pid(name) return name:match("^[^/]+/(%d+)") or name end
 
 -- /proc may hide processes of others: who can't be seen there may live.
 function M.dead(name)

@@ -140,8 +140,9 @@ local function reap(self)
       local n = self.store:worker_lost(w, dead, settle, text)
       if n then
         log.warn("sync_worker_lost", string.format("%s: %s; %d tasks go to others", w.worker_id, text, n))
-        choose.notice { kind = "worker_dead", key = "worker/" .. w.worker_id,
-          title = "Sync worker " .. w.worker_id .. " is gone",
+        -- One that dies again and again is another process each time: it is told of by where it runs.
+        choose.notice { kind = "worker_dead", key = "worker/" .. process.place(w.worker_id),
+          title = "Sync worker " .. process.pid(w.worker_id) .. " is gone",
           text = string.format("%s; %d tasks go to others", text, n),
           fields = { { "worker", w.worker_id }, { "task", w.task or "none" } } }
       end

@@ -338,12 +338,16 @@ static void a_server_near_its_limit_is_told_of_once_for_each_step(void **state)
                10);
     check_soon(newest(s, "primary", "memory_limit_mb") < 1000, 20);
     check_int(open_recommendations(s, "memory", "medium"), 0);
-    n = insert_until(s->server[0], id, n, 0.88);
-    check_soon(open_recommendations(s, "memory", "medium") == 1, 20);
+    /* Again and again, since the kernel takes pages back from a group that is nearly full. */
+    check_soon((n = insert_until(s->server[0], id, n, 0.88),
+                open_recommendations(s, "memory", "medium") == 1),
+               20);
     check_int(events(s, "recommendation_opened", MEMORY), 1);
-    check(newest(s, "primary", "memory_percent") > 85);
-    insert_until(s->server[0], id, n, 0.97);
-    check_soon(open_recommendations(s, "memory", "high") == 1, 20);
+    check(sql_number(s, "SELECT max(memory_percent)::bigint FROM performance_metrics WHERE "
+                        "instance = 'primary'") > 85);
+    check_soon((n = insert_until(s->server[0], id, n, 0.97),
+                open_recommendations(s, "memory", "high") == 1),
+               20);
     check_int(events(s, "recommendation_raised", MEMORY), 1);
     check_int(sql_number(s, "SELECT count(*) FROM upgrade_recommendations WHERE instance = "
                             "'primary' AND recommendation_type = 'memory'"),
