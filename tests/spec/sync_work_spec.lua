@@ -252,6 +252,17 @@ describe("a job", function()
     assert.same({ "rebuild_failed" }, events)
   end)
 
+  it("fails at once when the list of ids is larger than its memory", function()
+    row.state, row.chunked = "comparing", false
+    package.loaded["lb.courier"].request = function(r)
+      assert.equal(100 * 1024 * 1024, r.max)
+      return nil, "garbage", "an answer larger than " .. r.max
+    end
+    Job.run(context, copy_of(row))
+    assert.equal("failed", row.state)
+    assert.is_truthy(row.ended.error:find("larger than the 100 MB that MAX_MEMORY_MB leaves", 1, true))
+  end)
+
   it("has what a lost worker sent waited for where the target runs, and catches up from the beginning then", function()
     row.kind, row.state, row.rebuild, row.p0, row.upto, row.chunked = "rebuild", "copying", 5, 3, 3, true
     row.settle, row.losses = 30, 1
