@@ -231,6 +231,13 @@ describe("a job", function()
     assert.is_true(t < 1020)
   end)
 
+  it("that was cancelled stays so, however long it cannot be cleaned up behind it", function()
+    row.kind, row.state, row.rebuild, row.laters = "rebuild", "cancelled", 5, 50
+    function calls.ask() return nil, "the holder did not answer" end
+    Job.run(context, copy_of(row))
+    assert.same({ "cancelled", 0 }, { row.state, row.attempts })
+  end)
+
   it("of which another one coordinates is left alone", function()
     function context.store.found() return { '{"ids":["x"]}' } end
     function calls.ask(_, _, _, _, _, epoch)
@@ -250,6 +257,17 @@ describe("a job", function()
     Job.run(context, copy_of(row))
     assert.same({ "failed", 0 }, { row.state, row.attempts })
     assert.same({ "rebuild_failed" }, events)
+  end)
+
+  it("fails at once when the list of ids is larger than its memory", function()
+    row.state, row.chunked = "comparing", false
+    package.loaded["lb.courier"].request = function(r)
+      assert.equal(100 * 1024 * 1024, r.max)
+      return nil, "garbage", "an answer larger than " .. r.max
+    end
+    Job.run(context, copy_of(row))
+    assert.equal("failed", row.state)
+    assert.is_truthy(row.ended.error:find("larger than the 100 MB that MAX_MEMORY_MB leaves", 1, true))
   end)
 
   it("has what a lost worker sent waited for where the target runs, and catches up from the beginning then", function()
