@@ -24,6 +24,7 @@ local exact = require("lb.exact")
 local sound = require("lb.sound")
 local records = require("chromux.records")
 local slice = require("chromux.slice")
+local words = require("lb.words")
 
 local Rebuilds = {}
 Rebuilds.__index = Rebuilds
@@ -428,8 +429,9 @@ local function bring(self, r, last, until_)
   local body, count, nulls = records.add_body(last.answer, {})
   if not body then return nil, "the last records can't be read: " .. tostring(count) end
   if #nulls > 0 then
-    return nil, string.format("%d records have vectors that hold what is no number (NaN), which cannot be copied: %s",
-      #nulls, table.concat(nulls, ", ", 1, math.min(#nulls, NAMED)))
+    local named = table.concat(nulls, ", ", 1, math.min(#nulls, NAMED))
+    return nil, string.format("%d records have vectors that hold what is no number (NaN), which cannot be copied: "
+      .. "%s, %s", #nulls, named, words.HOPELESS)
   end
   local fine, why = insist(self, r, "/delete", slice.ids_body(last.ids), until_)
   if not fine then return nil, why end
@@ -542,7 +544,6 @@ end
 function Rebuilds:finish(a)
   local r = self.by_id[a.rebuild]
   if not r then return look_back(self, a.rebuild) end
-  r.lane.pins[r.token] = math.max(r.p0, math.min(a.upto, r.from.p))
   local answer, why = busily(self, r, finish, a)
   if answer and (answer.done or not r.gone) then return answer end
   if self.context.dead then return nil, why end

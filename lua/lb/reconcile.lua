@@ -15,6 +15,7 @@ local Touched = require("lb.touched")
 local Store = require("lb.store")
 local deeds = require("lb.deeds")
 local exact = require("lb.exact")
+local listing = require("lb.listing")
 local mend = require("lb.mend")
 local records = require("chromux.records")
 local slice = require("chromux.slice")
@@ -26,7 +27,6 @@ local PATIENCE = 2         -- seconds for a driver to come to a stop
 local HOLD_MOST = 0.2      -- seconds
 local HOLD_ONE = 2         -- for a single record
 local HELD_BYTES = 2 * 1024 * 1024 -- of both copies' records that are read during a hold
-local LINE_MOST = 1500     -- bytes of a line in the log
 local TRIES, PAUSE = 8, 0.05
 local ANSWER_MOST = 64 * 1024 * 1024
 local EMPTY = '{"ids":[],"embeddings":[],"documents":[],"metadatas":[],"uris":[]}'
@@ -163,20 +163,12 @@ local function look(lane, right, mine, base, ids, cosine, timeout)
   return out
 end
 
--- All of them are in the log, many in a line: of lines of one event only ten are written in a second.
 local function tell(event, lane, mine, differing)
-  local parts, bytes = {}, 0
-  local function flush()
-    if #parts == 0 then return end
-    log.warn(event, lane.logical .. " on " .. mine.instance .. ": " .. table.concat(parts, ", "))
-    parts, bytes = {}, 0
+  local texts = {}
+  for i, d in ipairs(differing) do
+    texts[i] = slice.quote(d.id) .. " was " .. d.how .. (d.why and " (" .. d.why .. ")" or "")
   end
-  for _, d in ipairs(differing) do
-    local text = slice.quote(d.id) .. " was " .. d.how .. (d.why and " (" .. d.why .. ")" or "")
-    if bytes + #text > LINE_MOST then flush() end
-    parts[#parts + 1], bytes = text, bytes + #text + 4
-  end
-  flush()
+  listing.warn(event, lane.logical .. " on " .. mine.instance, texts)
 end
 
 -- Looks at so few, and makes equal what differs, while the copy is held. what look() says | nil, why, the hold was too

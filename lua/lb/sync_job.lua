@@ -61,7 +61,9 @@ local function ask(context, kind, job, arguments, seconds)
   local answer, why = calls.ask(kind, job.lane, job.instance, arguments, CALL_SECONDS + (seconds or 0),
     context.store.epoch)
   if not answer then stop(why == "not ours" and "left" or "later", kind .. ": " .. tostring(why)) end
-  if answer.gone then stop("over", kind .. ": " .. tostring(answer.gone)) end
+  if answer.gone then
+    stop(answer.gone:find(Store.HOPELESS, 1, true) and "failed" or "over", kind .. ": " .. answer.gone)
+  end
   return answer
 end
 
@@ -282,7 +284,8 @@ local function abandon(context, job)
 end
 
 local function begin(context, job)
-  if job.rebuild and job.p0 then return set(context, job, { state = "copying" }) end -- it was paused
+  local state = job.kind == "adopt" and "comparing" or "copying"
+  if job.rebuild and job.p0 then return set(context, job, { state = state }) end -- it was paused
   local own, copies = situation(context, job)
   if job.asked_by == "" and own.state ~= (job.kind == "adopt" and "unverified" or "rebuild") then
     stop("moot", "the copy is " .. own.state)
@@ -296,7 +299,7 @@ local function begin(context, job)
   local a = ask(context, "begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
   context.fault("sync.begun_not_recorded")
   job.lives = { [source.instance] = context.life(source.instance), [job.instance] = context.life(job.instance) }
-  set(context, job, { state = "copying", source = source.instance, rebuild = a.rebuild, temp = a.temp,
+  set(context, job, { state = state, source = source.instance, rebuild = a.rebuild, temp = a.temp,
     source_physical = a.source_physical, p0 = a.p0, upto = a.p0, cosine = cosine, chunked = false, started_at = "now",
     collection_id = job.collection_id, collection_name = job.collection_name, tenant = job.tenant,
     database = job.database }, { Store.collection_begins(job), Store.job_settled(job.id, losses) })
@@ -373,10 +376,35 @@ local function rebuilt(context, job, a)
     job.instance, job.source, target_count, a.hold_ms or 0))
 end
 
+-- ids that still differ, and how many records hold NaN.
+local function suspects(context, job)
+  local ids, nan, names = {}, 0, {}
+  for _, text in ipairs(need(context.store:found(job.id))) do
+    local found = json.decode(text)
+    for _, id in ipairs(found.ids or {}) do ids[#ids + 1] = id end
+    for _, id in ipairs(found.nan_ids or {}) do names[#names + 1] = id end
+    nan = nan + (found.nan or 0)
+  end
+  return ids, nan, names
+end
+
+-- What stands there is mended only when that changes little of it: otherwise it may well be somebody's, and stays as it
+-- is, under another name, while the copy is made anew (leftovers.lua).
+local function look_before(context, job)
+  chunk(context, job, "compare")
+  await(context, job)
+  local count = #suspects(context, job)
+  if count > job.records * REMADE_SHARE then
+    stop("broken", string.format("%d of %d records are not as %s has them", count, job.records, job.source))
+  end
+  set(context, job, { state = "copying", chunked = false })
+end
+
 function Job.rebuild(context, job)
   job.lives = { [job.instance] = context.life(job.instance) }
   if job.source then job.lives[job.source] = context.life(job.source) end
   if job.state == "waiting" then begin(context, job) end
+  if job.state == "comparing" then look_before(context, job) end
   if job.state == "copying" then
     chunk(context, job, job.kind == "adopt" and "mend" or "copy")
     await(context, job)
@@ -426,18 +454,6 @@ local function begin_verify(context, job)
     temp = own.physical, cosine = look_at(job, source.instance), chunked = false, started_at = "now",
     collection_id = job.collection_id, collection_name = job.collection_name, tenant = job.tenant,
     database = job.database }, { Store.collection_begins(job) })
-end
-
--- ids that still differ, and how many records hold NaN.
-local function suspects(context, job)
-  local ids, nan, names = {}, 0, {}
-  for _, text in ipairs(need(context.store:found(job.id))) do
-    local found = json.decode(text)
-    for _, id in ipairs(found.ids or {}) do ids[#ids + 1] = id end
-    for _, id in ipairs(found.nan_ids or {}) do names[#names + 1] = id end
-    nan = nan + (found.nan or 0)
-  end
-  return ids, nan, names
 end
 
 local function confirm(context, job, ids, from, repair)
@@ -611,7 +627,7 @@ local function start_over(context, job, why)
   local errs = job.kind == "verify" and (why:find(job.instance .. " answered 500", 1, true)
     or why:find(job.instance .. " answered 404", 1, true) or why:find(job.instance .. " does not know", 1, true))
   -- What earlier tasks of an adoption have sent would end in the same collection.
-  local begun = job.kind == "adopt" and job.state ~= "waiting"
+  local begun = job.kind == "adopt" and job.state ~= "waiting" and job.state ~= "comparing"
   if (begun or job.attempts >= 2 and (job.kind == "adopt" or errs)) and not job.dry_run then
     return make_anew(context, job, why)
   end

@@ -10,7 +10,7 @@ Store.__index = Store
 Store.CHANNEL = "chromux_sync_work"
 
 Store.RETRIES = 5       -- failures of a task after which it stays failed
-Store.HOPELESS = "whatever is tried" -- of the text of a failure: the job has no use in trying again
+Store.HOPELESS = require("lb.words").HOPELESS
 local FIRST_PAUSE = 1   -- seconds before it is tried again, doubled each time
 local KEEP_DAYS = 30
 local LATER_MOST = 30   -- seconds that a job waits after it could not go on
@@ -149,7 +149,8 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOI
     FROM free, sync_jobs j WHERE t.id = free.id AND j.id = t.job
     RETURNING t.id, t.epoch, t.kind, t.instance, t.chunk_start_offset AS first, t.chunk_end_offset AS last,
       t.retry_count AS retries, j.id AS job, j.lane, j.tenant, j.database, j.collection_name AS name, j.source,
-      j.source_physical, j.temp, j.cosine, (SELECT ids FROM sync_chunks WHERE task = t.id) AS ids]]
+      j.source_physical, j.temp, j.cosine, j.kind = 'adopt' AS adopts,
+      (SELECT ids FROM sync_chunks WHERE task = t.id) AS ids]]
 
 -- The next task | false: there is none | nil, why. able: names of instances that can be used; each takes per_server
 -- tasks at once, all together `all`.

@@ -13,6 +13,7 @@
 local Signal = require("lb.signal")
 local Touched = require("lb.touched")
 local courier = require("lb.courier")
+local listing = require("lb.listing")
 local Store = require("lb.sync_store")
 local records = require("chromux.records")
 local slice = require("chromux.slice")
@@ -311,7 +312,7 @@ local function compare(self, task)
   local raws, nan = slice.elements(task.ids), {}
   local total = #raws
   local suspects = look(self, task, raws, nan)
-  for _ = 1, LOOKS do
+  for _ = 1, task.adopts and 0 or LOOKS do -- what is to be adopted stands still
     if #suspects == 0 then break end
     catch_up(self, task)
     raws = {}
@@ -335,6 +336,9 @@ local function mend(self, task)
     local old, only = {}, {}
     append(old, r.changed)
     append(old, r.only_b)
+    local texts = {}
+    for i, id in ipairs(old) do texts[i] = slice.quote(id) .. (i <= #r.changed and " was changed" or " was extra") end
+    listing.warn("record_mended", task.name .. " on " .. task.instance, texts)
     delete(self, task, old)
     for _, list in ipairs { r.changed, r.only_a } do
       for _, id in ipairs(list) do only[id] = true end

@@ -15,6 +15,9 @@ function M.no_collection_of_id(id)
   return M.says(404, "NotFoundError", "Collection [" .. id .. "] does not exists.")
 end
 
+-- In what is said of a failure: there is no use in trying again.
+M.HOPELESS = "whatever is tried"
+
 -- Names of collections that are about to end (operations.lua), that are to take the place of others (rebuild.lua), or
 -- whose place is to be taken (member.lua). Clients get none of them.
 local OWN = { ["chromux-tomb-"] = true, ["chromux-temp-"] = true, ["chromux-old-"] = true }

@@ -233,6 +233,31 @@ static void what_stood_on_a_server_is_mended_and_taken_over(void **state)
     check_int(count_lines(check_equal(s, ids[0], 20), "\n"), 299);
 }
 
+/* Of another's data nothing is deleted or overwritten. */
+static void what_stood_on_a_server_and_is_another_is_kept(void **state)
+{
+    struct stage *s = stage_new();
+    char *id = chroma_create(s->server[0], "standing", 1000);
+    chroma_add(s->server[0], id, 0, 100);
+    char *others = chroma_create(s->server[1], "standing", 1000);
+    chroma_add(s->server[1], others, 60, 200);
+    char *before = ask_server(s->server[1], "POST", of(others, "get"), "{}")->body;
+    stage_chromux(s, "SYNC_INTERVAL=1", NULL);
+    sync_process(s, "worker", NULL);
+    check_soon(sync_jobs(s, "rebuild", "done") == 1, 20);
+    check_equal(s, id, 20);
+    check(strcmp(physical(s, 1, id), others) != 0);
+    check_str(ask_server(s->server[1], "POST", of(others, "get"), "{}")->body, before);
+    char *name = keepf("standing-aside-%.8s", others);
+    struct answer *a = ask_server(s->server[1], "GET", keepf("/collections/%s", name), NULL);
+    check_status(a, 200);
+    check_has(a->body, others);
+    check_soon(strstr(json_field(get(s, "/status")->body, "journal"), name) != NULL, 20);
+    check_int(sql_number(s, "SELECT count(*) FROM failover_events WHERE event_type = "
+                            "'not_adopted' AND from_instance = 'replica'"),
+              1);
+}
+
 static char *configuration(struct stage *s, unsigned n)
 {
     char *text = keepf("return { CHECK_INTERVAL = 0.2, LEASE_TIMEOUT = 2, WRITE_HORIZON = 2,\n"
@@ -274,6 +299,7 @@ int main(void)
         STAGE_TEST(a_copy_that_differs_too_much_is_made_anew),
         STAGE_TEST(writes_in_flight_are_no_difference),
         STAGE_TEST(what_stood_on_a_server_is_mended_and_taken_over),
+        STAGE_TEST(what_stood_on_a_server_and_is_another_is_kept),
         STAGE_TEST(an_instance_that_is_added_by_a_reload_gets_everything),
     };
     return STAGE_RUN(tests);

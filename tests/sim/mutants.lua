@@ -1,7 +1,7 @@
 -- mutants.lua: build/chromux script tests/sim/mutants.lua [SEEDS]
 --
 -- Does the simulation see what it is there for? Each of these faults is planted into the engine, and must be caught
--- within SEEDS seeds (20). The last line is that of a runner of scripts/test.sh.
+-- within SEEDS seeds (100). The last line is that of a runner of scripts/test.sh.
 local here = arg and arg[0] and arg[0]:match("^(.*)/[^/]*$") or "tests/sim"
 package.path = here .. "/?.lua;" .. here .. "/../chaos/?.lua;" .. package.path
 local Balancer = require("balancer")
@@ -63,7 +63,7 @@ local MUTANTS = {
     ANEW },
 }
 
-local seeds = tonumber(arg[1]) or 20
+local seeds = tonumber(arg[1]) or 100
 local missed, began = 0, os.clock()
 for _, m in ipairs(MUTANTS) do
   Balancer.unpatch()

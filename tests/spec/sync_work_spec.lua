@@ -301,6 +301,23 @@ describe("a job", function()
     assert.same({ "gone", 0 }, { row.state, row.attempts })
   end)
 
+  it("of an adoption by which much would be changed makes the copy anew and mends nothing", function()
+    row.kind, row.state, row.rebuild, row.p0, row.chunked = "adopt", "comparing", 5, 3, true
+    local asked, found = {}, '{"ids":["x"]}'
+    function calls.ask(kind)
+      asked[#asked + 1] = kind
+      return { ok = true }
+    end
+    function context.store.found() return { found } end
+    function context.await(job) return job.state == "comparing" and { state = job.state, failed = 0, open = 0 } end
+    Job.run(context, copy_of(row)) -- one of five
+    assert.same({ {}, "copying" }, { asked, row.state })
+    row.state, row.chunked, found = "comparing", true, '{"ids":["x","y"]}'
+    Job.run(context, copy_of(row))
+    assert.same({ "mark", "abandon" }, asked)
+    assert.equal("gone", row.state)
+  end)
+
   it("is different when the collection itself is not what it is elsewhere", function()
     package.loaded["lb.courier"].request = function(r)
       if r.target:find("/count$") then return { status = 200, body = "5" } end
