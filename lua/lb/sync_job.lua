@@ -640,6 +640,9 @@ local function ended(context, job, e)
   local level = (e.how == "moot" or e.how == "left") and "info" or "warn"
   log[level]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s", job.kind, job.collection_name,
     job.instance, job.id, job.state, e.how, tostring(e.why)))
+  if job.state == "cancelled" and e.how ~= "left" then -- it is cleaned up behind until that is done
+    return set(context, job, {}, { Store.job_waits(job.id) })
+  end
   if e.how == "over" then return start_over(context, job, tostring(e.why)) end
   if e.how == "failed" then return fail(context, job, tostring(e.why)) end
   if e.how == "moot" then return drop(context, job, tostring(e.why)) end
@@ -666,7 +669,7 @@ function Job.run(context, job)
   fine, err = pcall(ended, context, job, as_stop(err))
   if fine or as_stop(err).how == "left" then return end
   log.warn("sync_job", "job " .. job.id .. ": " .. tostring(as_stop(err).why))
-  context.store:job_set(job.id, job.state, {}, { Store.job_later(job.id, FIRST_PAUSE) })
+  context.store:job_set(job.id, job.state, {}, { Store.job_waits(job.id) })
 end
 
 return Job

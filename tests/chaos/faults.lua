@@ -170,6 +170,10 @@ function M.schedule_sync(rng, names, seconds)
   if #losses > 0 then place(rng, plan, busy, rng:pick(losses), seconds * (0.1 + 0.25 * rng:unit())) end
   if plan[1] and plan[1].kind == "break" then others = spare_source(others, plan[1].name) end
   local lost = plan[1] and plan[1].until_ or 0
+  -- Once more, perhaps while it is made good.
+  if plan[1] and plan[1].kind == "wipe" and rng:chance(0.4) then
+    place(rng, plan, busy, plan[1].name, lost + 0.5 + 2.5 * rng:unit())
+  end
   for _ = 1, #others > 0 and rng:int(1, 4) or 0 do
     local name = rng:pick(others)
     local at = M.faults[name].who and lost + rng:unit() or rng:unit() * seconds

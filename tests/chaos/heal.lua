@@ -106,10 +106,17 @@ end
 
 local CHANGES = {
   function(url, id) ask(url .. "/update", { ids = { id }, documents = { "changed" } }) end,
-  function(url, id) ask(url .. "/update", { ids = { id }, embeddings = { { 0.5, 0.25, 1000 } } }) end,
+  function(url, id, vector) ask(url .. "/update", { ids = { id }, embeddings = { vector } }) end,
   function(url, id) ask(url .. "/update", { ids = { id }, metadatas = { { changed = 1 } } }) end,
   function(url, id) ask(url .. "/delete", { ids = { id } }) end,
 }
+
+-- Another vector of as many numbers.
+local function another(vector)
+  local out = { unpack(vector) }
+  out[1] = out[1] + 1000
+  return out
+end
 
 -- Changes, deletes and adds some records of these copies on one server, each record once and in one way.
 -- copies: {{lane=, physical=, logical=}, ...}; {[lane]=how many}, {[logical.."/"..id]=true}
@@ -126,11 +133,12 @@ local function tamper(rng, url, copies)
     local n = 0
     for _ = 1, math.min(rng:int(1, 8), #ids) do
       local id = table.remove(ids, rng:int(1, #ids))
-      rng:pick(CHANGES)(base, id)
+      rng:pick(CHANGES)(base, id, another(held[c.physical].records[id].emb))
       n, touched[c.logical .. "/" .. id] = n + 1, true
     end
-    for i = 1, #ids > 0 and rng:int(0, 2) or 0 do -- (one without records may have another dimension)
-      ask(base .. "/add", { ids = { "x" .. i }, documents = { "extra" }, embeddings = { { i, 2, 3 } } })
+    for i = 1, #ids > 0 and rng:int(0, 2) or 0 do -- (without records the dimension is not known)
+      local vector = another(held[c.physical].records[ids[1]].emb)
+      ask(base .. "/add", { ids = { "x" .. i }, documents = { "extra" }, embeddings = { vector } })
       n, touched[c.logical .. "/x" .. i] = n + 1, true
     end
     count[c.lane] = n

@@ -403,6 +403,7 @@ static void collections_are_named_renamed_and_deleted(void **state)
     a = get(s, "/collections/ccc");
     check_status(a, 200);
     check_has(a->body, t->id);
+    check_caught_up(s, 5);
     check_lacks(a->body, physical(s, 1, t->id));
     create(s, "taken");
     check_status(ask_server(t->plain, "POST", "/collections", "{\"name\":\"taken\"}"), 200);

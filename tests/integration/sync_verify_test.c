@@ -125,6 +125,33 @@ static void what_was_changed_behind_its_back_is_repaired_exactly(void **state)
               "different");
 }
 
+/* A record that no server takes (its vector holds NaN, as base64) is on the right one only. */
+static void what_cannot_be_repaired_is_told_and_not_tried_for_ever(void **state)
+{
+    struct stage *s = stage_raise();
+    char *id = create(s, "odd");
+    check_status(post(s, of(id, "add"), records_body("r", 0, 50, "")), 201);
+    check_caught_up(s, 10);
+    sync_process(s, "worker", NULL);
+    check_status(ask_server(s->server[0], "POST", of(physical(s, 0, id), "add"),
+                            "{\"ids\":[\"nan\"],\"embeddings\":[\"AADAfwAAgD8=\"]}"),
+                 201);
+    on_replica(s, id, "delete", "{\"ids\":[\"r5\"]}");
+    long job = verify(s, id, false);
+    check_str(outcome(s, job), "2 differ, 1 repaired");
+    check_has(sql(s, "SELECT error FROM sync_jobs WHERE id = %ld", job), "NaN");
+    check_str(sql(s, "SELECT sync_status || ' ' || (proven_equal_at IS NULL) FROM "
+                     "sync_collections"),
+              "different true");
+    check_int(count_lines(records_on(s, 1, id), "\n"), 50);
+    /* Nor is the copy made anew without it: that fails at once, and people are told. */
+    chroma_wipe(s->server[1]);
+    sync_check_jobs(s, "rebuild", "failed", 1, 20);
+    check_int(sql_number(s, "SELECT attempts FROM sync_jobs WHERE kind = 'rebuild'"), 0);
+    check_soon(
+        sql_number(s, "SELECT count(*) FROM notify_events WHERE kind = 'rebuild_failed'") == 1, 10);
+}
+
 static void a_copy_that_differs_too_much_is_made_anew(void **state)
 {
     struct stage *s = stage_raise();
@@ -268,6 +295,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         STAGE_TEST(equal_copies_are_proven_equal_again_and_again),
         STAGE_TEST(what_was_changed_behind_its_back_is_repaired_exactly),
+        STAGE_TEST(what_cannot_be_repaired_is_told_and_not_tried_for_ever),
         STAGE_TEST(a_copy_that_differs_too_much_is_made_anew),
         STAGE_TEST(writes_in_flight_are_no_difference),
         STAGE_TEST(what_stood_on_a_server_is_mended_and_taken_over),

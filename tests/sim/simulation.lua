@@ -80,14 +80,27 @@ local function stamped(sim, server)
   return row and row.witness or 0
 end
 
+-- How often the server came into the catalogue; 0: not yet.
+local function membership(sim, server)
+  local member = sim.db.copies[Postgres.copy_key(0, server.name)]
+  return member and member.incarnation or 0
+end
+
+-- Nothing is lost at present: what a server lost was noticed, and is there again.
+local function healed(sim)
+  if not sim.wiped then return true end
+  return sim.sync ~= nil and membership(sim, sim.wiped) > sim.wiped_at and sim.sync:idle()
+end
+
 local Nemesis = {}
 
 function Nemesis.kill(sim, server)
   if not server.up then return end
   server:kill()
   local wiped = false
-  if sim.faults.wipe and (not sim.wiped or sim.sync) and sim.rng:chance(0.3) and ready_elsewhere(sim, server) then
+  if sim.faults.wipe and healed(sim) and sim.rng:chance(0.3) and ready_elsewhere(sim, server) then
     sim.wiped, wiped = server, true
+    sim.wiped_at = membership(sim, server)
     sim.check.lost(server)
     if sim.backup and sim.backup.server == server and stamped(sim, server) > sim.backup.stamped
       and sim.rng:chance(0.6) then -- a younger one can't be told

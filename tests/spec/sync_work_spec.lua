@@ -231,6 +231,13 @@ describe("a job", function()
     assert.is_true(t < 1020)
   end)
 
+  it("that was cancelled stays so, however long it cannot be cleaned up behind it", function()
+    row.kind, row.state, row.rebuild, row.laters = "rebuild", "cancelled", 5, 50
+    function calls.ask() return nil, "the holder did not answer" end
+    Job.run(context, copy_of(row))
+    assert.same({ "cancelled", 0 }, { row.state, row.attempts })
+  end)
+
   it("of which another one coordinates is left alone", function()
     function context.store.found() return { '{"ids":["x"]}' } end
     function calls.ask(_, _, _, _, _, epoch)
