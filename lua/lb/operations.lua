@@ -189,6 +189,16 @@ local function plain_create(body)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
+-- true | false | nil: that is not known now
+local function is_empty(self, copy, p, id)
+  local a = copy.server:ask("POST", self:path(p.tenant, p.database, "/collections/" .. id .. "/get"),
+    '{"limit":1,"include":[]}')
+  local got = a and a.status == 200 and slice.members(a.body)
+  local ids = got and got.ids and slice.elements(got.ids)
+  if not ids then return nil end
+  return #ids == 0
+end
+
 Op.create_collection = {
   check = function(self, e, p)
     local lane = p.name and self:find(p.tenant, p.database, p.name)
@@ -222,11 +232,15 @@ Op.create_collection = {
     end
     return kind, a
   end,
-  -- A collection of that name which no lane owns is ours: the name was free.
+  -- An empty collection of that name which no lane owns is ours: the name was free. One with records was made past
+  -- chromux: nobody has written to ours yet.
   look = function(self, copy, _, p)
     local id, answer = id_by_name(self, copy, p.tenant, p.database, p.name or "")
     if id == nil then return nil end
     if not id or (self.physical[copy.instance] or {})[id] then return "undone" end
+    local empty = is_empty(self, copy, p, id)
+    if empty == nil then return nil end
+    if not empty then return "undone" end
     return "done", answer, id
   end,
   prepare = function(self, p)

@@ -165,3 +165,26 @@ describe("an update of a collection that every instance answers with 500", funct
     assert.same({}, w.marked)
   end)
 end)
+
+describe("a collection that stands under the name of one that may have been made", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  local function looked_at(ids)
+    local server = { ask = function(_, method, target)
+      if method == "GET" then
+        return { status = 200, body = '{"id":"00000000-0000-4000-8000-000000000001","name":"x",' .. CONFIG .. "}" }
+      end
+      assert.equals("/collections/00000000-0000-4000-8000-000000000001/get", target)
+      return ids and { status = 200, body = '{"ids":' .. ids .. "}" } or { status = 500, body = "" }
+    end }
+    local names = { physical = {}, context = { encode = tostring }, path = function(_, _, _, rest) return rest end }
+    local is = require("lb.operations").create_collection.look(names, { instance = "a", server = server }, {},
+      { tenant = "t", database = "d", name = "x" })
+    return is or "later"
+  end
+
+  it_("is that one only while it is empty", function()
+    assert.same({ "done", "undone", "later" }, { looked_at("[]"), looked_at('["r"]'), looked_at(nil) })
+  end)
+end)
