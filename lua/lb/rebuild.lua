@@ -417,6 +417,8 @@ local function insist(self, r, rest, body, until_)
       body, r.temp, nil, ANSWER_MOST)
     if kind == "applied" then return true end
     if (kind ~= "later" and kind ~= "not_sent") or now() > until_ then
+      -- What stands there will be written to again.
+      if kind == "unknown" and r.adopt then r.server:settle(r.server:horizon_after(answer)) end
       return nil, r.instance .. " did not take the last records: " .. said(kind, answer)
     end
     sleep(pause)

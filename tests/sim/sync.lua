@@ -130,10 +130,11 @@ end
 
 -- One who coordinated before, and does not know that it does so no more, takes it for copied.
 function Sync:too_early(job)
-  if self.sim.calm or not self.sim.rng:chance(0.2) then return end
+  if self.sim.calm or job.adopt or not self.sim.rng:chance(0.2) then return end
+  local begun = job.begun
   self.api.spawn(function()
     self.api.sleep(self.sim.rng:unit() * 0.1)
-    self:ask("finish", job.lane, job.instance, { rebuild = job.begun.rebuild, upto = job.begun.p0, settle = 0 })
+    self:ask("finish", job.lane, job.instance, { rebuild = begun.rebuild, upto = begun.p0, settle = 0 })
   end)
 end
 
