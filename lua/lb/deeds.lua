@@ -1,12 +1,12 @@
 -- deeds.lua: requests by which the holder of the lease changes something on a server, beside the entries of lanes.
 --
 --   send(context, server, method, target, body, physical, late, max) -> kind, answer
---       kind: one of lanes.lua's meaning() with the answer, "not_sent", "over" (the server ended the connection), or
+--       kind: a word of answers.meaning() with the answer, "not_sent", "over" (the server ended the connection), or
 --       "unknown", how it ended (it may yet be executed). physical: the collection that a 404 may name as lost.
 --       late(): called once when the time for a try has passed. max: bytes of the answer
 --   id_by_name(context, server, base, name) -> id, answer | false (there is none) | nil, why
 --       base: the target of the database's collections
-local Lane = require("lb.lanes")
+local answers = require("lb.answers")
 local slice = require("chromux.slice")
 
 local M = {}
@@ -23,7 +23,7 @@ function M.send(context, server, method, target, body, physical, late, max)
     if late then late() end
     got, ending, text = call:wait(settings.DRAIN_CAP)
   end
-  if got then return Lane.meaning(got, physical), got end
+  if got then return answers.meaning(got, physical), got end
   if ending == "late" then call:close() end
   if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
   return ending == "peer_closed" and "over" or "unknown", ending

@@ -10,20 +10,17 @@
 --          that was sent and got no definite answer; 0 when none is above p. held: its driver stands still (hold.lua).
 --          over: another collection has taken its place, and what is still under way for it changes nothing
 local Store = require("lb.store")
-local mend = require("lb.mend")
+local answers = require("lb.answers")
+local attempt = require("lb.attempt")
+local groups = require("lb.groups")
 local sound = require("lb.sound")
-local slice = require("chromux.slice")
-local json = json
 
 local Lane = {}
 Lane.__index = Lane
 
-local GROUP_ENTRIES, GROUP_RECORDS, GROUP_BYTES = 128, 2000, 4 * 1024 * 1024
-local GROUPABLE = 256 * 1024   -- bytes: a larger body goes alone
 local LOAD_ENTRIES = 128       -- read from PostgreSQL at a time
 local FEED_PACE = 0.06         -- seconds that a busy lane's followers wait for more to share the request
 local GATHER_MOST = 0.005      -- seconds that entries wait for others that are likely to come at once
-local DELETE_IDS = 32000       -- Chroma's limit on ids is 32,760 (SQL variables)
 local DIVERGED_AFTER = 8       -- 5xx in a row on an entry that another copy took
 local FAILED_AFTER = 2         -- 5xx on every copy, alone, so often: the entry has failed
 
@@ -58,15 +55,16 @@ function Lane:copy_add(c)
   return copy
 end
 
-local function target_of(lane, copy, e)
-  return "/api/v2/tenants/" .. lane.context.encode(lane.tenant) .. "/databases/" .. lane.context.encode(lane.database)
-    .. "/collections/" .. copy.physical .. e.rest
+-- The path of the collection on the copy's server.
+function Lane:target(copy, rest)
+  return "/api/v2/tenants/" .. self.context.encode(self.tenant) .. "/databases/" .. self.context.encode(self.database)
+    .. "/collections/" .. copy.physical .. rest
 end
 
 -- May it be used in its server's present life? If that is not known yet it is found out, and the copy looks again.
 function Lane:is_sound(copy)
   if sound.known(copy) then return true end
-  sound.look(self, copy, function() return target_of(self, copy, { rest = "" }) end)
+  sound.look(self, copy, function() return self:target(copy, "") end)
   return false
 end
 
@@ -94,11 +92,12 @@ local function reached(lane, copy, p)
   lane:publish(copy)
 end
 
-local function doubt(lane, copy, hi)
+-- Entries up to hi were sent to the copy, and have no definite answer.
+function Lane:doubt(copy, hi)
   if hi <= copy.doubt then return end
   copy.doubt = hi
-  lane:publish(copy)
-  lane.context.store:enqueue({ Store.doubt(lane.id, copy, hi) }, nil, function() end) -- the standbys are to know
+  self:publish(copy)
+  self.context.store:enqueue({ Store.doubt(self.id, copy, hi) }, nil, function() end) -- the standbys are to know
 end
 
 -- A new entry, the one behind the head, or one that was kept before.
@@ -186,191 +185,7 @@ function Lane:entry(n)
   return e
 end
 
--- ---- groups (coalescing) ---------------------------------------------------------------------------------
-
-local JOINS = { add = true, upsert = true, update = true }
-
--- What slice.records says of the body, or false when it can't share a request.
-local function records(e)
-  if e.records == nil then
-    e.records = JOINS[e.action] and #e.body <= GROUPABLE and slice.records(e.body, GROUPABLE) or false
-  end
-  return e.records
-end
-
--- Entries from n on that may go as one request: same operation, same members, disjoint ids, same verdict.
-local function group_from(lane, copy, e)
-  local group, first = { e }, records(e)
-  if not first or (copy.alone_until or 0) >= e.n then return group end
-  local seen, count, bytes = {}, first.count, #e.body
-  for _, id in ipairs(first.ids) do seen[id] = true end
-  for n = e.n + 1, math.min(lane.head, e.n + GROUP_ENTRIES - 1) do
-    local o = lane.entries[n]
-    if not o or o.verdict ~= e.verdict or o.action ~= e.action or o.rest ~= e.rest or o.type ~= e.type then break end
-    local r = records(o)
-    if not r or r.shape ~= first.shape then break end
-    count, bytes = count + r.count, bytes + #o.body
-    if count > GROUP_RECORDS or bytes > GROUP_BYTES then break end
-    local clash
-    for _, id in ipairs(r.ids) do clash = clash or seen[id] end
-    if clash then break end
-    for _, id in ipairs(r.ids) do seen[id] = true end
-    group[#group + 1] = o
-  end
-  return group
-end
-
--- The bodies to send, one request each.
-local function bodies_of(group)
-  local e = group[1]
-  if #group > 1 then
-    local texts = {}
-    for i, o in ipairs(group) do texts[i] = o.body end
-    return { slice.join(texts) }
-  end
-  if not e.resolved then return { e.body } end
-  local ids = json.decode(e.resolved)
-  local out = {}
-  for from = 1, #ids, DELETE_IDS do
-    local part = {}
-    for i = from, math.min(#ids, from + DELETE_IDS - 1) do part[#part + 1] = ids[i] end
-    out[#out + 1] = slice.ids_body(part)
-  end
-  return out
-end
-
 Lane.REFUSES = "it refuses entry " -- the beginning of the reason why a copy is made anew, which its next self keeps
-
--- ---- what an answer means (R6, R7) -----------------------------------------------------------------------
-
-local REFUSALS = { [400] = true, [409] = true, [413] = true, [415] = true, [422] = true, [501] = true }
--- Raised before anything is written to the log, whatever the status says.
-local SURE_500 = { "UNIQUE constraint", "too many SQL variables" }
-
-local function chroma_shape(answer)
-  local t = json.decode(answer.body)
-  return type(t) == "table" and type(t.error) == "string" and t
-end
-
--- "applied" | "refused" | "lost" | "later" | "unsure"
-local function meaning(answer, physical)
-  local status = answer.status
-  -- Chroma answers in JSON; anything else was somebody in its place.
-  if status >= 200 and status < 300 then return answer.body:find("^%s*[{%[tn]") and "applied" or "unsure" end
-  if status == 429 or status == 503 then return "later" end
-  local shape = chroma_shape(answer)
-  if status == 404 and shape and physical and tostring(shape.message):find(physical, 1, true) then return "lost" end
-  if REFUSALS[status] and (shape or status == 413 or status == 415) then return "refused" end
-  if status == 500 and shape then
-    for _, text in ipairs(SURE_500) do
-      if tostring(shape.message):find(text, 1, true) then return "refused" end
-    end
-  end
-  return "unsure"
-end
-Lane.meaning = meaning
-Lane.chroma_shape = chroma_shape
-
--- What the client is told of an entry that no copy took.
-local function failure(answer)
-  if answer.status >= 400 then return answer end
-  return { status = 502, type = "application/json",
-    body = '{"error":"ChromaError","message":"the instances answer with what is no answer of Chroma"}' }
-end
-Lane.failure = failure
-
--- ---- one try ---------------------------------------------------------------------------------------------
-
--- Sends the group and says how it ended: one of meaning()'s words with the answer, or "not_sent", "over" (the server
--- ended the connection: whatever it did is done), "unknown" (we ended it: the server may still be at it).
--- late() is called once when the time for a try has passed; the request is then waited for nevertheless (R4).
-local function transmit(lane, copy, group, late)
-  local settings, e = lane.context.settings, group[1]
-  local kind, answer = "applied", { status = 200, type = "application/json", body = "{}" }
-  local deleted
-  lane.context.counts.sent = lane.context.counts.sent + #group
-  for _, body in ipairs(bodies_of(group)) do
-    local call, why = copy.server:send({
-      method = "POST", target = target_of(lane, copy, e), type = e.type ~= "" and e.type or nil, body = body,
-      max = 16 * 1024 * 1024 }, lane.context)
-    if not call then return "not_sent", why end
-    lane.context.counts.requests = lane.context.counts.requests + 1
-    lane.context.fault("send.sent")
-    local got, ending, text = call:wait(settings.TRY_TIMEOUT)
-    if not got and ending == "late" then
-      doubt(lane, copy, group[#group].n)
-      if late then late() end
-      got, ending, text = call:wait(settings.DRAIN_CAP)
-    end
-    if not got then
-      if ending == "late" then call:close() end
-      -- fenced: the last byte was never sent, so it can't be executed
-      if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
-      doubt(lane, copy, group[#group].n)
-      return ending == "peer_closed" and "over" or "unknown", ending
-    end
-    kind, answer = meaning(got, copy.physical), got
-    if kind ~= "applied" then return kind, answer end
-    local n = e.resolved and tonumber(answer.body:match('^{"deleted":(%d+)}$'))
-    if n then deleted = (deleted or 0) + n end
-  end
-  if e.resolved and deleted then answer.body = '{"deleted":' .. deleted .. "}" end
-  return kind, answer
-end
-
--- transmit(), and what a second time needs besides.
-local function try(lane, copy, group, late)
-  local again = copy.doubt >= group[1].n
-  local kind, answer = transmit(lane, copy, group, late)
-  if kind ~= "applied" or not again or group[1].action ~= "add" then return kind, answer end
-  for _, e in ipairs(group) do
-    local lost
-    local whole, why = mend.add(e.body, function(rest, body)
-      local changes = rest ~= "/get"
-      local a, ending, text = copy.server:ask("POST", target_of(lane, copy, { rest = rest }), body,
-        lane.context.settings.TRY_TIMEOUT, changes)
-      if not a and changes and ending ~= "not_sent" and ending ~= "fenced" then lost = ending end
-      return a, text or ending
-    end)
-    if lost then return lost == "peer_closed" and "over" or "unknown", lost end
-    if not whole then return "later", why end
-  end
-  return kind, answer
-end
-
--- Turns a filter into ids on the copy that is to decide (R: resolved before anything is sent). true | false, how
-local function resolve(lane, copy, e)
-  local d = slice.delete(e.body)
-  -- Ids only, or for Chroma to refuse: a limit without a filter too.
-  if not d or not (d.where or d.where_document) then return true end
-  local parts = { '"include":[]' }
-  if d.ids then parts[#parts + 1] = slice.ids_body(d.ids):sub(2, -2) end
-  for _, name in ipairs { "where", "where_document", "limit" } do
-    if d[name] then parts[#parts + 1] = '"' .. name .. '":' .. d[name] end
-  end
-  local target = target_of(lane, copy, { rest = "/get" })
-  local got, kind, text = copy.server:ask("POST", target, "{" .. table.concat(parts, ",") .. "}",
-    lane.context.settings.TRY_TIMEOUT)
-  lane.context.fault("resolve.read")
-  if not got then return false, kind == "not_sent" and "not_sent" or "again", text end
-  local how = meaning(got, copy.physical)
-  if how ~= "applied" then return false, how, got end
-  local ids = json.decode(got.body)
-  if not ids or type(ids.ids) ~= "table" then return false, "again" end
-  local quoted = {}
-  for i, id in ipairs(ids.ids) do quoted[i] = slice.quote(id) end
-  local text_ids = "[" .. table.concat(quoted, ",") .. "]"
-  local rows, why = lane.context.store:commit { Store.resolve_entry(lane.id, e.n, text_ids) }
-  if not rows then return false, "again", why end
-  if rows[1].affected == 0 then -- it was resolved before: what is recorded counts
-    local recorded = lane.context.store:entries(lane.id, e.n, 1)
-    if not recorded or not recorded[1] then return false, "again" end
-    text_ids = recorded[1].resolved
-  end
-  lane.context.fault("resolve.recorded")
-  e.resolved = text_ids
-  return true
-end
 
 -- ---- states of copies ------------------------------------------------------------------------------------
 
@@ -461,7 +276,7 @@ local function choose_decider(lane, n)
     names[i] = copy.instance
   end
   local e = lane.entries[n]
-  local name = lane.context.choose(target_of(lane, { physical = lane.logical }, e), #e.body, 1, names)
+  local name = lane.context.choose(lane:target({ physical = lane.logical }, e.rest), #e.body, 1, names)
   lane.chosen_for, lane.chosen = n, lane.copies[name] or able[1]
   return lane.chosen
 end
@@ -564,7 +379,7 @@ local function digest(lane, copy, group, kind, answer)
     return decided(lane, copy, record(lane, copy, group, "rejected", answer))
   end
   -- "unsure", "over", "unknown"
-  doubt(lane, copy, hi)
+  lane:doubt(copy, hi)
   if kind == "unknown" then
     copy.settled = false
     lane:settle(copy, copy.server:horizon_after(answer))
@@ -581,7 +396,7 @@ local function digest(lane, copy, group, kind, answer)
     end
     if not e.verdict and failed_everywhere(lane, e.n) then
       lane.failures[e.n] = nil
-      return decided(lane, copy, record(lane, copy, group, "failed", failure(answer)))
+      return decided(lane, copy, record(lane, copy, group, "failed", answers.failure(answer)))
     end
   end
   release(lane, copy, e.n)
@@ -632,7 +447,7 @@ local function pass_over(lane, copy, e)
     return advance(lane, copy, e.n) and GO or PAUSE
   end
   if copy.doubt >= e.n and e.verdict ~= "skipped" and e.verdict ~= "void" then
-    local kind, answer = transmit(lane, copy, { e })
+    local kind, answer = attempt.transmit(lane, copy, { e })
     return digest(lane, copy, { e }, kind, answer)
   end
   local p = e.n
@@ -647,7 +462,7 @@ end
 -- Waiting for them is short beside a request of their own.
 local function gathering(lane, copy, e)
   local waiting = lane.head - e.n + 1
-  if not JOINS[e.action] or waiting >= GROUP_ENTRIES or (copy.alone_until or 0) >= e.n then return false end
+  if not groups.joins(e.action) or waiting >= groups.MOST or (copy.alone_until or 0) >= e.n then return false end
   if lane.under_way == 0 and waiting >= lane.company then return false end
   local left = math.max(e.at or 0, lane.free_at) + GATHER_MOST - now()
   if left <= 0 then return false end
@@ -664,7 +479,7 @@ end
 
 -- A follower's requests compete with those that decide: where writes come fast, it takes several at once.
 local function paced(lane, copy, e)
-  local wait = e.busy and lane.head - e.n < GROUP_ENTRIES and e.at + FEED_PACE - now() or 0
+  local wait = e.busy and lane.head - e.n < groups.MOST and e.at + FEED_PACE - now() or 0
   if wait <= 0 then return false end
   copy.pacing = true
   spawn(function()
@@ -692,8 +507,8 @@ local function step(lane, copy)
   if e.verdict and e.verdict ~= "applied" then return pass_over(lane, copy, e) end
   if e.verdict == "applied" then
     if paced(lane, copy, e) then return STOP end
-    local group = group_from(lane, copy, e)
-    return digest(lane, copy, group, try(lane, copy, group))
+    local group = groups.from(lane, copy, e)
+    return digest(lane, copy, group, attempt.try(lane, copy, group))
   end
   if lane.decider then return STOP end
   local first = choose_decider(lane, n)
@@ -705,19 +520,19 @@ local function step(lane, copy)
   if gathering(lane, copy, e) then return STOP end
   lane.decider = copy
   if e.action == "delete" and not e.resolved then
-    local fine, how, answer = resolve(lane, copy, e)
+    local fine, how, answer = attempt.resolve(lane, copy, e)
     if not fine then
       if how == "again" or how == "unsure" then how, answer = "later", nil end
       return digest(lane, copy, { e }, how, answer)
     end
   end
-  local group = group_from(lane, copy, e)
+  local group = groups.from(lane, copy, e)
   local kind, answer
   if e.resolved == "[]" then -- nothing to delete
     kind, answer = "applied", { status = 200, type = "application/json",
       body = copy.server.counts_deleted and '{"deleted":0}' or "{}" }
   else
-    kind, answer = try(lane, copy, group, function()
+    kind, answer = attempt.try(lane, copy, group, function()
       copy.draining = true
       release(lane, copy, n)
     end)

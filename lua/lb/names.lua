@@ -6,6 +6,7 @@
 -- server is not known is settled by looking at the server.
 local Store = require("lb.store")
 local Lane = require("lb.lanes")
+local answers = require("lb.answers")
 local Op = require("lb.operations")
 local words = require("lb.words")
 local sound = require("lb.sound")
@@ -280,7 +281,7 @@ end
 
 -- Not done, whatever the status: an error in Chroma's words; "": a route that this Chroma does not have.
 local function refuses(answer)
-  return answer.status >= 400 and answer.status < 500 and (Lane.chroma_shape(answer) or answer.body == "")
+  return answer.status >= 400 and answer.status < 500 and (answers.shape(answer) or answer.body == "")
 end
 
 -- Does it on the instance. "applied", answer, found | "refused", answer | "undone" or "dark", answer: an error, and the
@@ -352,10 +353,10 @@ local function decide(self, copy, e)
       if op.effect then op.effect(self, p, copy, found) end
     end)
   elseif kind == "refused" then
-    ok = record(self, copy, e, "rejected", Lane.failure(answer))
+    ok = record(self, copy, e, "rejected", answers.failure(answer))
   elseif fails and failed_everywhere(self, e) then
     -- What does not show is as this instance has it.
-    ok = record(self, copy, e, e.dark and "failed" or "rejected", Lane.failure(e.failure or answer))
+    ok = record(self, copy, e, e.dark and "failed" or "rejected", answers.failure(e.failure or answer))
   else
     return give_up_on(self, copy, e, kind, answer)
   end

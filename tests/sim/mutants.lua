@@ -27,10 +27,10 @@ local ANEW = { sync = true, anew = 1, workers = 0.3, nemesis = 2.5, slow = 0.02 
 local MUTANTS = {
   { "answer before the append commits", "journal", [[  Roles.fault("append.before_commit")]],
     [[  send(t, { status = 200, type = "application/json", body = "{}" })]] },
-  { "position before the answer", "lanes", "local function transmit(lane, copy, group, late)",
-    [[local function transmit(lane, copy, group, late)
+  { "position before the answer", "attempt", "function M.transmit(lane, copy, group, late)",
+    [[function M.transmit(lane, copy, group, late)
       lane.context.store:commit { Store.position(lane.id, copy, group[#group].n) }]] },
-  { "filter delete replayed as a filter", "lanes", "if not e.resolved then return { e.body } end",
+  { "filter delete replayed as a filter", "groups", "if not e.resolved then return { e.body } end",
     "if not e.resolved or e.verdict then return { e.body } end" },
   { "in-doubt copy readable", "lanes", "context.trusted and copy.doubt == 0 and copy.server:readable()",
     "context.trusted and copy.server:readable()" },
@@ -41,7 +41,7 @@ local MUTANTS = {
     [[local n = copy.p + (lane.entries[copy.p + 2] and 2 or 1)
   if not lane.context.drives or not lane.open]] },
   { "epoch not checked", "store", CHECK, UNCHECKED },
-  { "group resent out of order", "lanes", "if not first or (copy.alone_until or 0) >= e.n then return group end",
+  { "group resent out of order", "groups", "if not first or (copy.alone_until or 0) >= e.n then return group end",
     [[if (copy.alone_until or 0) >= e.n then return { lane.entries[copy.alone_until] or e } end
     if not first then return group end]] },
   { "swap without the last pass", "rebuild", "  if #last.ids == 0 then return true end",

@@ -427,8 +427,8 @@ describe("an answer", function()
   after_each(tear_down)
 
   it("is a verdict only when it is Chroma's", function()
-    local Lane = require("lb.lanes")
-    local function means(status, body) return Lane.meaning({ status = status, body = body }, "0123-id") end
+    local answers = require("lb.answers")
+    local function means(status, body) return answers.meaning({ status = status, body = body }, "0123-id") end
     for _, body in ipairs { "{}", "true", " null", "[1]" } do assert.equals("applied", means(201, body)) end
     for _, body in ipairs { "<html>hello</html>", "", "OK" } do assert.equals("unsure", means(200, body)) end
     assert.equals("lost", means(404, '{"error":"NotFoundError","message":"Collection [0123-id] does not exists."}'))
@@ -436,8 +436,8 @@ describe("an answer", function()
     assert.equals("unsure", means(404, "<html>no such site</html>"))
     assert.equals("unsure", means(400, "<html>bad</html>"))
     assert.equals("refused", means(400, '{"error":"InvalidArgumentError","message":"m"}'))
-    assert.equals(502, Lane.failure { status = 200, body = "OK" }.status)
-    assert.equals(500, Lane.failure { status = 500, body = "OK" }.status)
+    assert.equals(502, answers.failure { status = 200, body = "OK" }.status)
+    assert.equals(500, answers.failure { status = 500, body = "OK" }.status)
     local st = require("lb.store").decide(1, 1, 1, "applied", { status = 200, body = "{}", type = "a\255/b" })
     assert.equals("a?/b", st[7])
   end)
