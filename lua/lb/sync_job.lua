@@ -620,15 +620,30 @@ local function make_anew(context, job, why)
   drop(context, job, "it is made anew: " .. why)
 end
 
+local BAD_ANSWERS = { " answered 500", " answered 404", " does not know" }
+
+-- The instance because of whose copy a comparison has ended: that answers with errors, or is not there. nil: none
+local function answers_badly(context, job, why)
+  for _, copy in ipairs(job.kind == "verify" and context.store:copies(job.lane) or {}) do
+    for _, words in ipairs(BAD_ANSWERS) do
+      if why:find(copy.instance .. words, 1, true) then return copy.instance end
+    end
+  end
+end
+
 -- A copy that was found standing and cannot be read or mended is made anew, and so is one that answers with errors, or
--- whose collection somebody has deleted: each try begins with the id that the journal has of it then.
+-- whose collection somebody has deleted: each try begins with the id that the journal has of it then. That
+-- goes for either side of a comparison.
 local function start_over(context, job, why)
   job.attempts = job.attempts + 1
-  local errs = job.kind == "verify" and (why:find(job.instance .. " answered 500", 1, true)
-    or why:find(job.instance .. " answered 404", 1, true) or why:find(job.instance .. " does not know", 1, true))
+  local bad = answers_badly(context, job, why)
+  if bad and bad ~= job.instance and job.attempts >= 2 and not job.dry_run then
+    calls.ask("mark", job.lane, bad, { reason = why }, CALL_SECONDS, context.store.epoch)
+    return drop(context, job, "the copy on " .. bad .. ", which it is compared with, is made anew: " .. why)
+  end
   -- What earlier tasks of an adoption have sent would end in the same collection.
   local begun = job.kind == "adopt" and job.state ~= "waiting" and job.state ~= "comparing"
-  if (begun or job.attempts >= 2 and (job.kind == "adopt" or errs)) and not job.dry_run then
+  if (begun or job.attempts >= 2 and (job.kind == "adopt" or bad)) and not job.dry_run then
     return make_anew(context, job, why)
   end
   if job.attempts >= ATTEMPTS then return fail(context, job, why) end

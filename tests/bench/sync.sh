@@ -11,7 +11,7 @@
 # records that differ), 2 when it could not be made; the quotas take cgroup v1 and root.
 #
 # usage: sync.sh [quick]
-# environment, with defaults: ROUNDS=3 COLLECTIONS=20 RECORDS=5000 (of each) WORKER_QUOTA=6000 (µs of 100,000)
+# environment, with defaults: ROUNDS=3 COLLECTIONS=20 RECORDS=5000 (of each) WORKER_QUOTA=2000 (µs of 100,000)
 #   BUILD=build CHROMUX=$BUILD/chromux
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,7 +23,7 @@ pick() { [ -n "$quick" ] && echo "$1" || echo "$2"; }
 ROUNDS=${ROUNDS:-$(pick 1 3)}
 COLLECTIONS=${COLLECTIONS:-20}
 RECORDS=${RECORDS:-$(pick 500 5000)}
-WORKER_QUOTA=${WORKER_QUOTA:-6000}
+WORKER_QUOTA=${WORKER_QUOTA:-2000}
 BUILD=${BUILD:-build}
 CHROMUX=${CHROMUX:-$BUILD/chromux}
 . "$here/lib.sh"

@@ -169,6 +169,28 @@ static void a_copy_that_differs_too_much_is_made_anew(void **state)
     check_str(records_on(s, 1, id), right);
 }
 
+/* On either side of the comparison, and whichever is the one that the other is compared with. */
+static void a_collection_that_somebody_deleted_is_made_anew(void **state)
+{
+    struct stage *s = stage_raise();
+    static const char *const name[] = {"of_primary", "of_replica"};
+    for (unsigned on = 0; on < 2; on++) {
+        char *id = create(s, name[on]);
+        check_status(post(s, of(id, "add"), records_body("r", 0, 50, "")), 201);
+        check_caught_up(s, 10);
+        char *right = records_on(s, !on, id);
+        char path[200];
+        snprintf(path, sizeof path, CHROMA_DB "/collections/%s", name[on]);
+        check_status(ask_server(s->server[on], "DELETE", path, NULL), 200);
+        if (on == 0)
+            sync_process(s, "worker", NULL);
+        verify(s, id, false);
+        sync_check_jobs(s, "rebuild", "done", on + 1, 30);
+        check_equal(s, id, 10);
+        check_str(records_on(s, on, id), right);
+    }
+}
+
 /* Each writer changes the same few records over and over. */
 static const char *request(unsigned client, unsigned n, void *arg)
 {
@@ -297,6 +319,7 @@ int main(void)
         STAGE_TEST(what_was_changed_behind_its_back_is_repaired_exactly),
         STAGE_TEST(what_cannot_be_repaired_is_told_and_not_tried_for_ever),
         STAGE_TEST(a_copy_that_differs_too_much_is_made_anew),
+        STAGE_TEST(a_collection_that_somebody_deleted_is_made_anew),
         STAGE_TEST(writes_in_flight_are_no_difference),
         STAGE_TEST(what_stood_on_a_server_is_mended_and_taken_over),
         STAGE_TEST(what_stood_on_a_server_and_is_another_is_kept),
