@@ -10,12 +10,12 @@
  *                     collection=, by_name=, target=, query=, type=, key=, token=, forwarded=,
  *                     id=, body=, deadline=, max_behind=}: texts as sent, but tenant, database
  *                     and collection decoded and a UUID in its canonical spelling; nil where
- *                     there is none. deadline: when REQUEST_TIMEOUT ends, by the clock of Lua's
- * now() gone(ticket)      the client is gone, or was told 504: nobody waits for this answer
+ *                     there is none. deadline: when REQUEST_TIMEOUT ends, by Lua's now()
+ *   gone(ticket)      the client is gone, or was told 504: nobody waits for this answer
  *   look(logical)     a read of a collection that is not in the table waits (mapped.c):
  *                     answered by chromux.copies.looked(logical, sure)
  *   wanted(logical)   a read of a collection waits for a copy that may be read (proxy.c)
- *   lost({logical=, instance=})   a server says that its copy does not exist (proxy.c)
+ *   lost({logical=, instance=, physical=})   a server says that its copy does not exist (proxy.c)
  *   status() -> table for lua/lb/status.lua
  *   metrics() -> {{name=, help=, type=, value=}, …}
  *   stop() -> true when everything is written; asked again until then

@@ -269,7 +269,7 @@ void request_put_common(struct request *r, struct buf *out, const char *instance
     else if (r->minor == 0)
         buf_put_str(out, STR("Connection: keep-alive\r\n"));
     if (date)
-        reply_put_date(out, (time_t)now());
+        reply_put_date(out, time(NULL)); /* the wall's, whatever is done to it */
 }
 
 static void note_sent(struct request *r, bool blocked)

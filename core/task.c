@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define TASKS_MAX 4096 /* a power of two: the low bits of an id are its slot */
+#define TASKS_MAX 65536 /* a power of two: the low bits of an id are its slot */
 
 #define SLEEP_MOST 1e7
 

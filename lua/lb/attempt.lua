@@ -16,7 +16,8 @@ function M.transmit(lane, copy, group, late)
   local kind, answer = "applied", { status = 200, type = "application/json", body = "{}" }
   local deleted
   lane.context.counts.sent = lane.context.counts.sent + #group
-  for _, body in ipairs(groups.bodies(group)) do
+  for i, body in ipairs(groups.bodies(group)) do
+    if i > 1 then lane:doubt(copy, group[#group].n) end -- a part of it is done
     local call, why = copy.server:send({
       method = "POST", target = lane:target(copy, e.rest), type = e.type ~= "" and e.type or nil, body = body,
       max = 16 * 1024 * 1024 }, lane.context)

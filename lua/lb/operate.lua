@@ -73,6 +73,20 @@ end
 
 local ACTIONS = { skip = M.skip, retire = M.retire }
 
+local function answer_all(J)
+  local rows = J.store.reader:query("SELECT * FROM journal_requests WHERE answered_at IS NULL ORDER BY id LIMIT 100")
+  for _, row in ipairs(rows or {}) do
+    local action = ACTIONS[row.kind]
+    local fine, ok, text = pcall(action or function() return nil, "what is " .. row.kind .. "?" end, J, row)
+    if not fine then
+      log.error("operator_request_failed", ok)
+      ok, text = nil, "it failed; see the error log"
+    end
+    J.store:commit { Store.request_answered(row.id, ok == true, tostring(text)),
+      { "SELECT pg_notify($1, $2)", M.CHANNEL .. "_done", tostring(row.id) } }
+  end
+end
+
 -- All requests that wait, in order.
 function M.handle(J)
   if M.busy then
@@ -82,17 +96,8 @@ function M.handle(J)
   M.busy = true
   repeat
     M.again = false
-    local rows = J.store.reader:query("SELECT * FROM journal_requests WHERE answered_at IS NULL ORDER BY id LIMIT 100")
-    for _, row in ipairs(rows or {}) do
-      local action = ACTIONS[row.kind]
-      local fine, ok, text = pcall(action or function() return nil, "what is " .. row.kind .. "?" end, J, row)
-      if not fine then
-        log.error("operator_request_failed", ok)
-        ok, text = nil, "it failed; see the error log"
-      end
-      J.store:commit { Store.request_answered(row.id, ok == true, tostring(text)),
-        { "SELECT pg_notify($1, $2)", M.CHANNEL .. "_done", tostring(row.id) } }
-    end
+    local ok, why = pcall(answer_all, J)
+    if not ok then log.error("operator_requests_failed", why) end
   until not M.again
   M.busy = false
 end

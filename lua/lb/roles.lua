@@ -448,7 +448,14 @@ local function live(life)
   end
   while J.life == life and not J.stopping do
     local lease = stand_by(life)
-    if lease then hold(life, lease) end
+    -- A holder that fails must not keep the lease.
+    local fine, why = true, nil
+    if lease then fine, why = xpcall(hold, debug.traceback, life, lease) end
+    if not fine then
+      log.error("journal_failed", why)
+      if J.context and J.context.holder then leave(J.context) end
+      sleep(1)
+    end
   end
 end
 

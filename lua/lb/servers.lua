@@ -155,13 +155,16 @@ function Server:run(fn)
     return
   end
   self.active = self.active + 1
-  spawn(function()
+  local begun, message = pcall(spawn, function()
     local ok, why = xpcall(fn, debug.traceback)
     if not ok then log.error("journal_task_failed", why) end
     self.active = self.active - 1
     local next_fn = table.remove(self.queue, 1)
     if next_fn then self:run(next_fn) end
   end)
+  if begun then return end
+  self.active = self.active - 1 -- too many tasks
+  error(message, 0)
 end
 
 -- ---- the witness -----------------------------------------------------------------------------------------

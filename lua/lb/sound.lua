@@ -155,7 +155,7 @@ local function follow(lane, copy, base)
     if life ~= copy.server.admitted then life, bad, pause = copy.server.admitted, 0, FIRST_PAUSE end
     local doubtful = copy.doubt > 0
     local is, said = look(lane, copy, base())
-    if is == "whole" then return M.found(copy, life, doubtful) end
+    if is == "whole" and life == copy.server.admitted then return M.found(copy, life, doubtful) end
     bad = is == "broken" and bad + 1 or 0
     if bad >= BROKEN_AFTER then
       if not stands_elsewhere(lane, copy) then

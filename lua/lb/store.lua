@@ -205,7 +205,7 @@ function Store:enqueue(statements, until_, done)
   self.queue[#self.queue + 1] = item
   if not self.running then
     self.running = true
-    spawn(run, self)
+    if not pcall(spawn, run, self) then self.running = false end -- too many tasks: the next one tries again
   end
   return item
 end

@@ -1,7 +1,7 @@
 -- mutants.lua: build/chromux script tests/sim/mutants.lua [SEEDS]
 --
 -- Does the simulation see what it is there for? Each of these faults is planted into the engine, and must be caught
--- within SEEDS seeds (100). The last line is that of a runner of scripts/test.sh.
+-- within 20 seeds, those of making copies anew within 100. The last line is that of a runner of scripts/test.sh.
 local here = arg and arg[0] and arg[0]:match("^(.*)/[^/]*$") or "tests/sim"
 package.path = here .. "/?.lua;" .. here .. "/../chaos/?.lua;" .. package.path
 local Balancer = require("balancer")
@@ -67,7 +67,7 @@ for _, m in ipairs(MUTANTS) do
   Balancer.unpatch()
   Balancer.patch(m[2], m[3], m[4])
   local caught
-  for seed = 0, (m[6] or seeds) - 1 do
+  for seed = 0, (m[6] or m[5] and seeds or math.min(seeds, 20)) - 1 do
     local violations = Simulation.run(seed, nil, nil, m[5]) -- what does not even run is not caught
     if #violations > 0 then
       caught = string.format("by seed %d: %s", seed, violations[1]:match("^[%u-]+"))
@@ -75,7 +75,7 @@ for _, m in ipairs(MUTANTS) do
     end
   end
   if not caught then missed = missed + 1 end
-  print((caught and "ok " or "MISSED ") .. m[1] .. ": " .. (caught or "by none of " .. (m[6] or seeds) .. " seeds"))
+  print((caught and "ok " or "MISSED ") .. m[1] .. ": " .. (caught or "by no seed"))
 end
 print(string.format("%.1f s", os.clock() - began))
 print(string.format("%d success / %d failures / 0 errors / 0 pending", #MUTANTS - missed, missed))

@@ -269,7 +269,7 @@ static void stale_wake_is_ignored(void **state)
              "sleep(0) sleep(0)\n"
              "api.wake(id, gen - 1) sleep(0.02) assert(not woken)\n"
              "api.wake(id, gen) api.wake(id, gen) sleep(0.02) assert(woken)\n"
-             "api.wake(id, gen) api.wake(id + 4096, gen)\n" /* it sleeps now */
+             "api.wake(id, gen) api.wake(id + 65536, gen)\n" /* it sleeps now */
              "local _, ended = t:wait()\n"
              "assert(ended - woken > 0.19)\n");
 }
