@@ -85,10 +85,10 @@ local function send_verdict(e, instance)
         local lane = J.names:find(p.tenant, p.database, p.name)
         local a, who = nil, "the collection is gone again"
         if lane then a, who = Catalogue.existing(J.names, lane, e.body, t.deadline) end
-        if a then
+        if a and a.status ~= 404 then
           send(t, a, who, "X-Chromux-Entry: " .. entry_name(e) .. "\r\n")
-        else
-          refuse(t, "no_instance", "the collection exists, but cannot be described: " .. tostring(who))
+        else -- deleted since: a create is never told that
+          refuse(t, "no_instance", "the collection existed, but cannot be described: " .. tostring(who), 1)
         end
       end)
     else

@@ -287,9 +287,9 @@ static void too_many_tasks_is_an_error(void **state)
     must_run(
         "local n = 0\n"
         "local ok, err = pcall(function()\n"
-        "  for i = 1, 5000 do spawn(function() sleep(0.01) end) n = n + 1 end end)\n"
-        "assert(not ok and err:find('tasks') and n == 4095, n)\n"
-        "sleep(0.3)\n"
+        "  for i = 1, 66000 do spawn(function() sleep(0.01) end) n = n + 1 end end)\n"
+        "assert(not ok and err:find('tasks') and n == 65535, n)\n"
+        "sleep(1)\n"
         "for i = 1, 5000 do spawn(function() end) if i % 100 == 0 then sleep(0) sleep(0) end end");
 }
 
