@@ -10,7 +10,8 @@
 --       garbage, fenced, closed (by us; after these the server may still act on what was sent)
 --   call:touched() -> a byte was sent, all was sent
 --   call:close()     every call must be closed or waited for until it has ended
---   request{..., timeout=30} -> as wait; a late call is closed: nil, "late", text
+--   request{..., timeout=30, unless=fn} -> as wait; a late call is closed: nil, "late", text. unless: asked each
+--       second; true ends it at once
 --   nodes() -> {{name=, role=, health=, last_error=, admin=, priority=, weight=, resolved=, incarnation=}, ...}
 --   fence(boottime), boottime()               until when fenced requests may be completed; at first none may
 --   on_incarnation(fn), on_health(fn), on_membership(fn): each change runs fn(name, value) as a task of its
@@ -67,7 +68,13 @@ end
 function M.request(r)
   local call, why = M.send(r)
   if not call then return nil, "not_sent", why end
-  local answer, kind, text = call:wait(r.timeout or TIMEOUT)
+  local left = r.timeout or TIMEOUT
+  local answer, kind, text
+  repeat
+    local part = r.unless and math.min(left, 1) or left
+    answer, kind, text = call:wait(part)
+    left = left - part
+  until answer or kind ~= "late" or left <= 0 or r.unless()
   if answer or kind ~= "late" then return answer, kind, text end
   call:close()
   return nil, kind, text

@@ -68,10 +68,10 @@ local function state_is(self, item, state)
   return true
 end
 
--- Gives a collection another name: true; false: not now; nil: the name is taken.
+-- Gives a collection another name: true, whether it was there; false: not now; nil: the name is taken.
 local function rename(self, item, physical, name)
   local kind, answer = change(self, item, "PUT", physical, json.encode { new_name = name }, physical)
-  if kind == "applied" or kind == "lost" then return true end
+  if kind == "applied" or kind == "lost" then return true, kind == "applied" end
   if kind == "refused" and answer.body:find("UNIQUE", 1, true) then return nil end
   if kind == "refused" then log.warn("rename_refused", item.instance .. ": " .. name .. ": " .. answer.body) end
   return false
@@ -97,7 +97,9 @@ local function put_away(self, item, lane)
   if item.old == "" or item.old == item.temp then return true end
   if not item.keep then return rename(self, item, item.old, tomb_of(item)) end
   local name = aside(lane and lane.name or "collection-" .. item.lane, item.old)
-  if not rename(self, item, item.old, name) then return false end
+  local done, there = rename(self, item, item.old, name)
+  if not done then return false end
+  if not there then return true end
   local text = string.format("what stood on %s before it joined and is not what the others have is kept there as %s",
     item.instance, name)
   log.warn("collection_moved_aside", text)

@@ -290,8 +290,10 @@ local function prepare(self, r)
 end
 
 -- Is what the copy has not ours? It stood on the instance when that joined, and was never found to be what others have.
+-- A copy that was made anew or repaired has another incarnation than its first.
 local function foreign(lane, copy)
-  return lane.adopted == true and copy.state ~= "ready" and copy.p == 0 and copy.physical ~= ""
+  return lane.adopted == true and copy.state ~= "ready" and copy.p == 0 and copy.incarnation <= 1
+    and copy.physical ~= ""
 end
 
 function Rebuilds:begin(a)

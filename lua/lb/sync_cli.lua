@@ -86,6 +86,21 @@ local function collections(lane)
   return list
 end
 
+-- Collections of which an instance that has joined is to have a copy and has none yet. How many; says which.
+local function show_missing(lane, instance)
+  local missing = 0
+  for _, row in ipairs(query([[SELECT m.instance, count(*) AS n FROM journal_collections k
+      CROSS JOIN journal_copies m LEFT JOIN journal_servers i ON i.instance = m.instance
+      LEFT JOIN journal_copies c ON c.lane = k.lane AND c.instance = m.instance
+    WHERE m.lane = 0 AND NOT k.deleted AND c.lane IS NULL AND NOT COALESCE(i.retired, false)
+      AND ($1::bigint IS NULL OR k.lane = $1) AND ($2::text IS NULL OR m.instance = $2)
+    GROUP BY m.instance ORDER BY 1]], lane, instance)) do
+    missing = missing + row.n
+    out("%-12s %s: %s collections are not there yet", "missing", row.instance, number(row.n))
+  end
+  return missing
+end
+
 local function refuse_while_paused()
   local p = query([[SELECT paused_by, paused_why, date_trunc('second', paused_at)::text AS at FROM sync_lease
     WHERE paused_at IS NOT NULL]])[1]
@@ -119,8 +134,9 @@ local function verify(args)
   command.none(words)
   check_instance(options.instance)
   refuse_while_paused()
-  local targets, bad = {}, 0
-  for _, c in ipairs(collections(lane_of(options.collection))) do
+  local lane = lane_of(options.collection)
+  local targets, bad = {}, show_missing(lane, options.instance)
+  for _, c in ipairs(collections(lane)) do
     for _, copy in ipairs(c.copies) do
       if not options.instance or options.instance == copy.instance then
         local is_bad, why = incomparable(c, copy)
@@ -278,7 +294,7 @@ end
 
 -- How many copies are not as they should be.
 local function show_collections()
-  local bad, equal, unproven = 0, 0, 0
+  local bad, equal, unproven = show_missing(), 0, 0
   for _, r in ipairs(query([[SELECT k.tenant, k.database, k.name, c.instance, c.state, c.reason, s.differences,
       s.repaired, date_trunc('second', s.proven_equal_at)::text AS proven,
       extract(epoch FROM now() - s.proven_equal_at)::float8 AS age,

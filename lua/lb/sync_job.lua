@@ -28,7 +28,7 @@ local NEAR = 50                -- entries that are left to finish
 local ROUNDS = 40              -- of catching up
 local MOST_IDS = 256 * 1024 * 1024
 local MOST_EXTRAS = 200000     -- ids that only the other side has
-local LIST_SECONDS = 120
+local LIST_SECONDS, LOOK_SECONDS = 60, 10 -- for a list of ids, and for what is quickly said
 local TASK_BYTES = 8 * 1024 * 1024 -- of ids in one transaction
 local CONFIRM = 100            -- ids at a time
 local BUSY_LOOKS, BUSY_PAUSE = 8, 0.25 -- at records that are just being written
@@ -81,9 +81,17 @@ local function collections_path(job)
 end
 
 -- A read of a collection on a server: body | stops. most: bytes
+local function is_down(instance)
+  for _, node in ipairs(courier.nodes()) do
+    if node.name == instance then return node.health == "down" end
+  end
+  return true
+end
+
 local function read(job, instance, method, rest, body, most)
   local a, kind, text = courier.request { node = instance, method = method, target = collections_path(job) .. rest,
-    body = body, type = body and "application/json" or nil, max = most or MOST_IDS, timeout = LIST_SECONDS }
+    body = body, type = body and "application/json" or nil, max = most or MOST_IDS,
+    timeout = body and LIST_SECONDS or LOOK_SECONDS, unless = function() return is_down(instance) end }
   if not a and kind == "garbage" and tostring(text):find("larger than", 1, true) then
     stop("failed", string.format("%s: the list of its ids is larger than the %.0f MB that MAX_MEMORY_MB leaves for it",
       instance, (most or MOST_IDS) / MB))
@@ -198,6 +206,9 @@ local function breathe() sleep(0) end
 local function chunk(context, job, kind)
   if job.chunked then return end
   wait_for_instances(context, job)
+  -- One that answers probes and nothing else is not to hold up all other jobs.
+  count_on(job, job.source, job.source_physical)
+  if kind ~= "copy" then count_on(job, job.instance, job.temp) end
   context.alone(function()
     wait_for_instances(context, job)
     set(context, job, { chunked = false }, { Store.tasks_gone(job.id) }) -- of somebody who did not come to the end
