@@ -110,6 +110,10 @@ local function replay_records(h, x)
       Model.apply(lane.model, e.n, e.action, e.body, e.resolved)
     elseif lane and e.verdict == "failed" then
       Model.blur(lane.model, e.n, e.body)
+    elseif lane and lane.collection.deleted and (e.verdict == nil or (e.verdict == "rejected" and e.status == 404)) then
+      -- It waited when the collection was deleted, and may have been on a copy by then, where a read could see it: a
+      -- write without an answer is visible on the copy that has it first.
+      Model.blur(lane.model, e.n, e.body)
     end
   end
 end
