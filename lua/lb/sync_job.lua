@@ -643,8 +643,7 @@ local function answers_badly(context, job, why)
 end
 
 -- A copy that was found standing and cannot be read or mended is made anew, and so is one that answers with errors, or
--- whose collection somebody has deleted: each try begins with the id that the journal has of it then. That
--- goes for either side of a comparison.
+-- whose collection somebody has deleted, on either side of a comparison: a try begins with the id that it has then.
 local function start_over(context, job, why)
   job.attempts = job.attempts + 1
   local bad = answers_badly(context, job, why)

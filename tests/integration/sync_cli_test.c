@@ -151,6 +151,20 @@ static void the_exit_code_says_whether_all_are_equal(void **state)
     check_run(cli(s, "status", NULL), 0, "failed       job ");
 }
 
+static void what_an_instance_has_not_got_yet_is_no_proof(void **state)
+{
+    struct stage *s = stage_raise();
+    create(s, "aaa");
+    create(s, "bbb");
+    check_soon(sql_number(s, "SELECT count(*) FROM journal_copies WHERE lane > 0") == 4, 10);
+    obey_names(s);
+    check_run(cli(s, "verify", NULL), 0, "2 copies are proven equal");
+    sql(s, "DELETE FROM journal_copies WHERE lane > 0 AND instance = 'replica'");
+    check_run(cli(s, "status", NULL), 1, "replica: 2 collections are not there yet");
+    check_run(cli(s, "verify", "--collection", "aaa", NULL), 1,
+              "replica: 1 collections are not there yet");
+}
+
 static void a_copy_that_is_not_whole_is_neither_compared_nor_a_source(void **state)
 {
     struct stage *s = stage_raise();
@@ -367,6 +381,7 @@ int main(void)
         STAGE_TEST(a_collection_may_be_named_in_three_ways),
         STAGE_TEST(what_nobody_takes_up_is_withdrawn),
         STAGE_TEST(the_exit_code_says_whether_all_are_equal),
+        STAGE_TEST(what_an_instance_has_not_got_yet_is_no_proof),
         STAGE_TEST(a_copy_that_is_not_whole_is_neither_compared_nor_a_source),
         STAGE_TEST(sync_is_paused_and_goes_on),
         STAGE_TEST(a_job_is_cancelled_once),
