@@ -32,7 +32,7 @@ static uint64_t big_hash(void)
 /* Memory that a slow peer may cost: the bound of the test, and the sanitizers' share. */
 static void check_growth(struct chromux *x, long before)
 {
-    long growth = process_rss_kb(x->pid) - before, most = slow(1) > 1 ? 64 * 1024 : 8 * 1024;
+    long growth = process_rss_kb(x->pid) - before, most = sanitized() ? 64 * 1024 : 8 * 1024;
     if (growth >= most)
         harness_fail(__FILE__, __LINE__, "memory grew by %ld kB", growth);
 }

@@ -19,25 +19,45 @@ bool chroma_answers(const struct chroma *c)
     return a && a->status == 200;
 }
 
-void chroma_again(struct chroma *c)
+static char *log_name(const struct chroma *c)
+{
+    return keepf("chroma%u.log", c->port);
+}
+
+void chroma_launch(struct chroma *c)
 {
     check(c->pid == 0);
     const char *const argv[] = {"sh", "scripts/chroma.sh", "start", keepf("%u", c->port), c->folder,
                                 NULL};
-    char *log = keepf("chroma%u.log", c->port);
-    c->pid = child_start(argv, log);
+    c->pid = child_start(argv, log_name(c));
+}
+
+void chroma_wait(struct chroma *c)
+{
     /* The first start of all may fetch the server. */
     if (!wait_until(chroma_answers(c), 60))
         harness_fail(__FILE__, __LINE__, "Chroma did not start: %s",
-                     read_file(keepf("%s/%s", temp_folder(), log)));
+                     read_file(keepf("%s/%s", temp_folder(), log_name(c))));
 }
 
-struct chroma *chroma_start(const char *folder)
+void chroma_again(struct chroma *c)
+{
+    chroma_launch(c);
+    chroma_wait(c);
+}
+
+struct chroma *chroma_new(const char *folder)
 {
     struct chroma *c = keep(sizeof *c);
     c->folder = keepf("%s", folder);
     c->port = free_port();
     c->url = keepf("http://127.0.0.1:%u", c->port);
+    return c;
+}
+
+struct chroma *chroma_start(const char *folder)
+{
+    struct chroma *c = chroma_new(folder);
     chroma_again(c);
     return c;
 }
@@ -60,8 +80,11 @@ void chroma_pair(struct chroma **a, struct chroma **b, void (*fill)(struct chrom
     chroma_kill(*a);
     const char *const copy[] = {"cp", "-a", first, second, NULL};
     check_int(run_program(copy, NULL, 30).status, 0);
-    chroma_again(*a);
-    *b = chroma_start(second);
+    *b = chroma_new(second);
+    chroma_launch(*a);
+    chroma_launch(*b);
+    chroma_wait(*a);
+    chroma_wait(*b);
 }
 
 char *chroma_create(struct chroma *c, const char *name, unsigned sync)

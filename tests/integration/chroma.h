@@ -18,6 +18,10 @@ void chroma_pair(struct chroma **a, struct chroma **b, void (*fill)(struct chrom
 void chroma_kill(struct chroma *c); /* SIGKILL: SIGTERM leaves newer servers hanging */
 void chroma_signal(struct chroma *c, int sig);
 void chroma_again(struct chroma *c); /* starts it again on its port and folder */
+/* chroma_start in its parts, for several at once: named, begun, answering. */
+struct chroma *chroma_new(const char *folder);
+void chroma_launch(struct chroma *c);
+void chroma_wait(struct chroma *c);
 /* Whether it answers a heartbeat, asked directly. */
 bool chroma_answers(const struct chroma *c);
 

@@ -22,12 +22,8 @@ static void copy_checkout(void)
     const char *const argv[] = {"cp", "-r", "scripts", "policies", top, NULL};
     check_int(run_program(argv, NULL, 10).status, 0);
     port = free_port();
-    do
-        primary = free_port();
-    while (primary == port);
-    do
-        replica = free_port();
-    while (replica == port || replica == primary);
+    primary = free_port();
+    replica = free_port();
 }
 
 static char *absolute(const char *path)

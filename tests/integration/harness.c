@@ -19,15 +19,20 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { CHROMUX_MAX = 32, CHILDREN_MAX = 32, ARGS_MAX = 96 };
+enum { CHROMUX_MAX = 32, CHILDREN_MAX = 32, ARGS_MAX = 96, PORTS_MAX = 256 };
+#define WAIT_SHOWN 0.5 /* seconds */
 
 static struct chromux *running[CHROMUX_MAX];
 static unsigned running_count;
 static pid_t children[CHILDREN_MAX];
+static int port_locks[PORTS_MAX];
+static unsigned port_count;
+static double began; /* the test */
 static char folder[64];
 static struct kept {
     struct kept *next;
@@ -49,9 +54,21 @@ double slow(double seconds)
     return seconds * (factor && atof(factor) >= 1 ? atof(factor) : 1);
 }
 
+bool sanitized(void)
+{
+    return getenv("TEST_ASAN") != NULL;
+}
+
 void harness_nap(void)
 {
     poll(NULL, 0, 5);
+}
+
+void harness_waited(const char *file, int line, double since)
+{
+    double took = now_seconds() - since;
+    if (took >= WAIT_SHOWN)
+        fprintf(stderr, "%5.1f s waited at %s:%d\n", took, file, line);
 }
 
 void *keep(size_t n)
@@ -149,15 +166,62 @@ static int remove_one(const char *path, const struct stat *s, int type, struct F
     return remove(path);
 }
 
+/* ---- ports ----------------------------------------------------------------------------------- */
+
+/* Below the ports that the kernel gives to sockets that don't ask for one (ip_local_port_range),
+ * and above those of tests/chaos (process.lua). */
+enum { PORTS_FROM = 28500, PORTS_TO = 32768 };
+
+/* A name that one process of this machine can have at a time, until it is closed; -1: another has
+ * it. */
+static int port_lock(unsigned port)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    int n = snprintf(a.sun_path + 1, sizeof a.sun_path - 1, "chromux-test-port-%u", port);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    check(fd >= 0);
+    if (bind(fd, (struct sockaddr *)&a,
+             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (unsigned)n)) == 0)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+static bool port_is_free(unsigned port)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons((uint16_t)port),
+                            .sin_addr.s_addr = htonl(INADDR_ANY)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool is_free = fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof a) == 0;
+    close(fd);
+    return is_free;
+}
+
 unsigned free_port(void)
 {
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    check(fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof a) == 0);
-    check(getsockname(fd, (struct sockaddr *)&a, &len) == 0);
-    close(fd);
-    return ntohs(a.sin_port);
+    enum { PORTS = PORTS_TO - PORTS_FROM };
+    static unsigned next;
+    check(port_count < PORTS_MAX);
+    for (unsigned tries = PORTS; tries > 0; tries--) {
+        /* Each process begins somewhere else. */
+        next = next ? next + 1 : (unsigned)getpid() * 257;
+        unsigned port = PORTS_FROM + next % PORTS;
+        int lock = port_lock(port);
+        if (lock >= 0 && port_is_free(port)) {
+            port_locks[port_count++] = lock;
+            return port;
+        }
+        if (lock >= 0)
+            close(lock);
+    }
+    harness_fail(__FILE__, __LINE__, "no port is free");
+}
+
+static void free_ports(void)
+{
+    while (port_count > 0)
+        close(port_locks[--port_count]);
 }
 
 /* ---- processes ------------------------------------------------------------------------------- */
@@ -506,6 +570,7 @@ int harness_setup(void **state)
     signal(SIGPIPE, SIG_IGN);
     snprintf(folder, sizeof folder, "/tmp/chromux-test.XXXXXX");
     running_count = 0;
+    began = now_seconds();
     return mkdtemp(folder) ? 0 : -1;
 }
 
@@ -545,8 +610,10 @@ int harness_teardown(void **state)
         child_kill(&pid);
     }
     running_count = 0;
+    free_ports();
     free_kept();
     if (!getenv("TEST_KEEP"))
         nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    print_message("%.1f s\n", now_seconds() - began);
     return well ? 0 : -1;
 }

@@ -2,9 +2,10 @@
  * ports, waiting with a deadline, memory that lives until the test ends.
  *
  * Every test runs between harness_setup and harness_teardown. The teardown stops what the test left
- * running, and fails the test when a chromux did not end with 0 or wrote a sanitizer's report.
- * Deadlines are scaled by the environment's TEST_SLOW (1 when unset). Nothing here sleeps to let
- * something happen: it waits for a condition. */
+ * running, and fails the test when a chromux did not end with 0 or wrote a sanitizer's report; it
+ * prints how long the test took, and where it waited for long. Deadlines are scaled by the
+ * environment's TEST_SLOW (1 when unset); TEST_ASAN=1 says that CHROMUX is built with sanitizers.
+ * Nothing here sleeps to let something happen: it waits for a condition. */
 #ifndef HARNESS_H
 #define HARNESS_H
 
@@ -44,13 +45,16 @@ void check_has_at(const char *file, int line, const char *what, const char *text
 /* Time: seconds of the monotonic clock; a deadline is a span times TEST_SLOW from now. */
 double now_seconds(void);
 double slow(double seconds);
+bool sanitized(void);   /* chromux runs with sanitizers, which take memory and time */
 void harness_nap(void); /* the pause between two looks at a condition */
+void harness_waited(const char *file, int line, double since);
 #define wait_until(cond, seconds)                                                                  \
     __extension__({                                                                                \
-        double end_ = now_seconds() + slow(seconds);                                               \
+        double began_ = now_seconds(), end_ = began_ + slow(seconds);                              \
         bool met_;                                                                                 \
         while (!(met_ = (cond)) && now_seconds() < end_)                                           \
             harness_nap();                                                                         \
+        harness_waited(__FILE__, __LINE__, began_);                                                \
         met_;                                                                                      \
     })
 #define check_soon(cond, seconds) check(wait_until(cond, seconds))
@@ -65,6 +69,8 @@ const char *temp_folder(void);
 char *read_file(const char *path); /* "" when there is none */
 void write_file(const char *path, const char *text);
 unsigned count_lines(const char *text, const char *part); /* lines that hold part */
+/* A port of 127.0.0.1 that nothing else gets before this test ends: no other test program, and
+ * neither a socket that binds to port 0 nor one that connects. */
 unsigned free_port(void);
 
 /* Runs argv to its end, killing it at the deadline; output is both streams, interleaved. */

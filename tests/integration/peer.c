@@ -436,7 +436,7 @@ struct peer *peer_start_at(peer_script *script, const char *address, unsigned po
 
 struct peer *peer_start(peer_script *script)
 {
-    return peer_start_at(script, "127.0.0.1", 0);
+    return peer_start_at(script, "127.0.0.1", free_port());
 }
 
 void peer_stop(struct peer *p)

@@ -426,7 +426,7 @@ static void endless_interim_answers_use_bounded_memory(void **state)
         most = grown > most ? grown : most;
         harness_nap();
     }
-    if (most > (slow(1) > 1 ? 64 : 16) * 1024)
+    if (most > (sanitized() ? 64 : 16) * 1024)
         harness_fail(__FILE__, __LINE__, "memory grew by %ld kB", most);
     check_soon(count_lines(chromux_access(x), "/add") == 1, 5);
 }

@@ -77,8 +77,12 @@ struct stage *stage_new(void)
     PQclear(PQexec(c, keepf("CREATE DATABASE t%u", ++serial)));
     PQfinish(c);
     s->url = keepf("postgresql://postgres@/t%u?host=%s", serial, stage_pg.dir);
-    for (unsigned i = 0; i < 2; i++)
-        s->server[i] = chroma_start(keepf("%s/server%u", temp_folder(), i));
+    for (unsigned i = 0; i < 2; i++) {
+        s->server[i] = chroma_new(keepf("%s/server%u", temp_folder(), i));
+        chroma_launch(s->server[i]);
+    }
+    chroma_wait(s->server[0]);
+    chroma_wait(s->server[1]);
     return s;
 }
 
