@@ -54,11 +54,13 @@ local function apply_copy(context, names, row, lanes)
   local head = lanes[row.lane] and lanes[row.lane].next - 1 or lane.head
   local doubt = context.doubt_of(row, head)
   local copy = lane.copies[row.instance]
+  local lacking = row.lacks and { n = row.position + 1, since = now() - row.lacks }
   if not copy then
     local c = { instance = row.instance, server = server_for(context, row.instance), physical = row.physical,
       incarnation = row.incarnation, position = row.position, state = row.state, reason = row.reason, doubt = doubt,
       settled = doubt == 0 or row.state ~= "ready", changed = row.changed }
-    if row.lane == 0 then names:member_add(c) else names:copy_of(lane, c) end
+    copy = row.lane == 0 and names:member_add(c) or names:copy_of(lane, c)
+    copy.lacking = lacking
     return
   end
   if row.lane ~= 0 and row.physical ~= copy.physical then
@@ -70,7 +72,7 @@ local function apply_copy(context, names, row, lanes)
   copy.physical, copy.incarnation, copy.state, copy.reason = row.physical, row.incarnation, row.state, row.reason
   if row.position > copy.p then copy.since = now() end
   copy.changed = row.changed
-  copy.p, copy.doubt = row.position, doubt
+  copy.p, copy.doubt, copy.lacking = row.position, doubt, lacking
   if row.lane ~= 0 then lane:publish(copy) end
 end
 

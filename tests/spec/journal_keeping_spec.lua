@@ -287,6 +287,45 @@ describe("figures", function()
   end)
 end)
 
+describe("how long an entry has been there", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  -- PostgreSQL's clock is hours away from ours.
+  it("is what PostgreSQL's clock alone says, and goes on by ours", function()
+    local Store = require("lb.store")
+    local reader = { query = function(_, text)
+      assert.is_truthy(text:find("now() - created_at", 1, true))
+      return { { n = 1, age = 7 } }
+    end }
+    local st = Store.new({}, reader)
+    t = 5000
+    assert.equals(4993, st:entries(1, 1, 10)[1].created)
+    assert.equals(4993, st:by_token("x")[1].created)
+  end)
+
+  it("is known of a copy that is behind before its entries are read", function()
+    local context = world()
+    function context.doubt_of() return 0 end
+    function context.lane_new(row) return require("lb.lanes").new(context, row) end
+    local n = require("lb.names").new(context)
+    local function rows(position, lacks)
+      return { lanes = { { lane = 1, next = 10, floor = 9, undecided = 10, trimmed = 0 } },
+        collections = { { lane = 1, logical = "L", tenant = "t", database = "d", name = "c" } },
+        copies = { { lane = 1, instance = "a", physical = "p", position = position, incarnation = 1, state = "ready",
+          doubt = 0, lacks = lacks } } }
+    end
+    require("lb.view").apply(context, n, rows(4, 60), { [1] = true })
+    local l = n.by_lane[1]
+    t = t + 5
+    assert.same({ 5, 65 }, { l:lag(l.copies.a) })
+    require("lb.view").apply(context, n, rows(6, 20), { [1] = true }) -- as a standby hears of it
+    assert.same({ 3, 20 }, { l:lag(l.copies.a) })
+    l.copies.a.p, l.copies.a.since = 7, t
+    assert.same({ 2, 0 }, { l:lag(l.copies.a) })
+  end)
+end)
+
 describe("events", function()
   before_each(set_up)
   after_each(tear_down)
