@@ -1,7 +1,7 @@
 -- What the journal keeps and tells of itself (lua/lb/trim.lua, figures.lua, events.lua, and whom lanes.lua follows
 -- after a failed or skipped entry), with stand-ins for PostgreSQL, the clock and the servers.
 local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
-local STAND_INS = { "chromux.api", "chromux.slice" }
+local STAND_INS = { "chromux.api", "chromux.slice", "chromux.records" }
 
 local t, saved, tasks
 
