@@ -213,6 +213,7 @@ end
 local function record(lane, copy, group, verdict, answer)
   local n, hi = group[1].n, group[#group].n
   for _, e in ipairs(group) do e.deciding = verdict end
+  answer = answers.under(answer, copy.physical, lane.logical)
   lane.context.fault("decision.before_commit")
   local rows = lane.context.store:commit {
     Store.decide(lane.id, n, hi, verdict, answer, verdict == "failed" and copy.instance or nil),

@@ -481,6 +481,29 @@ describe("an answer", function()
     assert.equals("a?/b", st[7])
   end)
 
+  it("names the collection by the id that clients know, whoever gave it", function()
+    local answers = require("lb.answers")
+    local physical, logical = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
+    local function said(body) return answers.under({ status = 500, type = "t", body = body }, physical, logical) end
+    assert.same({ status = 500, type = "t", body = "x " .. logical .. " " .. logical .. "%1" },
+      said("x " .. physical .. " " .. physical .. "%1"))
+    assert.equals("{}", said("{}").body)
+    local context = world()
+    local told
+    function context.answer(e) told = e.answer end
+    local l = lane(context, 1, 0, { a = 0 })
+    l.logical, l.copies.a.physical = logical, physical
+    context.encode = tostring
+    l.copies.a.server.send = function()
+      return { wait = function()
+        return { status = 400, type = "", body = '{"error":"E","message":"' .. physical .. ' is odd"}' }
+      end }
+    end
+    context.settings.TRY_TIMEOUT = 1
+    l:insert { n = 1, action = "update", rest = "/update", type = "", body = "{}", tickets = {} }
+    assert.equals('{"error":"E","message":"' .. logical .. ' is odd"}', told)
+  end)
+
   it("of a stranger to a catalogue operation leaves it to the other instance", function()
     local Names = require("lb.names")
     local context, a, b = world()
