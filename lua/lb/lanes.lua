@@ -38,7 +38,7 @@ function Lane.new(context, row)
     pins = {},                  -- who needs the entries behind a number: it is not trimmed
     under_way = 0, last_at = 0, -- appends that have no answer yet; when the last one came
     company = 1, free_at = 0,   -- entries that were decided or waited at the last verdict, and when that was
-    decided = row.decided or row.head, waiting_since = now() - (row.waiting or 0),
+    decided = row.decided or row.head, waiting_since = now(),
   }, Lane)
 end
 

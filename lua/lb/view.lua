@@ -22,6 +22,11 @@ local function apply_names(names, rows)
   end
 end
 
+-- Since when the oldest entry without a verdict waits.
+local function dated(lane, row)
+  if row.waiting then lane.waiting_since = now() - row.waiting end
+end
+
 local function apply_collections(names, rows, lanes, asked)
   local there = {}
   for _, row in ipairs(rows.collections) do
@@ -32,8 +37,9 @@ local function apply_collections(names, rows, lanes, asked)
       if not lane then
         lane = names:collection_add { id = row.lane, logical = row.logical, tenant = row.tenant,
           database = row.database, name = row.name, head = l.next - 1, floor = l.floor, oldest = l.trimmed + 1,
-          decided = l.undecided - 1, waiting = l.waiting }
+          decided = l.undecided - 1 }
       end
+      dated(lane, l)
       names:collection_rename(lane, row.name)
       lane.adopted, lane.head = row.adopted, math.max(lane.head, l.next - 1)
       lane.floor = math.max(lane.floor, l.floor)
@@ -84,6 +90,7 @@ function View.apply(context, names, rows, asked)
   if lanes[0] then
     names.head = math.max(names.head, lanes[0].next - 1)
     names.floor = math.max(names.floor, lanes[0].undecided - 1)
+    dated(names, lanes[0])
   end
   apply_collections(names, rows, lanes, asked)
   local held = {}

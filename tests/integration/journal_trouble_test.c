@@ -119,16 +119,22 @@ static void check_trouble(struct stage *s, const char *why)
     check_str(json_field(get(s, "/status")->body, "replication"), "\"degraded\"");
 }
 
-/* A user of its own, who owns no more than its schema. */
-static void stage_limited(struct stage *s)
+/* The database's address for a user of its own, who owns no more than its schema. */
+static char *limited_url(struct stage *s)
 {
     char *name = strstr(s->url, "@/") + 2;
     sql(s, "DO $$ BEGIN CREATE ROLE limited LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
            "END $$");
     sql(s, "ALTER ROLE limited LOGIN");
     sql(s, "CREATE SCHEMA limited AUTHORIZATION limited");
+    sql(s, "REVOKE ALL ON SCHEMA public FROM PUBLIC");
     sql(s, "SET search_path = limited");
-    stage_chromux(s, keepf("DATABASE_URL=postgresql://limited@/%s", name), "REQUEST_TIMEOUT=1.5",
+    return keepf("postgresql://limited@/%s", name);
+}
+
+static void stage_limited(struct stage *s)
+{
+    stage_chromux(s, keepf("DATABASE_URL=%s", limited_url(s)), "REQUEST_TIMEOUT=1.5",
                   "LEASE_TIMEOUT=20", NULL);
 }
 
@@ -185,13 +191,14 @@ static char *applied_steps(struct stage *s)
     return sql(s, "SELECT string_agg(step::text, ' ' ORDER BY step) FROM chromux_schema");
 }
 
-/* All programs of a deployment, and another balancer, on an empty database. */
+/* All programs of two deployments, on an empty database, as a user who owns no more than its
+ * schema. */
 static void a_schema_is_made_once_by_all_who_start_at_once(void **state)
 {
     struct stage *s = stage_new();
     const char *settings[] = {keepf("PRIMARY_URL=%s", s->server[0]->url),
                               keepf("REPLICA_URL=%s", s->server[1]->url),
-                              keepf("DATABASE_URL=%s", s->url),
+                              keepf("DATABASE_URL=%s", limited_url(s)),
                               "--role",
                               "all",
                               "SYNC_DISTRIBUTED=true",
@@ -202,9 +209,10 @@ static void a_schema_is_made_once_by_all_who_start_at_once(void **state)
         x[i] = chromux_spawn(settings);
     for (unsigned i = 0; i < COUNT_OF(x); i++)
         check_soon(strstr(chromux_log(x[i]), " listening ") != NULL, 10);
-    check_soon(sql_number(s, "SELECT count(*) FROM pg_tables WHERE tablename = 'journal_lease'") &&
-                   sql_number(s, "SELECT epoch FROM journal_lease") == 1,
+    check_soon(sql_number(s, "SELECT count(*) FROM pg_tables WHERE tablename = 'notify_lease' AND "
+                             "tableowner = 'limited' AND schemaname = 'limited'") == 1,
                20);
+    check_soon(sql_number(s, "SELECT epoch FROM journal_lease") == 1, 20);
     check_soon(sql_number(s, "SELECT count(*) FROM sync_workers") == 4, 20);
     check_int(sql_number(s, "SELECT count(*) - max(step) FROM chromux_schema"), 0);
     for (unsigned i = 0; i < COUNT_OF(x); i++)

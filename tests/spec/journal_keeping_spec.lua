@@ -310,7 +310,7 @@ describe("how long an entry has been there", function()
     function context.lane_new(row) return require("lb.lanes").new(context, row) end
     local n = require("lb.names").new(context)
     local function rows(position, lacks)
-      return { lanes = { { lane = 1, next = 10, floor = 9, undecided = 10, trimmed = 0 } },
+      return { lanes = { { lane = 1, next = 10, floor = 8, undecided = 9, trimmed = 0, waiting = 30 } },
         collections = { { lane = 1, logical = "L", tenant = "t", database = "d", name = "c" } },
         copies = { { lane = 1, instance = "a", physical = "p", position = position, incarnation = 1, state = "ready",
           doubt = 0, lacks = lacks } } }
@@ -319,6 +319,7 @@ describe("how long an entry has been there", function()
     local l = n.by_lane[1]
     t = t + 5
     assert.same({ 5, 65 }, { l:lag(l.copies.a) })
+    assert.equals(35, t - l.waiting_since)
     require("lb.view").apply(context, n, rows(6, 20), { [1] = true }) -- as a standby hears of it
     assert.same({ 3, 20 }, { l:lag(l.copies.a) })
     l.copies.a.p, l.copies.a.since = 7, t
