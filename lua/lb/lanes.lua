@@ -377,6 +377,8 @@ local function digest(lane, copy, group, kind, answer)
         .. answer.status)
       return STOP
     end
+    -- What an earlier try of one that failed or was skipped has done here is not what this one was refused for.
+    if e.verdict == "failed" or e.verdict == "skipped" then return decided(lane, copy, true) end
     if e.verdict then return decided(lane, copy, advance(lane, copy, e.n)) end
     return decided(lane, copy, record(lane, copy, group, "rejected", answer))
   end
