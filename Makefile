@@ -56,6 +56,7 @@ help:
 	@echo 'make unit spec integration asan check    parts of it, after make setup-test'
 	@echo 'make sim        the journal engine in 2,000 seeds of simulated faults, and whether planted faults are seen'
 	@echo 'make test-newest  the integration tests against the newest Chroma server'
+	@echo 'make test-rounds  servers and chromux killed and stopped under load, 20 rounds of each (ROUNDS=N)'
 	@echo 'make chaos      200 rounds of seeded faults, each judged by what clients and servers saw; CHAOS="--seed N"'
 	@echo 'make chaos-sync 20 such rounds with workers, in which servers lose what they have'
 	@echo 'make fuzz       fuzz targets in turn, 10 minutes in all; FUZZ_SECONDS=N for N each'
@@ -130,6 +131,11 @@ test-newest: setup-test
 	@$(MAKE) -s --no-print-directory -j$(JOBS) integration-build
 	@BUILD=$(BUILD) TEST_CHROMA=newest scripts/test.sh integration
 
+test-rounds: setup-test
+	@$(MAKE) -s --no-print-directory -j$(JOBS) integration-build
+	@TEST_ROUNDS=$(or $(ROUNDS),20) TEST_TIMEOUT=3600 ONLY='integration/*failover' BUILD=$(BUILD) \
+	    scripts/test.sh integration
+
 # ---- the same with AddressSanitizer, LeakSanitizer and UBSan -------------------------------------
 ASAN = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan-build: integration-build
@@ -202,4 +208,4 @@ clean:
 -include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
     $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
 .PHONY: all help run reload test check print-ORDER unit unit-build spec sim integration integration-build \
-    test-newest asan asan-build chaos chaos-sync chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync bench-monitor install clean
+    test-newest test-rounds asan asan-build chaos chaos-sync chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync bench-monitor install clean

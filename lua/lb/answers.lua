@@ -4,6 +4,7 @@
 --       physical: the collection's id, which a 404 must name to say that it is lost
 --   shape(answer) -> {error=, message=} | false
 --   failure(answer) -> answer
+--   under(answer, physical, logical) -> answer      as clients are to read it, who know the collection by another id
 local json = json
 
 local M = {}
@@ -32,6 +33,12 @@ function M.meaning(answer, physical)
     end
   end
   return "unsure"
+end
+
+function M.under(answer, physical, logical)
+  if physical == logical or not answer.body:find(physical, 1, true) then return answer end
+  local body = answer.body:gsub(physical:gsub("%-", "%%-"), logical)
+  return { status = answer.status, type = answer.type, body = body }
 end
 
 -- What the client is told of an entry that no copy took.

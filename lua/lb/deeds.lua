@@ -4,7 +4,7 @@
 --       kind: a word of answers.meaning() with the answer, "not_sent", "over" (the server ended the connection), or
 --       "unknown", how it ended (it may yet be executed). physical: the collection that a 404 may name as lost.
 --       late(): called once when the time for a try has passed. max: bytes of the answer
---   id_by_name(context, server, base, name) -> id, answer | false (there is none) | nil, why
+--   id_by_name(context, server, base, name) -> id, answer | false (there is none) | nil, why, answer
 --       base: the target of the database's collections
 local answers = require("lb.answers")
 local slice = require("chromux.slice")
@@ -34,7 +34,7 @@ function M.id_by_name(context, server, base, name)
   if not a then return nil, kind end
   if a.status == 404 then return false end
   local c = a.status == 200 and slice.collection(a.body)
-  if not c then return nil, "answered " .. a.status end
+  if not c then return nil, "answered " .. a.status, a end
   return c.id, a
 end
 

@@ -9,6 +9,7 @@
 --   copy   {instance=, server=, physical=, incarnation=, p=, state=, doubt=, held=, over=}   doubt: the highest entry
 --          that was sent and got no definite answer; 0 when none is above p. held: its driver stands still (hold.lua).
 --          over: another collection has taken its place, and what is still under way for it changes nothing
+--          lacking: {n=, since=}: as PostgreSQL said, how long the entry behind its position has been there
 local Store = require("lb.store")
 local answers = require("lb.answers")
 local attempt = require("lb.attempt")
@@ -37,7 +38,7 @@ function Lane.new(context, row)
     pins = {},                  -- who needs the entries behind a number: it is not trimmed
     under_way = 0, last_at = 0, -- appends that have no answer yet; when the last one came
     company = 1, free_at = 0,   -- entries that were decided or waited at the last verdict, and when that was
-    decided = row.decided or row.head, waiting_since = row.waiting or now(),
+    decided = row.decided or row.head, waiting_since = now(),
   }, Lane)
 end
 
@@ -212,6 +213,7 @@ end
 local function record(lane, copy, group, verdict, answer)
   local n, hi = group[1].n, group[#group].n
   for _, e in ipairs(group) do e.deciding = verdict end
+  answer = answers.under(answer, copy.physical, lane.logical)
   lane.context.fault("decision.before_commit")
   local rows = lane.context.store:commit {
     Store.decide(lane.id, n, hi, verdict, answer, verdict == "failed" and copy.instance or nil),
@@ -375,6 +377,8 @@ local function digest(lane, copy, group, kind, answer)
         .. answer.status)
       return STOP
     end
+    -- What an earlier try of one that failed or was skipped has done here is not what this one was refused for.
+    if e.verdict == "failed" or e.verdict == "skipped" then return decided(lane, copy, true) end
     if e.verdict then return decided(lane, copy, advance(lane, copy, e.n)) end
     return decided(lane, copy, record(lane, copy, group, "rejected", answer))
   end
@@ -676,8 +680,9 @@ end
 function Lane:lag(copy)
   local entries = self.head - copy.p
   if entries <= 0 then return 0, 0 end
-  local e = self.entries[copy.p + 1]
-  return entries, math.max(now() - (e and e.created or copy.since), 0)
+  local e, lacking = self.entries[copy.p + 1], copy.lacking
+  local since = e and e.created or lacking and lacking.n == copy.p + 1 and lacking.since or copy.since
+  return entries, math.max(now() - since, 0)
 end
 
 return Lane

@@ -18,6 +18,7 @@ Names.__index = Names
 local LANE = 0
 local FAILED_AFTER = 2   -- errors on every instance so often: nobody does it
 local DIVERGED_AFTER = 8 -- errors of one on what another has done
+local BLIND_AFTER = 8    -- errors of one that is asked what it has done
 local STOP, GO, PAUSE = "stop", "go", "pause"
 
 -- context: as for lanes, with lane_new(row) -> lane
@@ -126,7 +127,7 @@ function Names:insert(e)
   for _, copy in ipairs(self.order) do
     if copy.p >= self.head then copy.since = t end
   end
-  e.created = t
+  e.created = e.created or t
   self.entries[e.n] = e
   self.head = math.max(self.head, e.n)
   self:kick()
@@ -279,6 +280,13 @@ local function failed_everywhere(self, e)
   return true
 end
 
+-- The instance answers with an error when it is asked what it has done of the entry: often enough to be no passing one?
+local function is_blind(copy, e)
+  e.blind = e.blind or {}
+  e.blind[copy.instance] = (e.blind[copy.instance] or 0) + 1
+  return e.blind[copy.instance] >= BLIND_AFTER
+end
+
 -- Not done, whatever the status: an error in Chroma's words; "": a route that this Chroma does not have.
 local function refuses(answer)
   return answer.status >= 400 and answer.status < 500 and (answers.shape(answer) or answer.body == "")
@@ -294,6 +302,7 @@ local function perform(self, copy, e, p, late)
   if kind == "unsure" and not op.ends then
     local is, shown, id = op.look(self, copy, e, p)
     if is == "done" then return "applied", shown, id end
+    if not is and shown and is_blind(copy, e) then is = "dark" end
     kind = is or kind
     if is == "dark" then e.dark = true end
   end
@@ -399,6 +408,15 @@ local function follow(self, copy, e)
   return GO
 end
 
+-- What the instance has of an entry that is not to have an effect will never be known: a collection that it may have
+-- changed is made anew there, and one that it may have made stays, and is shown as one that stands aside.
+local function not_undone(self, copy, e)
+  local lane = self.by_lane[parameters(e).lane or 0]
+  local held = lane and lane.copies[copy.instance]
+  log.warn("catalogue_not_undone", copy.instance .. ": entry 0/" .. e.n .. ", which is " .. e.verdict)
+  if held then lane:mark(held, "rebuild", "what it did of entry 0/" .. e.n .. " can't be seen") end
+end
+
 local function step(self, copy)
   local n = copy.p + 1
   if not self.context.drives then return STOP end
@@ -411,8 +429,9 @@ local function step(self, copy)
   if e.verdict then
     local op = Op[e.action]
     if op.undo and e.verdict ~= "void" and e.authority ~= copy.instance and (copy.attempted[n] or copy.doubt >= n) then
-      local kind = op.undo(self, copy, e, parameters(e))
-      if kind ~= "applied" then return PAUSE end
+      local kind, said = op.undo(self, copy, e, parameters(e))
+      if kind ~= "applied" and not (said and is_blind(copy, e)) then return PAUSE end
+      if kind ~= "applied" then not_undone(self, copy, e) end
     end
     local rows = self.context.store:commit { Store.position(LANE, copy, n) }
     if not rows then return PAUSE end

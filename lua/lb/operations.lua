@@ -6,8 +6,9 @@
 -- parameters.
 --
 -- An error may come after the deed. look(names, copy, e, p) asks the server: "done", answer, found | "undone" | "dark"
--- (it does not show) | nil: not known now. undo(names, copy, e, p), of an entry whose effect on this instance is not
--- wanted: "applied" when it is away, anything else: to be asked again.
+-- (it does not show) | nil: not known now, and the error when the server answers with one. undo(names, copy, e, p), of
+-- an entry whose effect on this instance is not wanted: "applied" when it is away, anything else: to be asked again,
+-- with the error likewise.
 -- ends: collections may be gone on a server before all is done, so errors refuse it never: it is tried until it is
 -- done, or skipped by hand.
 local Store = require("lb.store")
@@ -68,10 +69,13 @@ local function copy_on(self, lane_id, instance)
   return rows[1] and rows[1].physical
 end
 
+-- The answer when it is an error of the server's own, which it may say for ever.
+local function failing(a) return a and a.status >= 500 and a.status ~= 503 and a or nil end
+
 -- Whether the server has what the GET names.
 local function is_there(copy, target)
   local a = copy.server:ask("GET", target)
-  if not a or a.status >= 500 then return nil end
+  if not a or a.status >= 500 then return nil, failing(a) end
   if a.status == 200 then return "done", words.EMPTY end
   return a.status == 404 and "undone" or "dark"
 end
@@ -97,7 +101,7 @@ Op.update_tenant = {
   look = function(self, copy, e, p)
     local a = copy.server:ask("GET", self:path(p.tenant))
     local is = a and a.status == 200 and slice.members(a.body)
-    if not is then return nil end
+    if not is then return nil, failing(a) end
     local wanted = (slice.members(e.body) or {}).resource_name
     return wanted and is.resource_name == wanted and "done" or "undone", words.EMPTY
   end,
@@ -189,13 +193,13 @@ local function plain_create(body)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
--- true | false | nil: that is not known now
+-- true | false | nil: that is not known now, and the error
 local function is_empty(self, copy, p, id)
   local a = copy.server:ask("POST", self:path(p.tenant, p.database, "/collections/" .. id .. "/get"),
     '{"limit":1,"include":[]}')
   local got = a and a.status == 200 and slice.members(a.body)
   local ids = got and got.ids and slice.elements(got.ids)
-  if not ids then return nil end
+  if not ids then return nil, failing(a) end
   return #ids == 0
 end
 
@@ -212,7 +216,7 @@ Op.create_collection = {
   perform = function(self, copy, e, p, late, again)
     if again then
       local is, answer, id = Op.create_collection.look(self, copy, e, p)
-      if not is then return "later" end
+      if not is then return answer and "unsure" or "later", answer end
       if is == "done" then
         self.context.fault("create.by_name_found")
         return "applied", answer, id
@@ -235,11 +239,12 @@ Op.create_collection = {
   -- An empty collection of that name which no lane owns is ours: the name was free. One with records was made past
   -- chromux: nobody has written to ours yet.
   look = function(self, copy, _, p)
-    local id, answer = id_by_name(self, copy, p.tenant, p.database, p.name or "")
-    if id == nil then return nil end
+    local id, answer, said = id_by_name(self, copy, p.tenant, p.database, p.name or "")
+    if id == nil then return nil, failing(said) end
     if not id or (self.physical[copy.instance] or {})[id] then return "undone" end
-    local empty = is_empty(self, copy, p, id)
-    if empty == nil then return nil end
+    local empty
+    empty, said = is_empty(self, copy, p, id)
+    if empty == nil then return nil, said end
     if not empty then return "undone" end
     return "done", answer, id
   end,
@@ -267,8 +272,8 @@ Op.create_collection = {
     end
   end,
   undo = function(self, copy, e, p)
-    local is, _, id = Op.create_collection.look(self, copy, e, p)
-    if is ~= "done" then return is and "applied" or "later" end
+    local is, said, id = Op.create_collection.look(self, copy, e, p)
+    if is ~= "done" then return is and "applied" or "later", said end
     self.context.fault("ghost.found")
     return (kill(self, copy, p.tenant, p.database, id, "undone-" .. e.n))
   end,
@@ -304,11 +309,11 @@ Op.delete_collection = {
   end,
 }
 
--- What the server says of one of its collections. raw | false (there is none) | nil
+-- What the server says of one of its collections. raw | false (there is none) | nil, the error
 local function described(self, copy, tenant, database, physical)
   local a = copy.server:ask("GET", self:path(tenant, database, "/collections"), nil, 30)
   local all = a and a.status == 200 and slice.elements(a.body)
-  if not all then return nil end
+  if not all then return nil, failing(a) end
   for _, raw in ipairs(all) do
     if (slice.collection(raw) or {}).id == physical then return raw end
   end
@@ -377,11 +382,12 @@ Op.update_collection = {
   -- Chroma changes all of it in one transaction (up to 1.5.9): one part tells of the others.
   look = function(self, copy, e, p)
     local physical = copy_on(self, p.lane, copy.instance)
-    local raw = physical and described(self, copy, p.tenant, p.database, physical)
+    local raw, said
+    if physical then raw, said = described(self, copy, p.tenant, p.database, physical) end
     if raw == false then return "undone" end -- lost: whoever sends to it sees that
     local is, wanted = raw and slice.members(raw), slice.members(e.body)
     local lane = self.by_lane[p.lane]
-    if not is or not wanted then return nil end
+    if not is or not wanted then return nil, said end
     if p.new_name then
       if slice.string(is.name) ~= p.new_name then return "undone" end
       if lane and lane.name ~= p.new_name then return "done", words.EMPTY end -- it had another one before
@@ -396,8 +402,8 @@ Op.update_collection = {
     local lane = self.by_lane[p.lane or 0]
     local held = lane and lane.copies[copy.instance]
     if not held or held.physical == "" or held.state == "rebuild" then return "applied" end
-    local is = Op.update_collection.look(self, copy, e, p)
-    if is == "undone" or not is then return is and "applied" or "later" end
+    local is, said = Op.update_collection.look(self, copy, e, p)
+    if is == "undone" or not is then return is and "applied" or "later", said end
     if p.new_name and p.new_name ~= lane.name then
       local physical = copy_on(self, lane.id, copy.instance)
       local kind = send(self, copy, "PUT", self:path(p.tenant, p.database, "/collections/" .. physical),

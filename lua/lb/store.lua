@@ -316,13 +316,15 @@ end
 local LANES = [[SELECT lane, next, trimmed, open,
     COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
     COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided,
-    (SELECT min(extract(epoch FROM created_at)::bigint) FROM journal_entries e
+    (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM journal_entries e
       WHERE e.lane = l.lane AND verdict IS NULL) AS waiting
     FROM journal_lanes l WHERE open]]
 local COLLECTIONS = "SELECT lane, logical, tenant, database, name, adopted FROM journal_collections WHERE NOT deleted"
 local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt,
-    extract(epoch FROM changed_at)::bigint AS changed FROM journal_copies
-    WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
+    extract(epoch FROM changed_at)::bigint AS changed,
+    (SELECT extract(epoch FROM now() - created_at)::float8 FROM journal_entries e
+      WHERE e.lane = c.lane AND e.n = c.position + 1) AS lacks
+    FROM journal_copies c WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
 local REBUILDS = [[SELECT id, lane, instance, adopt, tenant, database, temp, temp_name, old, keep, state
     FROM journal_rebuilds WHERE state NOT IN ('done', 'dropped') ORDER BY id]]
 local TENANTS, DATABASES = "SELECT name FROM journal_tenants", "SELECT tenant, name FROM journal_databases"
@@ -378,17 +380,24 @@ function Store:witness_of(instance)
 end
 
 local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer, "
-  .. "extract(epoch FROM created_at)::bigint AS created"
+  .. "extract(epoch FROM now() - created_at)::float8 AS age"
+
+-- PostgreSQL's clock may be another than ours, and either may be set: how old an entry is says one clock alone. Its
+-- field `created` is by now().
+local function dated(rows, why)
+  for _, row in ipairs(rows or {}) do row.created = now() - (row.age or 0) end
+  return rows, why
+end
 
 -- Entries of a lane from n on, in order; at most `most` of them, and no more after the first megabytes.
 function Store:entries(lane, from, most)
-  return self.reader:query([[SELECT ]] .. ENTRY .. [[ FROM (
+  return dated(self.reader:query([[SELECT ]] .. ENTRY .. [[ FROM (
       SELECT *, sum(length(body)) OVER (ORDER BY n) - length(body) AS before FROM journal_entries
-      WHERE lane = $1 AND n >= $2 AND n < $2 + $3) e WHERE before < 16000000 ORDER BY n]], lane, from, most)
+      WHERE lane = $1 AND n >= $2 AND n < $2 + $3) e WHERE before < 16000000 ORDER BY n]], lane, from, most))
 end
 
 function Store:by_token(token)
-  return self.reader:query("SELECT " .. ENTRY .. " FROM journal_entries WHERE token = $1", token)
+  return dated(self.reader:query("SELECT " .. ENTRY .. " FROM journal_entries WHERE token = $1", token))
 end
 
 -- What an entry takes in PostgreSQL, about: its texts and a row's overhead.

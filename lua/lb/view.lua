@@ -22,6 +22,11 @@ local function apply_names(names, rows)
   end
 end
 
+-- Since when the oldest entry without a verdict waits.
+local function dated(lane, row)
+  if row.waiting then lane.waiting_since = now() - row.waiting end
+end
+
 local function apply_collections(names, rows, lanes, asked)
   local there = {}
   for _, row in ipairs(rows.collections) do
@@ -32,8 +37,9 @@ local function apply_collections(names, rows, lanes, asked)
       if not lane then
         lane = names:collection_add { id = row.lane, logical = row.logical, tenant = row.tenant,
           database = row.database, name = row.name, head = l.next - 1, floor = l.floor, oldest = l.trimmed + 1,
-          decided = l.undecided - 1, waiting = l.waiting }
+          decided = l.undecided - 1 }
       end
+      dated(lane, l)
       names:collection_rename(lane, row.name)
       lane.adopted, lane.head = row.adopted, math.max(lane.head, l.next - 1)
       lane.floor = math.max(lane.floor, l.floor)
@@ -54,11 +60,13 @@ local function apply_copy(context, names, row, lanes)
   local head = lanes[row.lane] and lanes[row.lane].next - 1 or lane.head
   local doubt = context.doubt_of(row, head)
   local copy = lane.copies[row.instance]
+  local lacking = row.lacks and { n = row.position + 1, since = now() - row.lacks }
   if not copy then
     local c = { instance = row.instance, server = server_for(context, row.instance), physical = row.physical,
       incarnation = row.incarnation, position = row.position, state = row.state, reason = row.reason, doubt = doubt,
       settled = doubt == 0 or row.state ~= "ready", changed = row.changed }
-    if row.lane == 0 then names:member_add(c) else names:copy_of(lane, c) end
+    copy = row.lane == 0 and names:member_add(c) or names:copy_of(lane, c)
+    copy.lacking = lacking
     return
   end
   if row.lane ~= 0 and row.physical ~= copy.physical then
@@ -70,7 +78,7 @@ local function apply_copy(context, names, row, lanes)
   copy.physical, copy.incarnation, copy.state, copy.reason = row.physical, row.incarnation, row.state, row.reason
   if row.position > copy.p then copy.since = now() end
   copy.changed = row.changed
-  copy.p, copy.doubt = row.position, doubt
+  copy.p, copy.doubt, copy.lacking = row.position, doubt, lacking
   if row.lane ~= 0 then lane:publish(copy) end
 end
 
@@ -82,6 +90,7 @@ function View.apply(context, names, rows, asked)
   if lanes[0] then
     names.head = math.max(names.head, lanes[0].next - 1)
     names.floor = math.max(names.floor, lanes[0].undecided - 1)
+    dated(names, lanes[0])
   end
   apply_collections(names, rows, lanes, asked)
   local held = {}

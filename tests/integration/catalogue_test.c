@@ -14,7 +14,8 @@ static struct stage *behind_taps(void)
     for (unsigned i = 0; i < 2; i++)
         tap[i] = tap_start(s->server[i]->port);
     stage_chromux(s, keepf("PRIMARY_URL=http://127.0.0.1:%u", tap_port(tap[0])),
-                  keepf("REPLICA_URL=http://127.0.0.1:%u", tap_port(tap[1])), NULL);
+                  keepf("REPLICA_URL=http://127.0.0.1:%u", tap_port(tap[1])), "SYNC_INTERVAL=1",
+                  NULL);
     return s;
 }
 
@@ -73,6 +74,25 @@ static void an_error_after_the_deed_is_no_refusal(void **state)
     check_int(sql_number(s, "SELECT count(*) FROM journal_entries WHERE verdict <> 'applied'"), 0);
     check_int(sql_number(s, "SELECT count(*) FROM journal_copies WHERE state <> 'ready'"), 0);
     check_equal(s, id, 5);
+}
+
+/* Every server makes it, says that it failed, and answers with errors when it is asked what it has:
+ * nobody will ever know, and what comes behind it does not wait for that. */
+static void what_no_server_can_tell_holds_up_nobody(void **state)
+{
+    struct stage *s = behind_taps();
+    create(s, "before");
+    check_caught_up(s, 5);
+    spoil("POST ");
+    check_answer(s, post(s, "/collections", "{\"name\":\"dark\"}"), 500);
+    spoil(NULL);
+    check_str(sql(s, "SELECT verdict FROM journal_entries WHERE n = 2"), "failed");
+    check_status(get(s, "/collections/dark"), 404);
+    char *id = create(s, "after");
+    check_status(post(s, of(id, "add"), records_body("r", 0, 2, "")), 201);
+    check_equal(s, id, 5);
+    /* It may hold what somebody else has written: it stays, and is shown. */
+    check_soon(strstr(get(s, "/status")->body, "\"name\":\"dark\""), 10);
 }
 
 /* What a server says of a body with a name that is there, chromux says too, and nothing is made. */
@@ -238,6 +258,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         STAGE_TEST(an_error_after_the_deed_is_no_refusal),
+        STAGE_TEST(what_no_server_can_tell_holds_up_nobody),
         STAGE_TEST(a_create_of_what_is_there_is_checked_as_chroma_does),
         STAGE_TEST(tenants_that_are_named_are_taken_over),
         STAGE_TEST(a_tenant_is_taken_over_later),

@@ -336,7 +336,12 @@ static void lost_vectors_are_seen_behind_entries_in_doubt(void **state)
         "{\"ids\":[\"r%u\"],\"metadatas\":[{\"k\":1}]}",
         "{\"ids\":[\"r%u\"],\"metadatas\":[{\"k\":1}],\"embeddings\":[[7,8]]}",
         "{\"ids\":[\"r%u\"],\"embeddings\":[[7,8]]}",
+        /* as the third, but the record says the same already */
+        "{\"ids\":[\"r%u\"],\"documents\":[\"same\"],\"embeddings\":[[7,8]]}",
+        "{\"ids\":[\"r%u\"],\"documents\":[\"same\"],\"embeddings\":[\"AADgQAAAAEE=\"]}",
     };
+    static const char texts[] = ",\"documents\":[\"same\",\"same\",\"same\",\"same\",\"same\","
+                                "\"same\",\"same\",\"same\",\"same\",\"same\"]";
     enum { N = COUNT_OF(again) };
     struct stage *s = stage_new();
     char *id[N];
@@ -348,7 +353,7 @@ static void lost_vectors_are_seen_behind_entries_in_doubt(void **state)
                                       k));
         check_status(a, 200);
         id[k] = keep_text(json_field(a->body, "id") + 1, 36);
-        check_status(post(s, of(id[k], "add"), records_body("r", 0, 10, "")), 201);
+        check_status(post(s, of(id[k], "add"), records_body("r", 0, 10, k > 2 ? texts : "")), 201);
         check_equal(s, id[k], 5);
     }
     chroma_kill(s->server[1]);

@@ -254,8 +254,22 @@ static void ids_are_taken_in_any_spelling(void **state)
         check_status(post(s, of(as, "query"), "{\"query_embeddings\":[[1,2]]}"), 200);
         check_status(ask(s, "PUT", keepf("/collections/%s", as), "{\"new_metadata\":{\"n\":1}}"),
                      200);
+        struct answer *by_id = get(s, keepf("/collections/by-id/%s", as));
+        check_status(by_id, 200);
+        check_str(json_field(by_id->body, "id"), keepf("\"%s\"", id));
+        check_status(post(s, of(as, "fork"), "{\"new_name\":\"forked\"}"), 501);
+        /* What a server says of them depends on its age, and never on the spelling. */
+        static const char *const others[] = {"search", "indexing_status", "fork_count"};
+        for (unsigned k = 0; k < COUNT_OF(others); k++) {
+            const char *method = k ? "GET" : "POST", *body = k ? NULL : "{\"searches\":[]}";
+            char *on = physical(s, 0, id);
+            a = ask(s, method, of(as, others[k]), body);
+            check_status(a, ask_server(s->server[0], method, of(on, others[k]), body)->status);
+            check_lacks(a->body, physical(s, 1, id));
+        }
     }
     check_equal(s, id, 5);
+    check_str(collections_on(s, 0), "ccc");
 }
 
 static void errors_name_the_logical_id(void **state)
@@ -263,6 +277,8 @@ static void errors_name_the_logical_id(void **state)
     struct stage *s = stage_raise();
     char *id = create(s, "ccc");
     static const char unknown[] = "01234567-89ab-4def-8123-456789abcdef";
+    check_status(get(s, keepf("/collections/by-id/%s", upper(unknown))), 404);
+    check_status(ask(s, "PUT", keepf("/collections/%s", upper(unknown)), "{}"), 404);
     check_status(post(s, "/api/v2/tenants", "{\"name\":\"other\"}"), 200);
     check_status(post(s, "/api/v2/tenants/other/databases", "{\"name\":\"ddd\"}"), 200);
     check_status(post(s, "/api/v2/tenants/default_tenant/databases", "{\"name\":\"ddd\"}"), 200);
@@ -284,6 +300,11 @@ static void errors_name_the_logical_id(void **state)
         struct answer *a = post(s, of(unknown, verbs[i]), body);
         check_status(a, 404);
         check_has(a->body, unknown);
+        /* Whatever its spelling, it is named as Chroma does. */
+        a = post(s, of(bare(upper(unknown)), verbs[i]), body);
+        check_status(a, 404);
+        check_str(a->body,
+                  ask_server(s->server[0], "POST", of(bare(upper(unknown)), verbs[i]), body)->body);
         a = post(s, of("no-uuid", verbs[i]), body);
         struct answer *b = ask_server(s->server[0], "POST", of("no-uuid", verbs[i]), body);
         check_status(a, b->status);

@@ -119,16 +119,22 @@ static void check_trouble(struct stage *s, const char *why)
     check_str(json_field(get(s, "/status")->body, "replication"), "\"degraded\"");
 }
 
-/* A user of its own, who owns no more than its schema. */
-static void stage_limited(struct stage *s)
+/* The database's address for a user of its own, who owns no more than its schema. */
+static char *limited_url(struct stage *s)
 {
     char *name = strstr(s->url, "@/") + 2;
     sql(s, "DO $$ BEGIN CREATE ROLE limited LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; "
            "END $$");
     sql(s, "ALTER ROLE limited LOGIN");
     sql(s, "CREATE SCHEMA limited AUTHORIZATION limited");
+    sql(s, "REVOKE ALL ON SCHEMA public FROM PUBLIC");
     sql(s, "SET search_path = limited");
-    stage_chromux(s, keepf("DATABASE_URL=postgresql://limited@/%s", name), "REQUEST_TIMEOUT=1.5",
+    return keepf("postgresql://limited@/%s", name);
+}
+
+static void stage_limited(struct stage *s)
+{
+    stage_chromux(s, keepf("DATABASE_URL=%s", limited_url(s)), "REQUEST_TIMEOUT=1.5",
                   "LEASE_TIMEOUT=20", NULL);
 }
 
@@ -178,6 +184,65 @@ static void lost_rights_are_said_and_end(void **state)
     check_str(json_field(get(s, "/status")->body, "replication"), "\"on\"");
 }
 
+/* ---- the schema ------------------------------------------------------------------------------ */
+
+static char *applied_steps(struct stage *s)
+{
+    return sql(s, "SELECT string_agg(step::text, ' ' ORDER BY step) FROM chromux_schema");
+}
+
+/* All programs of two deployments, on an empty database, as a user who owns no more than its
+ * schema. */
+static void a_schema_is_made_once_by_all_who_start_at_once(void **state)
+{
+    struct stage *s = stage_new();
+    const char *settings[] = {keepf("PRIMARY_URL=%s", s->server[0]->url),
+                              keepf("REPLICA_URL=%s", s->server[1]->url),
+                              keepf("DATABASE_URL=%s", limited_url(s)),
+                              "--role",
+                              "all",
+                              "SYNC_DISTRIBUTED=true",
+                              "MAX_WORKERS=2",
+                              NULL};
+    struct chromux *x[2];
+    for (unsigned i = 0; i < COUNT_OF(x); i++)
+        x[i] = chromux_spawn(settings);
+    for (unsigned i = 0; i < COUNT_OF(x); i++)
+        check_soon(strstr(chromux_log(x[i]), " listening ") != NULL, 10);
+    check_soon(sql_number(s, "SELECT count(*) FROM pg_tables WHERE tablename = 'notify_lease' AND "
+                             "tableowner = 'limited' AND schemaname = 'limited'") == 1,
+               20);
+    check_soon(sql_number(s, "SELECT epoch FROM journal_lease") == 1, 20);
+    check_soon(sql_number(s, "SELECT count(*) FROM sync_workers") == 4, 20);
+    check_int(sql_number(s, "SELECT count(*) - max(step) FROM chromux_schema"), 0);
+    for (unsigned i = 0; i < COUNT_OF(x); i++)
+        check_lacks(chromux_log(x[i]), "already exists");
+}
+
+/* A step that an older chromux has not made is made at the start; what a newer one has made is left
+ * alone. */
+static void a_database_of_another_version_is_brought_up_or_refused(void **state)
+{
+    struct stage *s = stage_raise();
+    char *id = filled(s, 3), *steps = applied_steps(s);
+    check_int(chromux_stop(s->x), 0);
+    long newest = sql_number(s, "SELECT max(step) FROM chromux_schema");
+    sql(s, "DROP TABLE notify_events, notify_messages, notify_sent, notify_mutes, notify_lease");
+    sql(s, "DELETE FROM chromux_schema WHERE step = 6");
+    stage_again(s);
+    check_str(applied_steps(s), steps);
+    check_int(sql_number(s, "SELECT count(*) FROM notify_lease"), 1);
+    check_status(add(s, id, "more", 0), 201);
+    check_int(chromux_stop(s->x), 0);
+    sql(s, "INSERT INTO chromux_schema (step) VALUES (%ld)", newest + 1);
+    s->x = chromux_start_list(s->settings);
+    check_soon(strstr(get(s, "/status")->body, "made by a newer chromux") != NULL, 10);
+    check_status(add(s, id, "refused", 0), 503);
+    sql(s, "DELETE FROM chromux_schema WHERE step = %ld", newest + 1);
+    check_soon(add(s, id, "after", 0)->status == 201, 20);
+    check_lacks(check_equal(s, id, 10), "refused0");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -185,6 +250,8 @@ int main(void)
         STAGE_TEST(a_locked_table_holds_writes_until_their_deadline),
         STAGE_TEST(a_refused_login_is_said_and_ends),
         STAGE_TEST(lost_rights_are_said_and_end),
+        STAGE_TEST(a_schema_is_made_once_by_all_who_start_at_once),
+        STAGE_TEST(a_database_of_another_version_is_brought_up_or_refused),
     };
     return STAGE_RUN(tests);
 }

@@ -239,6 +239,117 @@ static void figures_of_the_journal_are_seen(void **state)
     check_has(collections_on(s, 0), "mine");
 }
 
+/* Lines of /metrics that the journal owns, by name and without the instance, in the order in which
+ * they were first seen; and which of them were ever more than 0. */
+static struct {
+    char *name[64];
+    bool moved[64];
+    unsigned count;
+} figures;
+
+static bool is_figure(const char *line)
+{
+    static const char *const own[] = {"chromux_journal_", "chromux_instance_lag_",
+                                      "chromux_instance_copies",
+                                      "chromux_instance_collections_aside"};
+    bool is = false;
+    for (unsigned i = 0; i < COUNT_OF(own); i++)
+        is = is || strncmp(line, own[i], strlen(own[i])) == 0;
+    return is;
+}
+
+static void note_figure(const char *line)
+{
+    size_t n = strcspn(line, " ");
+    if (strncmp(line + strcspn(line, "{ "), "{instance=", 10) == 0)
+        n = strcspn(line, "{");
+    char *name = keep_text(line, n);
+    unsigned i = 0;
+    while (i < figures.count && strcmp(figures.name[i], name) != 0)
+        i++;
+    check(i < COUNT_OF(figures.name));
+    if (i == figures.count)
+        figures.name[figures.count++] = name;
+    figures.moved[i] = figures.moved[i] || strtod(strchr(line, ' '), NULL) > 0;
+}
+
+/* Looks at all of them; true once this one was ever more than 0. */
+static bool has_moved(struct stage *s, const char *name)
+{
+    const char *line = get(s, "/metrics")->body;
+    for (; *line; line += strcspn(line, "\n"), line += *line == '\n')
+        if (is_figure(line))
+            note_figure(line);
+    for (unsigned i = 0; i < figures.count; i++)
+        if (strcmp(figures.name[i], name) == 0)
+            return figures.moved[i];
+    return false;
+}
+
+static struct wire *send_upsert(struct stage *s, const char *id, const char *body)
+{
+    struct wire *w = wire_open(s->x->port);
+    check(wire_sendf(w,
+                     "POST %s%s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                     "Content-Length: %zu\r\n\r\n%s",
+                     CHROMA_DB, of(id, "upsert"), strlen(body), body));
+    return w;
+}
+
+static void no_figure_stands_at_zero_whatever_happens(void **state)
+{
+    struct stage *s = stage_new();
+    struct tap *tap[2] = {tap_start(s->server[0]->port), tap_start(s->server[1]->port)};
+    memset(&figures, 0, sizeof figures);
+    stage_chromux(s, keepf("PRIMARY_URL=http://127.0.0.1:%u", tap_port(tap[0])),
+                  keepf("REPLICA_URL=http://127.0.0.1:%u", tap_port(tap[1])), "JOURNAL_KEEP=1",
+                  "JOURNAL_KEEP_BYTES=20k", "JOURNAL_MAX_BYTES=64k", "SYNC_INTERVAL=1",
+                  "REQUEST_TIMEOUT=60", "TRY_TIMEOUT=1", NULL);
+    char *id = create(s, "ccc"), *other = create(s, "other");
+    add(s, id, "r");
+    add(s, other, "r");
+    check_status(post(s, of(id, "add"), "{\"ids\":[\"bad\"],\"embeddings\":[[1,2,3]]}"), 400);
+    check_status(ask_with(s, "POST", "/collections", "Idempotency-Key: k\r\n",
+                          "{\"name\":\"ccc\",\"get_or_create\":true}"),
+                 200);
+    check_caught_up(s, 5);
+    check_status(ask_server(s->server[0], "POST", "/collections", "{\"name\":\"mine\"}"), 200);
+    check_soon(has_moved(s, "chromux_instance_collections_aside"), 10);
+    /* The replica has it and does not say so. */
+    tap_hold_answers(tap[1], "late0");
+    add(s, id, "late");
+    check_soon(has_moved(s, "chromux_instance_lag_seconds"), 5);
+    tap_hold_answers(tap[1], NULL);
+    check_caught_up(s, 10);
+    tap_hold_answers(tap[0], "held");
+    tap_hold_answers(tap[1], "held");
+    struct wire *w = send_upsert(s, id, records_body("held", 0, 1, ""));
+    check_soon(tap_held(tap[0]) > 0 && has_moved(s, "chromux_journal_oldest_seconds"), 5);
+    check_int(journal(s, "skip", keepf("%ld/4", lane_of(s, id)), BY, NULL).status, 0);
+    check_status(wire_answer(w, false), 500);
+    check_soon(has_moved(s, "chromux_journal_verdicts_total{verdict=\"skipped\"}"), 5);
+    tap_hold_answers(tap[0], NULL);
+    tap_hold_answers(tap[1], NULL);
+    /* Both say that they can't; the second one is as the first has it. */
+    tap_spoil_answers(tap[0], "/upsert");
+    tap_spoil_answers(tap[1], "/upsert");
+    check_status(post(s, of(other, "upsert"), records_body("failed", 0, 1, "")), 500);
+    tap_spoil_answers(tap[0], NULL);
+    tap_spoil_answers(tap[1], NULL);
+    check_soon(has_moved(s, "chromux_instance_copies_not_ready"), 10);
+    check_soon(has_moved(s, "chromux_journal_trimmed_total"), 10);
+    tap_hold_requests(tap[0], "/upsert");
+    tap_hold_requests(tap[1], "/upsert");
+    for (unsigned i = 0; i < 6; i++)
+        send_upsert(s, other, big_body(keepf("full%u", i), 15000));
+    check_soon(has_moved(s, "chromux_journal_full"), 10);
+    check_soon(has_moved(s, "chromux_journal_table_bytes"), 10);
+    check(figures.count > 30);
+    for (unsigned i = 0; i < figures.count; i++)
+        if (!figures.moved[i])
+            harness_fail(__FILE__, __LINE__, "%s was never more than 0", figures.name[i]);
+}
+
 static void one_failover_is_one_event_however_many_lanes(void **state)
 {
     enum { LANES = 20 };
@@ -544,6 +655,7 @@ int main(void)
         STAGE_TEST(a_copy_that_holds_back_too_much_is_given_up),
         STAGE_TEST(a_full_journal_refuses_writes_and_recovers),
         STAGE_TEST(figures_of_the_journal_are_seen),
+        STAGE_TEST(no_figure_stands_at_zero_whatever_happens),
         STAGE_TEST(one_failover_is_one_event_however_many_lanes),
         STAGE_TEST(a_poison_entry_is_skipped_by_hand),
         STAGE_TEST(skipping_makes_a_copy_anew_that_may_have_it),

@@ -184,7 +184,7 @@ end
 local LANES = [[SELECT lane, next, trimmed, open,
     COALESCE((SELECT max(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict = 'applied'), 0) AS floor,
     COALESCE((SELECT min(n) FROM journal_entries e WHERE e.lane = l.lane AND verdict IS NULL), next) AS undecided,
-    (SELECT min(extract(epoch FROM created_at)::bigint) FROM journal_entries e
+    (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM journal_entries e
       WHERE e.lane = l.lane AND verdict IS NULL) AS waiting
     FROM journal_lanes l WHERE open]]
 local function open_lanes(db, some)
@@ -213,8 +213,10 @@ define(COLLECTIONS .. SOME, function(db, _, list)
   return rows_where(db.collections, function(c) return not c.deleted and some[c.lane] end)
 end)
 local COPIES = [[SELECT lane, instance, physical, incarnation, position, state, reason, doubt,
-    extract(epoch FROM changed_at)::bigint AS changed FROM journal_copies
-    WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
+    extract(epoch FROM changed_at)::bigint AS changed,
+    (SELECT extract(epoch FROM now() - created_at)::float8 FROM journal_entries e
+      WHERE e.lane = c.lane AND e.n = c.position + 1) AS lacks
+    FROM journal_copies c WHERE lane IN (SELECT lane FROM journal_lanes WHERE open)]]
 define(COPIES, function(db) return rows_where(db.copies, function(c) return db.lanes[c.lane].open end) end)
 define(COPIES .. SOME, function(db, _, list)
   local some = among(list)
@@ -237,7 +239,7 @@ define("SELECT tenant, name FROM journal_databases", function(db) return rows_wh
 define("SELECT instance, witness, retired FROM journal_servers", function(db) return rows_where(db.servers, all) end)
 
 local ENTRY = "lane, n, token, action, rest, type, body, resolved, verdict, authority, status, answer_type, answer, "
-  .. "extract(epoch FROM created_at)::bigint AS created"
+  .. "extract(epoch FROM now() - created_at)::float8 AS age"
 define("SELECT " .. ENTRY .. [[ FROM (
     SELECT *, sum(length(body)) OVER (ORDER BY n) - length(body) AS before FROM journal_entries
     WHERE lane = $1 AND n >= $2 AND n < $2 + $3) e WHERE before < 16000000 ORDER BY n]],

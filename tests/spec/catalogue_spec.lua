@@ -84,14 +84,19 @@ local function world(at_put)
     rounds = rounds + 1
     if rounds > 100 then context.drives = false end
   end)
-  function w.put(body)
-    names:insert { n = names.head + 1, action = "update_collection", body = body, tickets = {},
-      rest = json.encode { tenant = "t", database = "d", collection = "x", new_name = json.decode(body).new_name } }
+  function w.go_on() rounds, context.drives = 0, true end
+  function w.enter(e)
+    e.n, e.tickets = names.head + 1, {}
+    names:insert(e)
     for _ = 1, 200 do
       local mine = tasks
       tasks = {}
       for _, task in ipairs(mine) do task[1](unpack(task, 2)) end
     end
+  end
+  function w.put(body)
+    w.enter { action = "update_collection", body = body,
+      rest = json.encode { tenant = "t", database = "d", collection = "x", new_name = json.decode(body).new_name } }
   end
   return w
 end
@@ -163,6 +168,47 @@ describe("an update of a collection that every instance answers with 500", funct
     assert.same({ '{"new_name":"old"}' }, sent)
     assert.equals(1, w.names.copies.a.p)
     assert.same({}, w.marked)
+  end)
+end)
+
+describe("an instance that answers with 500 whatever it is asked", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  local function ill(s)
+    function s.ask()
+      return { status = 500, body = '{"error":"InternalError","message":"m"}' }
+    end
+  end
+  local created = { "create_collection", "create_database", "create_tenant" }
+
+  it_("ends no create while another may do it, and one that all answer so fails", function()
+    for _, action in ipairs(created) do
+      local w = world(silent)
+      ill(w.a)
+      ill(w.b)
+      w.b.usable = function() return false end
+      w.enter { action = action, body = '{"name":"new"}', rest = '{"tenant":"t","database":"d","name":"new"}' }
+      assert.same({}, w.told)
+      w.b.usable = function() return true end
+      w.go_on()
+      w.enter { action = "update_collection", body = '{"new_name":"newer"}',
+        rest = '{"tenant":"t","database":"d","collection":"y","new_name":"newer"}' }
+      assert.same({ "failed", 500 }, { w.told[1][1], w.told[1][2] })
+      assert.equals("rejected", w.told[2][1]) -- the next one comes to its turn
+    end
+  end)
+
+  it_("does not hold up those behind what it may have done of a skipped entry", function()
+    local w = world(silent)
+    ill(w.a)
+    w.names.copies.a.doubt = 1
+    w.names:insert { n = 1, action = "update_collection", body = '{"new_name":"new"}', tickets = {},
+      verdict = "skipped", rest = '{"tenant":"t","database":"d","collection":"x","new_name":"new","lane":1}' }
+    w.enter { action = "update_collection", body = '{"new_name":"newer"}',
+      rest = '{"tenant":"t","database":"d","collection":"y","new_name":"newer"}' }
+    assert.equals(2, w.names.copies.a.p)
+    assert.same({ "a" }, w.marked)
   end)
 end)
 

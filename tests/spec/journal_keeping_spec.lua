@@ -1,7 +1,7 @@
 -- What the journal keeps and tells of itself (lua/lb/trim.lua, figures.lua, events.lua, and whom lanes.lua follows
 -- after a failed or skipped entry), with stand-ins for PostgreSQL, the clock and the servers.
 local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
-local STAND_INS = { "chromux.api", "chromux.slice" }
+local STAND_INS = { "chromux.api", "chromux.slice", "chromux.records" }
 
 local t, saved, tasks
 
@@ -287,6 +287,46 @@ describe("figures", function()
   end)
 end)
 
+describe("how long an entry has been there", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  -- PostgreSQL's clock is hours away from ours.
+  it("is what PostgreSQL's clock alone says, and goes on by ours", function()
+    local Store = require("lb.store")
+    local reader = { query = function(_, text)
+      assert.is_truthy(text:find("now() - created_at", 1, true))
+      return { { n = 1, age = 7 } }
+    end }
+    local st = Store.new({}, reader)
+    t = 5000
+    assert.equals(4993, st:entries(1, 1, 10)[1].created)
+    assert.equals(4993, st:by_token("x")[1].created)
+  end)
+
+  it("is known of a copy that is behind before its entries are read", function()
+    local context = world()
+    function context.doubt_of() return 0 end
+    function context.lane_new(row) return require("lb.lanes").new(context, row) end
+    local n = require("lb.names").new(context)
+    local function rows(position, lacks)
+      return { lanes = { { lane = 1, next = 10, floor = 8, undecided = 9, trimmed = 0, waiting = 30 } },
+        collections = { { lane = 1, logical = "L", tenant = "t", database = "d", name = "c" } },
+        copies = { { lane = 1, instance = "a", physical = "p", position = position, incarnation = 1, state = "ready",
+          doubt = 0, lacks = lacks } } }
+    end
+    require("lb.view").apply(context, n, rows(4, 60), { [1] = true })
+    local l = n.by_lane[1]
+    t = t + 5
+    assert.same({ 5, 65 }, { l:lag(l.copies.a) })
+    assert.equals(35, t - l.waiting_since)
+    require("lb.view").apply(context, n, rows(6, 20), { [1] = true }) -- as a standby hears of it
+    assert.same({ 3, 20 }, { l:lag(l.copies.a) })
+    l.copies.a.p, l.copies.a.since = 7, t
+    assert.same({ 2, 0 }, { l:lag(l.copies.a) })
+  end)
+end)
+
 describe("events", function()
   before_each(set_up)
   after_each(tear_down)
@@ -440,6 +480,29 @@ describe("an answer", function()
     assert.equals(500, answers.failure { status = 500, body = "OK" }.status)
     local st = require("lb.store").decide(1, 1, 1, "applied", { status = 200, body = "{}", type = "a\255/b" })
     assert.equals("a?/b", st[7])
+  end)
+
+  it("names the collection by the id that clients know, whoever gave it", function()
+    local answers = require("lb.answers")
+    local physical, logical = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
+    local function said(body) return answers.under({ status = 500, type = "t", body = body }, physical, logical) end
+    assert.same({ status = 500, type = "t", body = "x " .. logical .. " " .. logical .. "%1" },
+      said("x " .. physical .. " " .. physical .. "%1"))
+    assert.equals("{}", said("{}").body)
+    local context = world()
+    local told
+    function context.answer(e) told = e.answer end
+    local l = lane(context, 1, 0, { a = 0 })
+    l.logical, l.copies.a.physical = logical, physical
+    context.encode = tostring
+    l.copies.a.server.send = function()
+      return { wait = function()
+        return { status = 400, type = "", body = '{"error":"E","message":"' .. physical .. ' is odd"}' }
+      end }
+    end
+    context.settings.TRY_TIMEOUT = 1
+    l:insert { n = 1, action = "update", rest = "/update", type = "", body = "{}", tickets = {} }
+    assert.equals('{"error":"E","message":"' .. logical .. ' is odd"}', told)
   end)
 
   it("of a stranger to a catalogue operation leaves it to the other instance", function()
