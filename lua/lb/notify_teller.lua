@@ -259,6 +259,8 @@ local function result(self, book, m, outcome, status, why, seconds)
     log.info("message_sent", m.sink .. ": " .. m.title)
     book:accepted(m, status)
     went_well(self, m.sink)
+  elseif not book:has(m.sink) then -- it was taken out of the configuration meanwhile
+    book:retry(m, 0, status, why)
   elseif outcome == "refused" then
     book:refused(m, "refused", status, why)
     s.error = why
