@@ -172,7 +172,6 @@ local function look_at_disk(statements, instance, latest, above)
     not above }
   tell(statements, { kind = above and "disk_below" or "disk_above", key = "disk/" .. instance,
     title = string.format("The disk of %s is %s", instance, above and "no longer nearly full" or "nearly full"),
-    text = string.format("%.1f %% of it is used, %.0f MB are free.", percent, latest.disk_free_mb), value = percent,
     fields = { { "instance", instance }, { "percent", string.format("%.1f", percent) },
       { "free_mb", string.format("%.0f", latest.disk_free_mb) } } })
 end
@@ -217,10 +216,10 @@ local function look_at_policy(self)
   self.works = not why
   if why and #told == 0 then
     notices.raise { kind = "policy_tripped", key = key, title = "Policy upgrade.lua fails: nothing is advised",
-      text = "Recommendations stay as they are.", fields = { { "monitor", self.monitor.host }, { "cause", why } } }
+      text = "Recommendations stay as they are.", fields = { { "host", self.monitor.host }, { "cause", why } } }
   elseif not why and #told > 0 then
     notices.raise { kind = "policy_back", key = key, title = "Policy upgrade.lua advises again",
-      fields = { { "monitor", self.monitor.host } } }
+      fields = { { "host", self.monitor.host } } }
   end
 end
 

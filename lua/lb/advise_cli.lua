@@ -64,7 +64,9 @@ end
 
 local function show_recommendation(r)
   out("  %-6s  %s: %s", r.urgency, r.recommendation_type, r.reason)
-  out("          plan %s, %g $ a month; open since %s UTC", r.recommended_tier, r.estimated_monthly_cost, r.since)
+  local price = r.estimated_monthly_cost > 0 and string.format("%g $ a month", r.estimated_monthly_cost)
+    or "price not known"
+  out("          plan %s, %s; open since %s UTC", r.recommended_tier, price, r.since)
 end
 
 -- true: one of them is high.

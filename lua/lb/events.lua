@@ -73,15 +73,15 @@ function Events:decided(lane, server)
   local was = lane.decided_on
   lane.decided_on = server
   if not was or was == server then return end
-  local where = lane.logical and "collection " .. lane.logical or "the catalogue"
+  local where = "seen first at " .. (lane.logical and "collection " .. lane.logical or "the catalogue")
   if place(self, server) < place(self, was) then
     if not self.over[server.name] then return end -- told already
     self.over[server.name] = nil
-    self:note("failback", was.name, server.name, "first: " .. where)
+    self:note("failback", was.name, server.name, where)
   elseif self.over[was.name] ~= server.name then
     self.over[was.name] = server.name
-    self:note("failover", was.name, server.name, "first: " .. where .. "; " .. was.name .. " is " .. was.health
-      .. (was.note ~= "" and " (" .. was.note .. ")" or ""))
+    self:note("failover", was.name, server.name, was.name .. " is " .. was.health
+      .. (was.note ~= "" and " (" .. was.note .. ")" or "") .. "; " .. where)
   end
 end
 

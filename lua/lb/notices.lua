@@ -240,11 +240,11 @@ local JOURNAL = {
   end,
   rebuild_slow = function(from, _, reason, of)
     return { key = "rebuild/" .. from .. "/" .. (of and of.lane or ""), title = "A copy on " .. from
-      .. " takes long to make anew", text = reason, fields = { { "instance", from },
+      .. " takes long to make anew", text = reason:gsub("^%l", string.upper) .. ".", fields = { { "instance", from },
       { "collection", of and of.name or "several" } } }
   end,
   not_adopted = function(from, _, reason)
-    return { key = "server/" .. from, title = "Not all that is on " .. from .. " can be taken over", text = reason,
+    return { key = "server/" .. from, title = "Not all that is on " .. from .. " is taken over", text = reason,
       fields = { { "instance", from } } }
   end,
   server_lost_data = function(from, _, reason)
@@ -259,10 +259,10 @@ local JOURNAL = {
     return { key = "journal/room", title = "The journal is full: writes are refused", text = reason }
   end,
   entry_skipped = function(_, _, reason)
-    return { key = "journal/skipped", title = "An operator skipped an entry of the journal", text = reason }
+    return { key = "journal/skipped", title = "An operator skipped a write of the journal", text = "Entry " .. reason }
   end,
   instance_retired = function(from, _, reason)
-    return { key = "server/" .. from, title = from .. " is retired", text = reason }
+    return { key = "server/" .. from, title = from .. " is retired", text = reason, fields = { { "instance", from } } }
   end,
 }
 

@@ -76,7 +76,11 @@ local function retired(self, name)
 end
 
 local function servers(self, book)
-  local there = {}
+  local there, up, all = {}, 0, 0
+  for _, node in ipairs(self.nodes()) do
+    local counts = not retired(self, node.name)
+    all, up = all + (counts and 1 or 0), up + (counts and node.health ~= "down" and 1 or 0)
+  end
   for _, node in ipairs(self.nodes()) do
     local key = "server/" .. node.name
     local told = going_on(book, "server", key)
@@ -85,7 +89,8 @@ local function servers(self, book)
       if told then raise("server_up", key, "Server " .. node.name .. " is retired: nobody waits for it") end
     elseif node.health == "down" and not told then
       raise("server_down", key, "Server " .. node.name .. " is down", { { "instance", node.name },
-        { "cause", node.last_error ~= "" and node.last_error or "no answer" } })
+        { "cause", node.last_error ~= "" and node.last_error or "no answer" },
+        { "servers_up", up .. " of " .. all } })
     elseif node.health == "up" and told then
       raise("server_up", key, "Server " .. node.name .. " is up again", { { "instance", node.name }, cause_of(told) })
     end
@@ -110,7 +115,7 @@ local function postgres(self, teller)
   local long = why and (why == store.last_error or self.clock() - self.away_since > GRACE)
   if long and not told then
     raise("journal_unavailable", "journal", "The journal is unavailable: writes are refused", { { "cause",
-      why ~= "" and why or "PostgreSQL does not answer" } }, "Reads go on. PostgreSQL is needed for writes.")
+      why ~= "" and why or "PostgreSQL does not answer" } }, "Reads go on.")
   elseif told and not why and store.last_ok > 0 then
     raise("journal_back", "journal", "The journal is back: writes are taken again", { cause_of(told) })
   end
@@ -121,7 +126,7 @@ local function restored(self, book)
   local told = going_on(book, "restored", "journal/restored")
   if J.phase == "restored" and not told then
     raise("postgres_restored", "journal/restored", "PostgreSQL was restored from a backup: writes are stopped",
-      { { "cause", J.why } }, "An operator must say which side is right: chromux journal accept-restore")
+      { { "cause", J.why } })
   elseif J.phase == "on" and told then
     raise("restore_accepted", "journal/restored", "The restored PostgreSQL is accepted: writes are taken again")
   end

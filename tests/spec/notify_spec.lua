@@ -395,7 +395,7 @@ describe("what the journal notes", function()
       select(2, fields_of("failover", "first: collection " .. ID .. "; b is down")))
     local key, _, text = event("rebuild_slow", ID .. ": 10 times")
     assert.equals("rebuild/b/7", key)
-    assert.equals("10 times", text)
+    assert.equals("10 times.", text)
   end)
 end)
 
