@@ -294,18 +294,25 @@ local function monitors(store, book)
   return running, there
 end
 
+-- Balancers leave what they see of the instances for monitors (resources.lua).
+local BALANCERS = [[
+  SELECT DISTINCT balancer FROM balancer_figures WHERE at > now() - make_interval(secs => greatest(3 * seconds, $1))]]
+
 -- A process that has ended does not say any more that a policy of its own is over its trouble; nor does a host without
 -- a monitor.
 local function processes(store, book)
   local workers_running = workers(store, book)
   local monitors_running, hosts = monitors(store, book)
-  if not workers_running or not monitors_running then return end
+  local balancers = rows_of(store, BALANCERS, SILENT_LEAST)
+  if not workers_running or not monitors_running or not balancers then return end
+  local running = {}
+  for _, b in ipairs(balancers) do running[b.balancer] = true end
   local there = {}
   for _, s in pairs(book.stories) do
     local e = s.event
     local name = e.opens == "policy" and e.key:match("^policy/(.*)$") or ""
     if not name:find(" ") or hosts[name:match("^%S+ on (.*)$") or ""] or workers_running[e.source]
-      or monitors_running[e.source] then
+      or monitors_running[e.source] or running[e.source] then
       there[name] = true
     end
   end

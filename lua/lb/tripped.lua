@@ -1,7 +1,9 @@
--- tripped.lua: policies that a worker or a monitor has set aside, told to people. (Those of the balancer are
--- notify_watch.lua's, which also ends what is told here when this process has ended: `source` says which it was.)
+-- tripped.lua: policies that a worker, a monitor or a balancer that tells nobody has set aside, told to people. (Those
+-- of the balancer that tells are notify_watch.lua's, which also ends what is told here when this process has ended:
+-- `source` says which it was.)
 --
 --   look(role, except)   as often as one likes; role: as people know this process; except: a file that others tell of
+--   leave()              others tell of them from now on
 local notices = require("lb.notices")
 local policy = require("chromux.policy")
 local process = require("lb.process")
@@ -16,6 +18,13 @@ local function event_of(file, role)
   return { key = "policy/" .. file .. " of " .. who, source = name, who = who }
 end
 
+local function tell_back(file)
+  local e = told[file]
+  told[file] = nil
+  notices.raise { kind = "policy_back", key = e.key, source = e.source, title = "Policy " .. file
+    .. " decides again in " .. e.who, fields = { { "file", file }, { "process", e.who } } }
+end
+
 function M.look(role, except)
   local aside = {}
   for _, p in ipairs(policy.tripped()) do
@@ -28,13 +37,13 @@ function M.look(role, except)
         fields = { { "file", p.file }, { "process", e.who }, { "cause", p.last_error } } }
     end
   end
-  for file, e in pairs(told) do
-    if not aside[file] then
-      told[file] = nil
-      notices.raise { kind = "policy_back", key = e.key, source = e.source, title = "Policy " .. file
-        .. " decides again in " .. e.who, fields = { { "file", file }, { "process", e.who } } }
-    end
+  for file in pairs(told) do
+    if not aside[file] then tell_back(file) end
   end
+end
+
+function M.leave()
+  for file in pairs(told) do tell_back(file) end
 end
 
 return M

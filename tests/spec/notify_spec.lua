@@ -367,6 +367,38 @@ describe("events of other processes", function()
   end)
 end)
 
+describe("policies of a worker", function()
+  local policy, aside
+
+  before_each(function()
+    set_up()
+    policy = package.loaded["chromux.policy"]
+    package.loaded["chromux.policy"], package.loaded["lb.tripped"] = { tripped = function() return aside end }, nil
+  end)
+  after_each(function()
+    package.loaded["chromux.policy"], package.loaded["lb.tripped"] = policy, nil
+    tear_down()
+  end)
+
+  it("are told when they are set aside, each once, and when they decide again", function()
+    local tripped, raised = require("lb.tripped"), {}
+    require("lb.notices").consume(function(e) raised[#raised + 1] = e end)
+    aside = { { file = "sync.lua", last_error = "sync.lua:3: oops" }, { file = "upgrade.lua", last_error = "x" } }
+    for _ = 1, 3 do tripped.look("sync worker", "upgrade.lua") end
+    assert.equals(1, #raised)
+    local name = require("lb.process").name()
+    assert.equals("policy_tripped", raised[1].kind)
+    assert.equals(name, raised[1].source)
+    assert.is_truthy(raised[1].key:find("^policy/sync%.lua of sync worker " .. name:match("/(%d+)/") .. " on %S+$"))
+    assert.same({ "cause", "sync.lua:3: oops" }, raised[1].fields[3])
+    aside = {}
+    for _ = 1, 3 do tripped.look("sync worker") end
+    assert.equals(2, #raised)
+    assert.equals("policy_back", raised[2].kind)
+    assert.equals(raised[1].key, raised[2].key)
+  end)
+end)
+
 describe("what the journal notes", function()
   before_each(set_up)
   after_each(tear_down)
@@ -406,7 +438,8 @@ describe("the watch", function()
   -- {nodes=, tripped=, instances=, J=, workers=, monitors=, look(seconds) -> kinds of what was raised, book=}
   local function new_watch()
     local Watch = require("lb.notify_watch")
-    local w = { nodes = {}, tripped = {}, instances = {}, workers = {}, monitors = {}, sinks = { "slack" },
+    local w = { nodes = {}, tripped = {}, instances = {}, workers = {}, monitors = {}, balancers = {},
+      sinks = { "slack" },
       J = { phase = "on", role = "holder", context = { trim = { full = false, warned = false } },
         store = { last_error = "" } } }
     w.J.store.healthy = function() return w.healthy ~= false end
@@ -414,6 +447,7 @@ describe("the watch", function()
     w.book = book
     local store = { last_ok = t, last_error = "", conn = { state = function() return "ready" end } }
     function store.query(_, sql)
+      if sql:find("balancer_figures", 1, true) then return w.balancers end
       return sql:find("sync_workers", 1, true) and w.workers or w.monitors
     end
     w.store = store
@@ -563,7 +597,11 @@ describe("the watch", function()
     w.workers[1].process = "p13"
     assert.equals("policy_back", w.look(20))
     assert.equals("policy/sync.lua of worker 12 on h", w.last.key)
-    w.monitors[1].monitor = "m2"
+    w.monitors[1].monitor, w.balancers = "m2", { { balancer = "b" } }
+    assert.equals("policy_back", w.look(20))
+    raise("policy_tripped", "policy/route.lua of balancer 3 on h", { source = "b" })
+    assert.equals("", w.look(20))
+    w.balancers = {}
     assert.equals("policy_back", w.look(20))
     assert.same({}, sorted(w.book.stories))
   end)
@@ -702,6 +740,17 @@ describe("the sinks", function()
     assert.equals("refused", (outcome { status = 404, error = "transfer closed" }))
     assert.equals("retry", (outcome { status = 503, error = "time-out" }))
     assert.equals("retry", (outcome { status = 100, error = "time-out" }))
+  end)
+
+  it("show nothing of the URL, wherever in it the secret is", function()
+    for _, url in ipairs { "https://user:secret@hooks.example/x", "https://hooks.example/?token=secret",
+      "https://hooks.example#secret", "https://hooks.example/a/secret?b" } do
+      local s = sinks { status = 400, headers = {}, body = "no such secret at " .. url }
+      s:configure { secrets = { SLACK_WEBHOOK_URL = url } }
+      local outcome, _, why = s:send("slack", { uid = "1", attempts = 1 }, { event() })
+      assert.equals("refused", outcome)
+      assert.is_nil(why:find("secret", 1, true))
+    end
   end)
 
   it("understand Retry-After", function()
