@@ -366,6 +366,15 @@ function Book:next_message(sink)
   end
 end
 
+-- What was ready was not taken by anybody: people know that much less of its story.
+local function untold(self, e)
+  local story = e.opens and self:story(e.opens, e.key)
+  if story and story.event == e then
+    story.known = math.max(0, story.known - 1)
+    e.known = story.known
+  end
+end
+
 -- Is it configured?
 function Book:has(sink)
   for _, name in ipairs(self.sinks()) do
@@ -385,8 +394,6 @@ local function orphaned(self, m)
   self:refused(m, "given_up", nil, NO_SINK)
   log.warn("message_given_up", m.sink .. " is not configured any more: " .. m.title)
   for _, e in ipairs(lost) do
-    local story = e.opens and self:story(e.opens, e.key)
-    if story and story.event == e then story.known = math.max(0, story.known - 1) end
     e.state, e.reason = "ready", ""
     self:touch(e)
     join_ready(self, e)
@@ -452,6 +459,7 @@ local function part_over(self, m, taken)
         local s = sent_of(self, e)
         s.pending = math.max(0, s.pending - 1)
         e.state, e.reason = "refused", "no sink took it"
+        untold(self, e)
       elseif e.parts == 0 then
         e.state = "told"
       end

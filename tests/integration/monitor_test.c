@@ -314,7 +314,9 @@ static void a_server_near_its_limit_is_told_of_once_for_each_step(void **state)
     struct stage *s = stage_new();
     char *made = keepf("/sys/fs/cgroup/memory/chromux-test-%d", (int)getpid());
     if (!own_group() || mkdir(made, 0700) != 0) {
-        print_message("no control group can be made: %s\n", strerror(errno));
+        print_message("skipped: a limit of memory takes a control group (v1), which only root can "
+                      "make: %s\n",
+                      strerror(errno));
         skip();
     }
     group = made;
@@ -405,7 +407,8 @@ static void a_full_disk_is_told_of_and_its_end_too(void **state)
     char *disk = keepf("%s/disk", temp_folder()), *junk = keepf("%s/junk", disk);
     check(mkdir(disk, 0700) == 0);
     if (mount("none", disk, "tmpfs", 0, "size=100m") != 0) {
-        print_message("nothing can be mounted: %s\n", strerror(errno));
+        print_message("skipped: a disk that can be filled takes a mount, which is root's: %s\n",
+                      strerror(errno));
         skip();
     }
     mounted = disk;
