@@ -503,6 +503,25 @@ static void advice_is_read_without_a_balancer(void **state)
     check_int(r.status, 0);
     check_has(r.output, "gone, not sampled any more");
     check_has(r.output, "medium  cpu: cpu at 91");
+    /* It is nobody's any more: whichever monitor runs ends what is said of it. */
+    sql(s, "INSERT INTO monitor_instances (instance, monitor, until, disk_above) "
+           "VALUES ('gone', 'another', now() - interval '1 second', true)");
+    monitor(s, NULL);
+    check_soon(sql_number(s, "SELECT count(*) FROM upgrade_recommendations WHERE instance = "
+                             "'gone' AND resolved_at IS NULL") == 0,
+               20);
+    check_int(events(s, "recommendation_closed", "recommendation/gone/cpu"), 1);
+    check_int(events(s, "disk_below", "disk/gone"), 1);
+    check_int(sql_number(s, "SELECT count(*) FROM monitor_instances WHERE instance = 'gone'"), 0);
+    /* One that is retired needs nothing either. */
+    sql(s, "INSERT INTO upgrade_recommendations (recommendation_type, current_usage, "
+           "recommended_tier, estimated_monthly_cost, reason, urgency, instance, host, value) "
+           "VALUES ('licence', 91, 'pro', 85, 'r', 'medium', 'replica', 'h', 91)");
+    sql(s, "INSERT INTO journal_servers (instance, retired) VALUES ('replica', true)");
+    check_soon(events(s, "recommendation_closed", "recommendation/replica/licence") == 1, 20);
+    check_soon(sql_number(s, "SELECT count(*) FROM monitor_instances WHERE instance = 'replica'") ==
+                   0,
+               10);
 }
 
 /* ---- many samples ------------------------------------------------------------------------------
