@@ -44,7 +44,7 @@ static bool is_server_list(const char *text)
 
 /* Messages may say what is not for everybody: in clear only on this machine. */
 #define WEBHOOK_SHAPE                                                                              \
-    "^(https://[^[:space:][:cntrl:]]+|"                                                            \
+    "^(https://[^/?#[:space:][:cntrl:]][^[:space:][:cntrl:]]*|"                                    \
     "http://(127[.]0[.]0[.]1|localhost|\\[::1])(:[0-9]+)?(/[^[:space:][:cntrl:]]*)?)?$"
 #define WEBHOOK_EXPECTED "https://..., or http:// to this machine"
 

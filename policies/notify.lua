@@ -18,6 +18,8 @@ local KINDS = {
   messages_failing = { every = HOUR, lasts = true },
   server_lost_data = { every = 6 * HOUR, lasts = true },
   copy_lost = { every = 6 * HOUR, lasts = true },
+  rebuild_slow = { every = 6 * HOUR, lasts = true },
+  rebuild_failed = { every = DAY, lasts = true },
   lag_above = { every = 6 * HOUR, lasts = true },
   journal_filling = { every = 6 * HOUR, lasts = true },
   monitor_silent = { every = 6 * HOUR, lasts = true },

@@ -28,7 +28,8 @@ local TREND_FROM = 50
 -- Chroma keeps all vectors in memory: percent of it that they may take.
 local INDEX_PERCENT = 80
 
--- What there is to buy: the first row with more than is there now is recommended. Prices in $ a month.
+-- What there is to buy: the first row with more than is there now is recommended. Prices in $ a month; 0: none is
+-- known, because no row is large enough.
 local TIERS = {
   { name = "standard", memory_mb = 2048, cores = 1, cost = 21 },
   { name = "pro", memory_mb = 4096, cores = 2, cost = 85 },
@@ -36,12 +37,22 @@ local TIERS = {
   { name = "pro_max", memory_mb = 16384, cores = 4, cost = 225 },
   { name = "pro_ultra", memory_mb = 32768, cores = 8, cost = 450 },
 }
+local LARGER = { name = "larger", cost = 0 }
 local LARGER_DISK = { name = "larger_disk", cost = 10 }
 
 local RANK = { low = 1, medium = 2, high = 3 }
 
 local function duration(seconds)
-  return seconds < 120 and ("%d seconds"):format(seconds) or ("%d minutes"):format(seconds / 60)
+  if seconds < 120 then
+    return ("%d seconds"):format(seconds)
+  elseif seconds < 7200 then
+    return ("%d minutes"):format(seconds / 60)
+  end
+  return ("%.1f hours"):format(seconds / 3600)
+end
+
+local function size(mb)
+  return mb < 1024 and ("%.3g MB"):format(mb) or ("%.1f GB"):format(mb / 1024)
 end
 
 -- ---- the rules: each gives an urgency and a reason, or nothing ---------------------------------
@@ -76,8 +87,8 @@ local function time_to_full(window, kind)
   for _, step in ipairs(FULL[kind]) do
     local within = is_open(window, kind, step.urgency) and step.hours * FULL_CLOSES or step.hours
     if hours < within then
-      return step.urgency, ("%s at %.1f %% and growing by %.1f points an hour: full in %.1f hours"):format(
-        kind, usage.last, usage.trend, hours)
+      return step.urgency, ("%s at %.1f %% and growing by %.2g points an hour: full in %s"):format(
+        kind, usage.last, usage.trend, duration(hours * 3600))
     end
   end
 end
@@ -92,8 +103,8 @@ local function sizing(window, kind)
   end
   local percent = index_percent(window)
   if percent > (is_open(window, kind, "medium") and INDEX_PERCENT - CLOSES_BELOW or INDEX_PERCENT) then
-    return "medium", ("%d vectors need about %d MB, %.0f %% of the memory"):format(
-      window.vectors or 0, window.index_mb, percent)
+    return "medium", ("%d vectors need about %s, %.0f %% of the memory"):format(
+      window.vectors or 0, size(window.index_mb), percent)
   end
 end
 
@@ -105,7 +116,7 @@ local function tier_with(field, more_than)
       return tier
     end
   end
-  return TIERS[#TIERS]
+  return LARGER
 end
 
 local PLAN = {

@@ -54,6 +54,23 @@ local OPEN = [[
       extract(epoch FROM created_at)::double precision AS since
     FROM upgrade_recommendations WHERE resolved_at IS NULL]]
 
+local RETIRED = "SELECT instance FROM journal_servers WHERE retired"
+
+-- What is said of instances that are not among $1, unless another monitor decides about them.
+local GONE = [[
+  SELECT instance, COALESCE(disk_above, false) AS disk_above
+    FROM (SELECT instance FROM upgrade_recommendations WHERE resolved_at IS NULL
+        UNION SELECT instance FROM monitor_instances) i LEFT JOIN monitor_instances m USING (instance)
+    WHERE instance <> ALL ($1::text[]) AND (m.monitor IS NULL OR m.monitor = $2 OR m.until < now())]]
+
+-- Fail the transaction when another monitor was first.
+local STILL_OPEN = [[
+  SELECT 1 / count(*) AS open FROM (SELECT 1 FROM upgrade_recommendations WHERE id = $1 AND resolved_at IS NULL
+    FOR UPDATE) r]]
+local STILL_FULL = [[
+  SELECT 1 / count(*) AS above FROM (SELECT 1 FROM monitor_instances WHERE instance = $1 AND disk_above
+    FOR UPDATE) m]]
+
 function Advice.new(monitor)
   return setmetatable({ monitor = monitor, trends = {}, trends_again = 0, failures = 0 }, Advice)
 end
@@ -155,7 +172,6 @@ local function look_at_disk(statements, instance, latest, above)
     not above }
   tell(statements, { kind = above and "disk_below" or "disk_above", key = "disk/" .. instance,
     title = string.format("The disk of %s is %s", instance, above and "no longer nearly full" or "nearly full"),
-    text = string.format("%.1f %% of it is used, %.0f MB are free.", percent, latest.disk_free_mb), value = percent,
     fields = { { "instance", instance }, { "percent", string.format("%.1f", percent) },
       { "free_mb", string.format("%.0f", latest.disk_free_mb) } } })
 end
@@ -200,43 +216,71 @@ local function look_at_policy(self)
   self.works = not why
   if why and #told == 0 then
     notices.raise { kind = "policy_tripped", key = key, title = "Policy upgrade.lua fails: nothing is advised",
-      text = "Recommendations stay as they are.", fields = { { "monitor", self.monitor.host }, { "cause", why } } }
+      text = "Recommendations stay as they are.", fields = { { "host", self.monitor.host }, { "cause", why } } }
   elseif not why and #told > 0 then
     notices.raise { kind = "policy_back", key = key, title = "Policy upgrade.lua advises again",
-      fields = { { "monitor", self.monitor.host } } }
+      fields = { { "host", self.monitor.host } } }
   end
 end
 
--- Instances that were taken out of the configuration need nothing.
-local function close_gone(self, rows)
-  local known = {}
-  for _, i in ipairs(self.monitor.settings.instances) do known[i.name] = true end
-  for _, before in ipairs(rows) do
-    if before.host == self.monitor.host and not known[before.instance] then
-      local statements = { timeout = 10 }
-      closed(statements, before, before.current_usage, before.instance .. " is not in the configuration any more")
-      self.monitor.conn:transaction(statements)
+-- ---- instances that are gone -----------------------------------------------------------------------------
+
+-- {[name]=true} of the instances that are configured and not retired | nil
+local function wanted(self)
+  local rows = self.monitor.conn:query(RETIRED)
+  if not rows then return nil end
+  local names = {}
+  for _, i in ipairs(self.monitor.settings.instances) do names[i.name] = true end
+  for _, row in ipairs(rows) do names[row.instance] = nil end
+  return names
+end
+
+local function listed(set)
+  local names = {}
+  for name in pairs(set) do names[#names + 1] = name end
+  table.sort(names)
+  return "{" .. table.concat(names, ",") .. "}"
+end
+
+-- Instances that were taken out of the configuration, or retired, need nothing, and nobody looks at their disks.
+local function close_gone(self, rows, names)
+  for _, gone in ipairs(self.monitor.conn:query(GONE, listed(names), self.monitor.name) or {}) do
+    local instance, statements = gone.instance, { timeout = 10 }
+    local why = instance .. " is not in the configuration any more, or retired."
+    for _, before in ipairs(rows) do
+      if before.instance == instance then
+        statements[#statements + 1] = { STILL_OPEN, before.id }
+        closed(statements, before, before.current_usage, why)
+      end
     end
+    if gone.disk_above then
+      statements[#statements + 1] = { STILL_FULL, instance }
+      tell(statements, { kind = "disk_below", key = "disk/" .. instance, text = why,
+        title = "The disk of " .. instance .. " is watched no more" })
+    end
+    statements[#statements + 1] = { "DELETE FROM monitor_instances WHERE instance = $1", instance }
+    self.monitor.conn:transaction(statements)
   end
 end
 
 -- ---- a look ----------------------------------------------------------------------------------------------
 
-local function sampled_now(self)
+local function sampled_now(self, wants)
   local names, oldest = {}, now() - math.max(FRESH * self.monitor.settings.MONITOR_INTERVAL, 5)
   for _, name in ipairs(self.monitor.samples:here()) do
     local latest = self.monitor.latest[name]
-    if latest and latest.at >= oldest then names[#names + 1] = name end
+    if latest and latest.at >= oldest and wants[name] then names[#names + 1] = name end
   end
   return names
 end
 
 -- Asks the policy about each server that is sampled here, and keeps what it says.
 function Advice:look()
-  local conn, names = self.monitor.conn, sampled_now(self)
-  local rows = conn:query(OPEN)
+  local conn, wants = self.monitor.conn, wanted(self)
+  local rows = wants and conn:query(OPEN)
   if not rows then return end
-  close_gone(self, rows)
+  close_gone(self, rows, wants)
+  local names = sampled_now(self, wants)
   if #names == 0 then return end
   local mine = conn:query(CLAIM, "{" .. table.concat(names, ",") .. "}", self.monitor.name,
     math.max(CLAIM_LEAST, FRESH * self:pause()))

@@ -23,6 +23,11 @@ local OPEN = [[
     WHERE resolved_at IS NULL
     ORDER BY instance, array_position(ARRAY['high', 'medium', 'low'], urgency), recommendation_type]]
 
+-- Whose health a monitor asks for, and what they use nobody measures.
+local UNSAMPLED = [[
+  SELECT DISTINCT instance_name AS instance FROM health_metrics WHERE checked_at > now() - interval '10 minutes'
+    AND instance_name NOT IN (SELECT instance FROM monitor_instances) ORDER BY 1]]
+
 local function out(...) io.stdout:write(string.format(...), "\n") end
 
 local function fail(code, ...)
@@ -64,13 +69,15 @@ end
 
 local function show_recommendation(r)
   out("  %-6s  %s: %s", r.urgency, r.recommendation_type, r.reason)
-  out("          plan %s, %g $ a month; open since %s UTC", r.recommended_tier, r.estimated_monthly_cost, r.since)
+  local price = r.estimated_monthly_cost > 0 and string.format("%g $ a month", r.estimated_monthly_cost)
+    or "price not known"
+  out("          plan %s, %s; open since %s UTC", r.recommended_tier, price, r.since)
 end
 
 -- true: one of them is high.
 local function show()
-  local samples, open = query(NEWEST), query(OPEN)
-  if #samples == 0 and #open == 0 then
+  local samples, open, unsampled = query(NEWEST), query(OPEN), query(UNSAMPLED)
+  if #samples == 0 and #open == 0 and #unsampled == 0 then
     out("no server is sampled: is a monitor running beside the servers?")
     return false
   end
@@ -92,6 +99,11 @@ local function show()
     if i.sample then show_sample(i.sample) else out("%s, not sampled any more", name) end
     for _, r in ipairs(i.open) do show_recommendation(r) end
     if #i.open == 0 then out("  needs nothing") end
+  end
+  for _, row in ipairs(unsampled) do
+    if not by_instance[row.instance] then
+      out("%s, sampled by no monitor: is one running on its host, as its user or root?", row.instance)
+    end
   end
   return high
 end

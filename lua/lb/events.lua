@@ -21,10 +21,19 @@ function Events.new(context)
   return setmetatable({ context = context, windows = {}, over = {}, written = 0 }, Events)
 end
 
+-- {name= as people know it, lane=}; nil: it is not known, or deleted.
+local function collection(self, id)
+  local names = self.context.names
+  local lane = names and names.by_logical[id]
+  if not lane then return nil end
+  local at_home = lane.tenant == "default_tenant" and lane.database == "default_database"
+  return { lane = lane.id, name = at_home and lane.name or lane.name .. " of " .. lane.tenant .. "/" .. lane.database }
+end
+
 local function write(self, kind, from, to, reason, success)
   self.written = self.written + 1
-  self.context.store:enqueue({ Store.event(kind, from, to, reason, success),
-    notices.of_journal(kind, from, to, reason) }, nil, function() end)
+  self.context.store:enqueue({ Store.event(kind, from, to, reason, success), notices.of_journal(kind, from, to, reason,
+    function(id) return collection(self, id) end) }, nil, function() end)
 end
 
 local function close_window(self, key, w)
@@ -64,15 +73,15 @@ function Events:decided(lane, server)
   local was = lane.decided_on
   lane.decided_on = server
   if not was or was == server then return end
-  local where = lane.logical and "collection " .. lane.logical or "the catalogue"
+  local where = "seen first at " .. (lane.logical and "collection " .. lane.logical or "the catalogue")
   if place(self, server) < place(self, was) then
     if not self.over[server.name] then return end -- told already
     self.over[server.name] = nil
-    self:note("failback", was.name, server.name, "first: " .. where)
+    self:note("failback", was.name, server.name, where)
   elseif self.over[was.name] ~= server.name then
     self.over[was.name] = server.name
-    self:note("failover", was.name, server.name, "first: " .. where .. "; " .. was.name .. " is " .. was.health
-      .. (was.note ~= "" and " (" .. was.note .. ")" or ""))
+    self:note("failover", was.name, server.name, was.name .. " is " .. was.health
+      .. (was.note ~= "" and " (" .. was.note .. ")" or "") .. "; " .. where)
   end
 end
 

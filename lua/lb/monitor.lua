@@ -12,23 +12,18 @@ local Store = require("lb.monitor_store")
 local Advice = require("lb.advice")
 local Sizes = require("lb.sizes")
 local Signal = require("lb.signal")
+local tripped = require("lb.tripped")
 
 local M = {}
 
 local OLD_EVERY = 600    -- seconds between two looks for what is kept no longer
+local TRIPPED_EVERY = 1  -- seconds between looks at this process's policies
 local TOTALS_EVERY = 60  -- seconds between two sums over all collections
 local RETRY = 1          -- seconds until PostgreSQL is tried again, doubled up to RETRY_MOST
 local RETRY_MOST = 5
 
 local S      -- of the engine that runs
 local ending -- it was told to stop; "over": all is written
-
-local function host_name()
-  local f = assert(io.open("/proc/sys/kernel/hostname"))
-  local name = f:read("*l")
-  f:close()
-  return name
-end
 
 -- ---- measuring -------------------------------------------------------------------------------------------
 
@@ -109,17 +104,17 @@ end
 
 function M.start(settings)
   local conn = pg.connection("default")
-  local host = host_name()
-  local name = process.name()
+  local host, name = process.host(), process.name()
   S = { settings = settings, conn = conn, host = host, name = name, samples = Samples.new(), latest = {}, checked = {},
     store = Store.new(conn, name, host), more = Signal.new() }
   S.sizes = Sizes.new(conn)
   S.advice = Advice.new(S)
   spawn(measure, S)
   spawn(write, S)
-  every(S, OLD_EVERY, function(life) life.store:forget_old(life.settings.MONITOR_KEEP_DAYS) end)
+  every(S, OLD_EVERY, function(life) life.store:forget_old(life.settings) end)
   every(S, TOTALS_EVERY, function(life) life.totals = life.store:totals() or life.totals end)
   every(S, function(life) return life.advice:pause() end, function(life) life.advice:look() end)
+  every(S, TRIPPED_EVERY, function() tripped.look("monitor", "upgrade.lua") end) -- of that one advice.lua tells
   every(S, 10, function(life) life.sizes:look(life.samples:here()) end)
   return true
 end

@@ -10,7 +10,6 @@ Store.__index = Store
 local BYTES = 1024 * 1024      -- of ticks that wait
 local BATCH_BYTES = 256 * 1024 -- of a transaction
 local DELETE_MOST = 5000       -- rows of one statement that deletes old ones
-local RECOMMENDATIONS_DAYS = 365
 
 -- Fields of samples.lua's rows, and what monitor.lua adds, with the types of their columns.
 local COLUMNS = {
@@ -174,17 +173,17 @@ end
 -- ---- chores ----------------------------------------------------------------------------------------------
 
 local OLD = {
-  { "performance_metrics", "metric_timestamp", "KEEP" },
-  { "health_metrics", "checked_at", "KEEP" },
-  { "upgrade_recommendations", "resolved_at", RECOMMENDATIONS_DAYS },
+  { "performance_metrics", "metric_timestamp", "MONITOR_KEEP_DAYS" },
+  { "health_metrics", "checked_at", "MONITOR_KEEP_DAYS" },
+  { "upgrade_recommendations", "resolved_at", "RECOMMENDATIONS_KEEP_DAYS" },
   { "balancer_figures", "at", 1 },
   { "monitors", "last_seen", 1 },
 }
 
 -- Deletes what is older than it is kept, in small pieces.
-function Store:forget_old(keep_days)
+function Store:forget_old(settings)
   for _, what in ipairs(OLD) do
-    local name, column, days = what[1], what[2], what[3] == "KEEP" and keep_days or what[3]
+    local name, column, days = what[1], what[2], settings[what[3]] or what[3]
     repeat
       local done = self.conn:query(string.format([[DELETE FROM %s WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM %s WHERE %s < now() - make_interval(days => $1) LIMIT %d))]], name, name, column,

@@ -1,9 +1,11 @@
 -- notices.lua: what happened, for people to be told: from whatever process it is noticed in, on its way to the balancer
 -- that tells (notify.lua).
 --
---   raise{kind=, key=, urgency="low"|"medium"|"high", title=, text=, fields={{name, value}, ...}, at=unix} -> uid
+--   raise{kind=, key=, urgency="low"|"medium"|"high", title=, text=, fields={{name, value}, ...}, at=unix, source=}
+--       -> uid
 --       kind: one of KINDS below, or another, which is then news without an end; key: what it is about: "server/a",
---       "journal", "worker/7"; urgency: that of the kind when absent; title: one line; value: text or number
+--       "journal", "worker/7"; urgency: that of the kind when absent; title: one line; value: text or number; source:
+--       who says so
 --
 -- An event is a row of notify_events. With PostgreSQL away it waits in memory, at most MOST of them, and is written
 -- later; in the balancer that tells, notify.lua takes it from there at once.
@@ -19,6 +21,9 @@ M.KINDS = {
   server_lost_data = { urgency = "high", opens = "copies" },
   no_source = { urgency = "high", opens = "copies" },
   copy_rebuilt = { urgency = "low", ends = "copies" },
+  rebuild_slow = { urgency = "medium", opens = "rebuild" },
+  rebuild_failed = { urgency = "medium", opens = "rebuild" },
+  rebuild_done = { urgency = "low", ends = "rebuild" },
   lag_above = { urgency = "medium", opens = "lag" },
   lag_below = { urgency = "low", ends = "lag" },
   journal_unavailable = { urgency = "high", opens = "journal" },
@@ -128,7 +133,7 @@ function M.make(given)
   return {
     uid = next_uid(), kind = given.kind, key = M.clean(given.key or given.kind, KEY_MOST),
     urgency = URGENCIES[given.urgency] and given.urgency or kind.urgency or "low",
-    title = title, text = text, fields = fields, source = M.source or "", at = given.at or now(),
+    title = title, text = text, fields = fields, source = given.source or M.source or "", at = given.at or now(),
   }
 end
 
@@ -209,10 +214,15 @@ end
 
 -- ---- what the journal's events are to people ---------------------------------------------------------------
 
--- "<collection>: <cause>" as events.lua has it, or many of these.
-local function of_collection(reason)
-  local collection, cause = reason:match("^(%x+%-[%x%-]+): (.*)$")
-  return collection or "several", cause or reason
+-- What is told of one collection begins with its id.
+local COLLECTION = "^(%x+%-%x+%-%x+%-%x+%-%x+): (.*)$"
+
+-- The text with names in place of ids of collections.
+local function named(text, collection)
+  return (text:gsub("%x+%-%x+%-%x+%-%x+%-%x+", function(id)
+    local c = #id == 36 and collection(id)
+    return c and c.name
+  end))
 end
 
 local JOURNAL = {
@@ -224,13 +234,17 @@ local JOURNAL = {
     return { key = "writes/" .. to, title = "Writes go to " .. to .. " again",
       fields = { { "instance", to }, { "from", from }, { "cause", reason } } }
   end,
-  copy_lost = function(from, _, reason)
-    local collection, cause = of_collection(reason)
+  copy_lost = function(from, _, reason, of)
     return { key = "copies/" .. from, title = "A copy on " .. from .. " is out of use until it is made anew",
-      fields = { { "instance", from }, { "collection", collection }, { "cause", cause } } }
+      fields = { { "instance", from }, { "collection", of and of.name or "several" }, { "cause", reason } } }
+  end,
+  rebuild_slow = function(from, _, reason, of)
+    return { key = "rebuild/" .. from .. "/" .. (of and of.lane or ""), title = "A copy on " .. from
+      .. " takes long to make anew", text = reason:gsub("^%l", string.upper) .. ".", fields = { { "instance", from },
+      { "collection", of and of.name or "several" } } }
   end,
   not_adopted = function(from, _, reason)
-    return { key = "server/" .. from, title = "Not all that is on " .. from .. " can be taken over", text = reason,
+    return { key = "server/" .. from, title = "Not all that is on " .. from .. " is taken over", text = reason,
       fields = { { "instance", from } } }
   end,
   server_lost_data = function(from, _, reason)
@@ -245,19 +259,22 @@ local JOURNAL = {
     return { key = "journal/room", title = "The journal is full: writes are refused", text = reason }
   end,
   entry_skipped = function(_, _, reason)
-    return { key = "journal/skipped", title = "An operator skipped an entry of the journal", text = reason }
+    return { key = "journal/skipped", title = "An operator skipped a write of the journal", text = "Entry " .. reason }
   end,
   instance_retired = function(from, _, reason)
-    return { key = "server/" .. from, title = from .. " is retired", text = reason }
+    return { key = "server/" .. from, title = from .. " is retired", text = reason, fields = { { "instance", from } } }
   end,
 }
 
 -- The statement that belongs into the transaction which records such an event in failover_events; nil: people are not
--- told of it, or notice it by other means (notify_watch.lua).
-function M.of_journal(kind, from, to, reason)
+-- told of it, or notice it by other means (notify_watch.lua). collection(id) -> {name=, lane=}, or nil where it is not
+-- known: of that collection people are told by its name.
+function M.of_journal(kind, from, to, reason, collection)
   local make = JOURNAL[kind]
   if not make then return nil end
-  local e = make(from, to, reason)
+  collection = collection or function() end
+  local id, cause = reason:match(COLLECTION)
+  local e = make(from, to, named(cause or reason, collection), id and (collection(id) or { name = id, lane = id }))
   e.kind = e.kind or kind
   return M.insert(M.make(e))
 end

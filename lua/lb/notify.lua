@@ -10,6 +10,7 @@ local courier = require("lb.courier")
 local figures = require("lb.figures")
 local notices = require("lb.notices")
 local process = require("lb.process")
+local tripped = require("lb.tripped")
 local copies = require("chromux.copies")
 local policy = require("chromux.policy")
 
@@ -60,6 +61,7 @@ local function run(life)
       sleep(math.min(failed, 30))
     end
     for _, sink in ipairs(life.teller.sinks:names()) do deliver(life, sink) end
+    if life.teller.on then tripped.leave() elseif life.store then tripped.look("balancer") end
     sleep(TICK)
   end
   local till = now() + DRAIN

@@ -23,6 +23,7 @@ local GROUP_MOST = 30      -- events of a message
 local ASK_LEAST, ASK_MOST, ASK_SOON = 1, 7 * 86400, 30
 local LIVE_MOST = 1000
 local LAST = 10 -- messages that /status shows
+local NO_SINK = "its sink is not configured any more"
 local MINUTE, HOUR = 60, 3600
 
 function Book.new(options)
@@ -365,16 +366,49 @@ function Book:next_message(sink)
   end
 end
 
--- Messages to sinks that are no more get no answer; the others are tried at once.
+-- What was ready was not taken by anybody: people know that much less of its story.
+local function untold(self, e)
+  local story = e.opens and self:story(e.opens, e.key)
+  if story and story.event == e then
+    story.known = math.max(0, story.known - 1)
+    e.known = story.known
+  end
+end
+
+-- Is it configured?
+function Book:has(sink)
+  for _, name in ipairs(self.sinks()) do
+    if name == sink then return true end
+  end
+  return false
+end
+
+-- A sink was taken out of the configuration: the message has its end, and what no other sink got or gets goes to those
+-- that are there now.
+local function orphaned(self, m)
+  local lost = {}
+  for _, uid in ipairs(m.events) do
+    local e = self.events[uid]
+    if e and e.parts == 1 and not e.counted then lost[#lost + 1] = e end
+  end
+  self:refused(m, "given_up", nil, NO_SINK)
+  log.warn("message_given_up", m.sink .. " is not configured any more: " .. m.title)
+  for _, e in ipairs(lost) do
+    e.state, e.reason = "ready", ""
+    self:touch(e)
+    join_ready(self, e)
+  end
+end
+
+-- The sinks may be others now: messages to those that are no more have their end, the others are tried at once.
 function Book:configured()
-  local there = {}
-  for _, sink in ipairs(self.sinks()) do there[sink] = true end
-  for i = #self.messages, 1, -1 do
-    local m = self.messages[i]
-    if m.state == "queued" and there[m.sink] then
+  local waiting = {}
+  for i, m in ipairs(self.messages) do waiting[i] = m end
+  for _, m in ipairs(waiting) do
+    if m.state == "queued" and self:has(m.sink) then
       m.next_at = math.min(m.next_at, self.now())
     elseif m.state == "queued" then
-      self:refused(m, "given_up", nil, "its sink is not configured any more")
+      orphaned(self, m)
     end
   end
 end
@@ -425,6 +459,7 @@ local function part_over(self, m, taken)
         local s = sent_of(self, e)
         s.pending = math.max(0, s.pending - 1)
         e.state, e.reason = "refused", "no sink took it"
+        untold(self, e)
       elseif e.parts == 0 then
         e.state = "told"
       end
@@ -455,12 +490,14 @@ function Book:retry(m, seconds, status, why)
   m.state, m.status, m.error, m.next_at = "queued", status, why, self.now() + seconds
   self.counts.retries = self.counts.retries + 1
   self.dirty.messages[m.uid] = m
+  if not self:has(m.sink) then orphaned(self, m) end
 end
 
 -- It was not sent, and may be later.
 function Book:postpone(m, seconds)
   m.state, m.attempts, m.next_at = "queued", m.attempts - 1, self.now() + seconds
   self.dirty.messages[m.uid] = m
+  if not self:has(m.sink) then orphaned(self, m) end
 end
 
 -- ---- time and memory -------------------------------------------------------------------------------------

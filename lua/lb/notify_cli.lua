@@ -134,9 +134,20 @@ local function end_silence(what)
       SELECT pg_notify('chromux_notify', '')::text AS told FROM gone]], what)[1] ~= nil
 end
 
+-- Has anything of that name been told of, or may it be? Other programs have keys and kinds of their own.
+local function is_known(what)
+  if notices.KINDS[what] or notices.KINDS[what:match("^([a-z_]+):") or ""] then return true end
+  return #query("SELECT 1 FROM notify_events WHERE $1 IN (key, kind, kind || ':' || key) LIMIT 1", what) > 0
+end
+
 local function mute(words, options)
-  if #words ~= 1 or words[1] == "*" then fail(USAGE, "expected one KEY, and --for TIME") end
-  out("%s is muted until %s", words[1], silence(words[1], seconds_of(options["for"])))
+  local what = words[1]
+  if #words ~= 1 or what == "*" then fail(USAGE, "expected one KEY, and --for TIME") end
+  local till = silence(what, seconds_of(options["for"]))
+  out("%s is muted until %s", what, till)
+  if not is_known(what) then
+    out("(nothing of that name was told of so far; a key is like server/NAME, a kind like lag_above)")
+  end
   return FINE
 end
 

@@ -116,6 +116,7 @@ local function failure(text)
   if text:find("connect") then return "it cannot be reached" end
   if text:find("ssl") or text:find("tls") or text:find("certificate") then return "TLS failed" end
   if text:find("longer than") then return "its answer is too long" end
+  if text:find("url") then return "its URL cannot be used" end
   return "the connection was lost"
 end
 
@@ -142,7 +143,8 @@ end
 
 -- What the sink answered, without what in the URL may be the secret.
 local function said(body, url)
-  for word in (url:match("^%a+://[^/?]*[/?](.+)$") or ""):gmatch("[^/?&=]+") do
+  local user, rest = url:match("^%a+://([^/?#]*@)"), url:match("^%a+://[^/?#]*(.*)$")
+  for word in ((user or "") .. "/" .. (rest or "")):gmatch("[^/?#&=:@]+") do
     if #word >= SECRET_LEAST then body = body:gsub((word:gsub("%p", "%%%0")), "…") end
   end
   return notices.clean(body, SAID_MOST)

@@ -223,11 +223,12 @@ local function alone_with(self, book, m)
   return not known or self.store:left() > Sinks.TIMEOUT + 1
 end
 
-local function raise_failing(self, sink, why)
+local function raise_failing(self, sink, why, text)
   if self.book:story("messages", "messages/" .. sink) then return end
   log.error("messages_failing", sink .. ": " .. why)
-  notices.raise { kind = "messages_failing", key = "messages/" .. sink, title = "Messages to " .. sink
-    .. " are failing", fields = { { "sink", sink }, { "cause", why }, { "waiting", (self.book:waiting(sink)) } } }
+  notices.raise { kind = "messages_failing", key = "messages/" .. sink, text = text,
+    title = "Messages to " .. sink .. " are failing",
+    fields = { { "sink", sink }, { "cause", why }, { "waiting", (self.book:waiting(sink)) } } }
 end
 
 local function went_well(self, sink)
@@ -245,12 +246,12 @@ local function went_badly(self, book, m, s, status, why, seconds)
   log.warn("message_retry", m.sink .. ": " .. why)
   if t - m.at > GIVE_UP then
     book:refused(m, "given_up", status, why)
-    return raise_failing(self, m.sink, why)
+    return raise_failing(self, m.sink, why, "What is older than 7 days is given up.")
   end
   local own = math.min(2 ^ math.min(m.attempts - 1, 20), BACK_OFF_MOST)
   s.not_before = t + (seconds or math.min(2 ^ math.min(s.failures - 1, 20), 60))
   book:retry(m, math.max(own, seconds or 0), status, why)
-  if t - s.since >= FAILING_AFTER then raise_failing(self, m.sink, why) end
+  if t - s.since >= FAILING_AFTER then raise_failing(self, m.sink, why, "They are kept and sent later.") end
 end
 
 local function result(self, book, m, outcome, status, why, seconds)
@@ -259,11 +260,13 @@ local function result(self, book, m, outcome, status, why, seconds)
     log.info("message_sent", m.sink .. ": " .. m.title)
     book:accepted(m, status)
     went_well(self, m.sink)
+  elseif not book:has(m.sink) then -- it was taken out of the configuration meanwhile
+    book:retry(m, 0, status, why)
   elseif outcome == "refused" then
     book:refused(m, "refused", status, why)
     s.error = why
     log.error("message_refused", m.sink .. ": " .. why .. ": " .. m.title)
-    raise_failing(self, m.sink, why)
+    raise_failing(self, m.sink, why, "What it refuses is not sent to it again: " .. m.title)
   else
     went_badly(self, book, m, s, status, why, seconds)
   end

@@ -46,6 +46,18 @@ local function raise(kind, key, title, fields, text)
   notices.raise { kind = kind, key = key, title = title, text = text, fields = fields }
 end
 
+-- Ends what is told of a family where it is about somebody who is not there any more. there: {[name]=true}, by what
+-- follows the family in the key; words(name): the title.
+local function end_gone(book, family, kind, there, words)
+  for _, s in pairs(book.stories) do
+    local e = s.event
+    local name = e.opens == family and not s.ending and (e.key:match("^%a+/(.*)$") or e.key)
+    if name and not there[name] then raise(kind, e.key, words(name)) end
+  end
+end
+
+local function not_configured(name) return name .. " is not configured any more" end
+
 -- What was said to be the cause of a story, for its end; how long it went on is in each event.
 local function cause_of(told)
   for _, f in ipairs(told.event.fields) do
@@ -56,26 +68,34 @@ end
 
 -- ---- servers ---------------------------------------------------------------------------------------------
 
+-- Nobody waits for an instance that an operator has retired.
+local function retired(self, name)
+  local context = self.journal.context
+  local server = context and context.servers and context.servers.by_name[name]
+  return server and server.retired
+end
+
 local function servers(self, book)
-  local there = {}
+  local there, up, all = {}, 0, 0
+  for _, node in ipairs(self.nodes()) do
+    local counts = not retired(self, node.name)
+    all, up = all + (counts and 1 or 0), up + (counts and node.health ~= "down" and 1 or 0)
+  end
   for _, node in ipairs(self.nodes()) do
     local key = "server/" .. node.name
     local told = going_on(book, "server", key)
-    there[key] = true
-    if node.health == "down" and not told then
+    there[node.name] = true
+    if retired(self, node.name) then
+      if told then raise("server_up", key, "Server " .. node.name .. " is retired: nobody waits for it") end
+    elseif node.health == "down" and not told then
       raise("server_down", key, "Server " .. node.name .. " is down", { { "instance", node.name },
-        { "cause", node.last_error ~= "" and node.last_error or "no answer" } })
+        { "cause", node.last_error ~= "" and node.last_error or "no answer" },
+        { "servers_up", up .. " of " .. all } })
     elseif node.health == "up" and told then
       raise("server_up", key, "Server " .. node.name .. " is up again", { { "instance", node.name }, cause_of(told) })
     end
   end
-  for _, s in pairs(book.stories) do
-    local e = s.event
-    if e.opens == "server" and not there[e.key] and not s.ending then
-      local name = e.key:match("^server/(.*)$") or e.key
-      raise("server_up", e.key, "Server " .. name .. " is not configured any more")
-    end
-  end
+  end_gone(book, "server", "server_up", there, function(name) return not_configured("Server " .. name) end)
 end
 
 -- ---- the journal -----------------------------------------------------------------------------------------
@@ -95,7 +115,7 @@ local function postgres(self, teller)
   local long = why and (why == store.last_error or self.clock() - self.away_since > GRACE)
   if long and not told then
     raise("journal_unavailable", "journal", "The journal is unavailable: writes are refused", { { "cause",
-      why ~= "" and why or "PostgreSQL does not answer" } }, "Reads go on. PostgreSQL is needed for writes.")
+      why ~= "" and why or "PostgreSQL does not answer" } }, "Reads go on.")
   elseif told and not why and store.last_ok > 0 then
     raise("journal_back", "journal", "The journal is back: writes are taken again", { cause_of(told) })
   end
@@ -106,7 +126,7 @@ local function restored(self, book)
   local told = going_on(book, "restored", "journal/restored")
   if J.phase == "restored" and not told then
     raise("postgres_restored", "journal/restored", "PostgreSQL was restored from a backup: writes are stopped",
-      { { "cause", J.why } }, "An operator must say which side is right: chromux journal accept-restore")
+      { { "cause", J.why } })
   elseif J.phase == "on" and told then
     raise("restore_accepted", "journal/restored", "The restored PostgreSQL is accepted: writes are taken again")
   end
@@ -125,7 +145,8 @@ end
 local function copies(book, name, i)
   local key = "copies/" .. name
   local told = going_on(book, "copies", key)
-  if not told or i.copies_not_ready > 0 or i.retired then return end
+  if told and i.retired then return raise("copy_rebuilt", key, name .. " is retired: its copies are not made anew") end
+  if not told or i.copies_not_ready > 0 then return end
   local one = told.event.kind == "copy_lost" and told.known <= 1 and told.event.fields[2]
   raise("copy_rebuilt", key, "All copies on " .. name .. " are whole again", { { "instance", name },
     { "collection", one and one[2] or "all" } })
@@ -136,19 +157,40 @@ local function lag(self, book, name, i, up)
   local told = going_on(book, "lag", key)
   if most <= 0 or i.retired or not up then
     self.lagging[name] = nil
-    if not told or up == false then return end -- a server that is down lags; that it is down was told
+    if not told or up == false and not i.retired then return end -- one that is down lags; that it is down was told
   end
   local above = most > 0 and i.lag_seconds > most
   self.lagging[name] = above and (self.lagging[name] or 0) + 1 or nil
-  local fields = { { "instance", name }, { "entries", i.lag_entries }, { "seconds", math.floor(i.lag_seconds) } }
   if above and not told and self.lagging[name] >= LAGGING then
-    raise("lag_above", key, name .. " lags behind", fields)
-  elseif told and (most <= 0 or i.retired or i.lag_seconds <= most / 2) then
-    raise("lag_below", key, name .. " has caught up", fields)
+    raise("lag_above", key, name .. " lags behind", { { "instance", name }, { "entries", i.lag_entries },
+      { "seconds", math.floor(i.lag_seconds) } })
+  elseif told and i.retired then
+    raise("lag_below", key, name .. " is retired: nobody waits for it")
+  elseif told and (most <= 0 or i.lag_seconds <= most / 2) then
+    raise("lag_below", key, name .. " has caught up", { { "instance", name }, { "entries", i.lag_entries } })
   end
 end
 
-local GONE = { copies = "copy_rebuilt", lag = "lag_below" }
+-- What was told of making a copy anew (rebuild.lua, sync_job.lua) is over when it is made, or nobody wants it any more.
+local function rebuilds(book, context)
+  local there, made = {}, {}
+  for key, r in pairs(context.rebuilds and context.rebuilds.by_copy or {}) do
+    there[r.instance .. "/" .. r.lane.id] = key ~= nil
+  end
+  for _, s in pairs(book.stories) do
+    local instance, id = s.event.key:match("^rebuild/([^/]+)/(%d+)$")
+    local lane = id and context.names.by_lane[tonumber(id)]
+    local copy = lane and lane.copies[instance]
+    local name = id and instance .. "/" .. id
+    if copy and not copy.server.retired and copy.state ~= "ready" then there[name] = true end
+    if copy and copy.state == "ready" then made[name] = lane.name end
+  end
+  end_gone(book, "rebuild", "rebuild_done", there, function(name)
+    local instance = name:match("^[^/]*")
+    return made[name] and "The copy of " .. made[name] .. " on " .. instance .. " is made anew"
+      or "A copy on " .. instance .. " is not wanted any more"
+  end)
+end
 
 local function instances(self, book)
   local J, known = self.journal, self.figures().instances
@@ -159,34 +201,37 @@ local function instances(self, book)
     copies(book, name, i)
     lag(self, book, name, i, health[name])
   end
-  for _, s in pairs(book.stories) do
-    local e = s.event
-    local name = e.key:match("^%a+/(.*)$") or e.key
-    if GONE[e.opens] and not known[name] and not s.ending then
-      raise(GONE[e.opens], e.key, name .. " is not configured any more")
-    end
-  end
+  end_gone(book, "copies", "copy_rebuilt", known, not_configured)
+  end_gone(book, "lag", "lag_below", known, not_configured)
+  if J.context and J.context.names then rebuilds(book, J.context) end
 end
 
 -- ---- policies --------------------------------------------------------------------------------------------
 
+-- Of this process; others tell of theirs (tripped.lua, advice.lua), and say whose they are behind the file.
 local function policies(self, book)
-  local tripped = {}
+  local there = {}
   for _, p in ipairs(self.tripped()) do
-    local key = "policy/" .. p.file
-    tripped[key] = true
-    if not going_on(book, "policy", key) then
-      raise("policy_tripped", key, "Policy " .. p.file .. " failed too often and is set aside",
-        { { "file", p.file }, { "cause", p.last_error } }, "What is built in decides instead, until the next reload.")
+    there[p.file] = true
+    if not going_on(book, "policy", "policy/" .. p.file) then
+      raise("policy_tripped", "policy/" .. p.file, "Policy " .. p.file .. " failed too often and is set aside",
+        { { "file", p.file }, { "cause", p.last_error } })
     end
   end
   for _, s in pairs(book.stories) do
-    local e = s.event
-    local file = e.opens == "policy" and e.key:match("^policy/(%S+)$") -- others are those of monitors (advice.lua)
-    if file and not tripped[e.key] and not s.ending then
-      raise("policy_back", e.key, "Policy " .. file .. " decides again", { { "file", file } })
-    end
+    local other = s.event.key:match("^policy/(%S+ .*)$")
+    if other then there[other] = true end
   end
+  end_gone(book, "policy", "policy_back", there, function(file) return "Policy " .. file .. " decides again" end)
+end
+
+-- ---- sinks -----------------------------------------------------------------------------------------------
+
+-- Trouble with one ends when it takes a message (notify_teller.lua), or here.
+local function sinks(teller, book)
+  local there = {}
+  for _, name in ipairs(teller.sinks:names()) do there[name] = true end
+  end_gone(book, "messages", "messages_delivered", there, function(name) return not_configured("The sink " .. name) end)
 end
 
 -- ---- other processes -------------------------------------------------------------------------------------
@@ -197,67 +242,82 @@ local function rows_of(store, sql, ...)
   return rows
 end
 
-local function place_taken(book, there, alive)
-  for _, s in pairs(book.stories) do
-    local e = s.event
-    local id = e.opens == "worker" and (e.key:match("^worker/(.*)$") or e.key)
-    if id and not there[id] and alive > 0 and not s.ending then
-      raise("worker_back", e.key, "Other sync workers have taken over")
-    end
-  end
-end
-
 -- Who coordinates tells of a worker that died when it takes its row away (sync_coordinate.lua). Here those are told of
 -- whose row nobody takes away, because the coordinator is gone as well.
 local function workers(store, book)
-  local rows = rows_of(store, [[SELECT worker_id, role, current_task_id, lease_until > now() AS alive,
+  local rows = rows_of(store, [[SELECT worker_id, role, process, current_task_id, lease_until > now() AS alive,
       lease_until < now() - $1 * interval '1 second' AS dead FROM sync_workers]], DEAD_AFTER)
-  if not rows then return end
-  local there, alive = {}, 0
+  if not rows then return nil end
+  local there, working, running = {}, false, {}
   for _, w in ipairs(rows) do
-    local place, pid = process.place(w.worker_id), process.pid(w.worker_id)
-    local key = "worker/" .. place
-    there[place] = true
-    alive = alive + (w.alive and 1 or 0)
+    local host, pid = process.host_of(w.worker_id), process.pid_of(w.worker_id)
+    local key = "worker/" .. host
+    there[host], running[w.process] = true, true
+    working = working or w.alive
     if w.dead and not going_on(book, "worker", key) then
-      raise("worker_dead", key, "Sync " .. w.role .. " " .. pid .. " is silent, and nobody coordinates",
-        { { "worker", w.worker_id }, { "task", w.current_task_id or "none" } })
+      raise("worker_dead", key, "The sync " .. w.role .. " on " .. host .. " is silent, and nobody coordinates",
+        { { "host", host }, { "process", pid }, { "task", w.current_task_id or "none" } })
     elseif w.alive and going_on(book, "worker", key) then
-      raise("worker_back", key, "Sync " .. w.role .. " " .. pid .. " is at work", { { "worker", w.worker_id } })
+      raise("worker_back", key, "A sync worker on " .. host .. " is at work", { { "host", host } })
     end
   end
-  place_taken(book, there, alive)
+  if working then
+    end_gone(book, "worker", "worker_back", there, function() return "Other sync workers have taken over" end)
+  end
+  return running
 end
 
 -- Of each host the newest row counts: a monitor that was killed leaves its own behind. One that ends of its own accord
 -- takes it away, and is not missed.
 local MONITORS = [[
-  SELECT DISTINCT ON (host) host, every_seconds AS every, extract(epoch FROM now() - last_seen)::float8 AS age
+  SELECT host, monitor, every_seconds AS every, extract(epoch FROM now() - last_seen)::float8 AS age
     FROM monitors ORDER BY host, last_seen DESC]]
 
 local function monitors(store, book)
   local rows = rows_of(store, MONITORS)
-  if not rows then return end
-  local there = {}
+  if not rows then return nil end
+  local there, running = {}, {}
   for _, m in ipairs(rows) do
-    local key = "monitor/" .. m.host
-    local told = going_on(book, "monitor", key)
     local silent = m.age > math.max(3 * m.every, SILENT_LEAST)
-    there[key] = true
-    if silent and not told then
-      raise("monitor_silent", key, "The monitor on " .. m.host .. " is silent", { { "monitor", m.host },
+    local key, newest = "monitor/" .. m.host, not there[m.host]
+    local told = going_on(book, "monitor", key)
+    there[m.host], running[m.monitor] = true, not silent
+    if newest and silent and not told then
+      raise("monitor_silent", key, "The monitor on " .. m.host .. " is silent", { { "host", m.host },
         { "seconds", math.floor(m.age) } })
-    elseif told and not silent then
-      raise("monitor_back", key, "The monitor on " .. m.host .. " is back", { { "monitor", m.host } })
+    elseif newest and told and not silent then
+      raise("monitor_back", key, "The monitor on " .. m.host .. " is back", { { "host", m.host } })
     end
   end
+  end_gone(book, "monitor", "monitor_back", there, function(host) return "No monitor is expected on " .. host
+    .. " any more" end)
+  return running, there
+end
+
+-- Balancers leave what they see of the instances for monitors (resources.lua).
+local BALANCERS = [[
+  SELECT DISTINCT balancer FROM balancer_figures WHERE at > now() - make_interval(secs => greatest(3 * seconds, $1))]]
+
+-- A process that has ended does not say any more that a policy of its own is over its trouble; nor does a host without
+-- a monitor.
+local function processes(store, book)
+  local workers_running = workers(store, book)
+  local monitors_running, hosts = monitors(store, book)
+  local balancers = rows_of(store, BALANCERS, SILENT_LEAST)
+  if not workers_running or not monitors_running or not balancers then return end
+  local running = {}
+  for _, b in ipairs(balancers) do running[b.balancer] = true end
+  local there = {}
   for _, s in pairs(book.stories) do
     local e = s.event
-    if e.opens == "monitor" and not there[e.key] and not s.ending then
-      local host = e.key:match("^monitor/(.*)$") or e.key
-      raise("monitor_back", e.key, "No monitor is expected on " .. host .. " any more")
+    local name = e.opens == "policy" and e.key:match("^policy/(.*)$") or ""
+    if not name:find(" ") or hosts[name:match("^%S+ on (.*)$") or ""] or workers_running[e.source]
+      or monitors_running[e.source] or running[e.source] then
+      there[name] = true
     end
   end
+  end_gone(book, "policy", "policy_back", there, function(name) return "Policy " .. name
+    .. " is not in use any more: that process has ended" end)
 end
 
 -- ---- all of it -------------------------------------------------------------------------------------------
@@ -267,15 +327,13 @@ function Watch:look(teller)
   local book = teller.book
   servers(self, book)
   policies(self, book)
+  sinks(teller, book)
   if not teller.store then return end
   postgres(self, teller)
   restored(self, book)
   room(self, book)
   if due(self, "lanes", OFTEN) then instances(self, book) end
-  if teller.leased and due(self, "tables", SELDOM) then
-    workers(teller.store, teller.book)
-    monitors(teller.store, teller.book)
-  end
+  if teller.leased and due(self, "tables", SELDOM) then processes(teller.store, teller.book) end
 end
 
 return Watch

@@ -1,7 +1,8 @@
 -- process.lua: processes and their memory, as Linux tells of them.
 --
 --   name() -> "boot:namespace/pid/start": names this process for good
---   place(name), pid(name) -> its parts: where pids count, and its number there
+--   host() -> the name of this machine
+--   host_of(id), pid_of(id) -> parts of a sync worker's id, "host-pid-start" (sync.lua); of another text all of it
 --   dead(name) -> has it ended for certain? That can be said only of processes of this machine's present boot, and of
 --       this process's own namespace of pids: containers share the boot, and each counts from 1
 --   memory_mb() -> of this process, now; peak_mb() -> the most that it ever was
@@ -57,9 +58,11 @@ function M.name()
   return table.concat({ here() or "?", pid, fields[20] }, "/")
 end
 
-function M.place(name) return name:match("^[^/]+") or name end
+function M.host() return read_line("/proc/sys/kernel/hostname") or "host" end
 
-function M.pid(name) return name:match("^[^/]+/(%d+)") or name end
+function M.host_of(id) return id:match("^(.+)%-%d+%-%d+$") or id end
+
+function M.pid_of(id) return id:match("^.+%-(%d+)%-%d+$") or id end
 
 -- /proc may hide processes of others: who can't be seen there may live.
 function M.dead(name)

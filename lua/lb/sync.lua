@@ -22,11 +22,8 @@ local fault = copies.fault or function() end
 local S = { settings = {} }
 
 local function id_of(name)
-  local f = io.open("/proc/sys/kernel/hostname")
-  local host = f and f:read("*l") or "host"
-  if f then f:close() end
   local pid, began = name:match("/(%d+)/(%d+)$")
-  return string.format("%s-%s-%s", host, pid or "?", began or "?")
+  return string.format("%s-%s-%s", process.host(), pid or "?", began or "?")
 end
 
 -- ---- the heartbeat -------------------------------------------------------------------------------------------

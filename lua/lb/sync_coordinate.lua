@@ -141,10 +141,11 @@ local function reap(self)
       if n then
         log.warn("sync_worker_lost", string.format("%s: %s; %d tasks go to others", w.worker_id, text, n))
         -- One that dies again and again is another process each time: it is told of by where it runs.
-        choose.notice { kind = "worker_dead", key = "worker/" .. process.place(w.worker_id),
-          title = "Sync worker " .. process.pid(w.worker_id) .. " is gone",
-          text = string.format("%s; %d tasks go to others", text, n),
-          fields = { { "worker", w.worker_id }, { "task", w.task or "none" } } }
+        local host, pid = process.host_of(w.worker_id), process.pid_of(w.worker_id)
+        choose.notice { kind = "worker_dead", key = "worker/" .. host,
+          title = "A sync worker on " .. host .. " is gone",
+          text = string.format("%s; %d tasks go to others.", (text:gsub("^%l", string.upper)), n),
+          fields = { { "host", host }, { "process", pid }, { "task", w.task or "none" } } }
       end
     end
   end
@@ -184,7 +185,7 @@ local function tell_sourceless(self)
     if first and not self.sourceless[row.instance] then
       log.error("no_source", row.name .. " on " .. row.instance .. ": no copy of it is whole; nothing is overwritten")
       choose.notice { kind = "no_source", key = "copies/" .. row.instance, title = "No whole copy of " .. row.name,
-        text = "Every copy of it is to be made anew and there is none to take it from. Nothing is overwritten.",
+        text = "Every copy of it is to be made anew, and there is none to take it from. Nothing is overwritten.",
         fields = { { "instance", row.instance }, { "collection", row.name }, { "cause", row.reason } } }
     end
   end

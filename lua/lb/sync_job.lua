@@ -614,7 +614,7 @@ local function fail(context, job, why)
     { status = "failed", fine = false, error = why }))
   if job.kind ~= "verify" then
     choose.notice { kind = "rebuild_failed", key = "rebuild/" .. job.instance .. "/" .. job.lane, urgency = "medium",
-      title = "A copy cannot be made anew", text = why,
+      title = job.collection_name .. " cannot be made anew on " .. job.instance, text = why,
       fields = { { "instance", job.instance }, { "collection", job.collection_name } } }
   end
 end

@@ -31,6 +31,18 @@ static void check_columns(struct stage *s, const char *table, const char *const 
             harness_fail(__FILE__, __LINE__, "%s has no column %s", table, *names);
 }
 
+/* The page of metrics, with all that the processes have to say, is as Prometheus wants it. */
+static void check_metrics(struct stage *s)
+{
+    char *path = keepf("%s/metrics", temp_folder());
+    const char *const lint[] = {chromux_path(), "script", "tests/integration/metrics_lint.lua",
+                                path, NULL};
+    write_file(path, get(s, "/metrics")->body);
+    struct run r = run_program(lint, NULL, 10);
+    if (r.status != 0)
+        harness_fail(__FILE__, __LINE__, "%s", r.output);
+}
+
 static void wipe(struct chroma *c)
 {
     const char *const rm[] = {"rm", "-rf", c->folder, NULL};
@@ -167,6 +179,8 @@ static void the_queries_of_the_guide_say_what_is_so(void **state)
     check_int(of_rows(s, "count(*) FILTER (WHERE metric_timestamp < now() - interval '20 seconds')",
                       METRICS),
               0);
+    check_soon(metric(s, "chromux_instance_memory_bytes{instance=\"primary\"}") > 0, 10);
+    check_metrics(s);
 }
 
 int main(void)

@@ -152,6 +152,30 @@ static void what_is_refused_is_not_sent_again(void **state)
     check_no_secret(s);
 }
 
+static void a_webhook_that_is_taken_out_leaves_nothing_waiting(void **state)
+{
+    struct peer *slack = hook_start(), *other = peer_start(serve_ok);
+    struct stage *s = stage_new();
+    char *file = keepf("%s/chromux.lua", temp_folder());
+    write_file(file, keepf("return { SLACK_WEBHOOK_URL = \"%s/services/" HOOK_SECRET "\" }",
+                           peer_url(slack)));
+    stage_chromux(s, "POLICY_TIME=1", "--config", file, NULL);
+    treat((const enum how[16]){FAIL, FAIL, FAIL, FAIL, FAIL, FAIL, FAIL, FAIL}, 8);
+    event(s, "messages_failing", "messages/slack", "as after some minutes");
+    event(s, "note", "some/x", "waits-for-slack");
+    check_soon(peer_completed(slack) >= 2, 20);
+    write_file(file, keepf("return { WEBHOOK_URL = \"%s/any\" }", peer_url(other)));
+    chromux_reload(s->x);
+    check_soon(told(other, "waits-for-slack") == 1, 20);
+    check_soon(told(other, "The sink slack is not configured any more") == 1, 20);
+    check_str(sql(s, "SELECT string_agg(state || ': ' || error, ', ') FROM notify_messages WHERE "
+                     "sink = 'slack'"),
+              "given_up: its sink is not configured any more");
+    check_has(chromux_log(s->x), "message_given_up");
+    check_int(sql_number(s, "SELECT count(*) FROM notify_events WHERE open OR state <> 'told'"), 0);
+    check_no_secret(s);
+}
+
 /* ---- what operators say ------------------------------------------------------------------------
  */
 
@@ -291,6 +315,7 @@ int main(void)
         STAGE_TEST(a_hook_that_fails_gets_each_message_in_the_end),
         STAGE_TEST(a_server_that_lost_its_data_is_told_until_it_is_whole),
         STAGE_TEST(what_is_refused_is_not_sent_again),
+        STAGE_TEST(a_webhook_that_is_taken_out_leaves_nothing_waiting),
         STAGE_TEST(a_reload_changes_words_and_limits_at_once),
         STAGE_TEST(silences_hold_back_what_goes_on),
         STAGE_TEST(a_sample_of_each_kind_can_be_sent),

@@ -188,8 +188,13 @@ describe("advice", function()
     Advice = require("lb.advice")
     fits = require("lb.contract").fits
     open = {}
-    conn = { mine = true, sent = {} }
-    function conn.query(_, sql)
+    conn = { mine = true, sent = {}, retired = {}, gone = {} }
+    function conn.query(_, sql, ...)
+      if sql:find("FROM journal_servers", 1, true) then return conn.retired end
+      if sql:find("UNION SELECT instance", 1, true) then
+        conn.wanted = ...
+        return conn.gone
+      end
       if sql:find("FROM upgrade_recommendations", 1, true) then return open end
       if sql:find("FROM notify_events", 1, true) then return {} end
       if sql:find("INSERT INTO monitor_instances", 1, true) then
@@ -344,15 +349,26 @@ describe("advice", function()
     assert.are.equal(300, advice:pause())
   end)
 
-  it("closes what is open of an instance that was taken out", function()
+  it("ends what is open of an instance that was taken out or retired, and no other's", function()
     open = { { id = 1, instance = "gone", type = "cpu", urgency = "medium", value = 88, since = 900, reason = "r",
-      current_usage = 88, host = "h" },
+      current_usage = 88, host = "elsewhere" },
       { id = 2, instance = "other", type = "cpu", urgency = "medium", value = 88, since = 900, reason = "r",
         current_usage = 88, host = "elsewhere" } }
-    recommends(nil)
+    conn.gone = { { instance = "gone", disk_above = true }, { instance = "quiet", disk_above = false } }
+    recommends("high")
+    conn.retired = { { instance = "a" } }
     advice:look()
-    assert.are.same({ "recommendation_closed" }, kinds())
+    assert.equals("{}", conn.wanted)
+    assert.are.same({ "recommendation_closed", "disk_below" }, kinds())
     assert.are.equal("recommendation/gone/cpu", told[1].key)
+    assert.are.equal("disk/gone", told[2].key)
+    assert.are.equal(2, #conn.sent)
+    assert.is_truthy(conn.sent[1][1][1]:find("resolved_at IS NULL", 1, true)) -- another monitor may be first
+    for _, sent in ipairs(conn.sent) do assert.is_truthy(sent[#sent][1]:find("^DELETE FROM monitor_instances")) end
+    conn.retired, conn.gone = {}, {}
+    advice:look()
+    assert.equals("{a}", conn.wanted)
+    assert.are.equal("recommendation_opened", kinds()[3])
   end)
 
   it("tells of a disk that is nearly full at once, and of its end with some room", function()

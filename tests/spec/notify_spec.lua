@@ -176,6 +176,20 @@ describe("the book", function()
     assert.equals(1, asked[3].sent.in_last_minute)
   end)
 
+  it("does not tell the end of what no sink has taken", function()
+    local book = new_book()
+    raise("server_down", "server/a")
+    t = t + 5
+    book:turn()
+    local m = book:next_message("slack")
+    book:begun(m)
+    book:refused(m, "refused", 400, "invalid")
+    assert.equals(0, book:story("server", "server/a").known)
+    raise("server_up", "server/a")
+    assert.same({}, goes_out(book, 10))
+    assert.is_nil(book:story("server", "server/a"))
+  end)
+
   it("lets a message that fails be passed by those about something else only", function()
     local book = new_book()
     raise("note", "some/a", { title = "first" })
@@ -196,6 +210,54 @@ describe("the book", function()
     assert.equals("some/c", next(book:next_message("slack").keys))
     t = t + 100
     assert.equals(m, book:next_message("slack"))
+  end)
+
+  it("gives what waits for a sink that is taken out to those that are there", function()
+    local sinks = { "slack" }
+    local book, asked = new_book(nil, sinks)
+    raise("server_down", "server/a")
+    raise("note", "some/a")
+    t = t + 5
+    book:turn()
+    local m = book:next_message("slack")
+    book:begun(m)
+    book:retry(m, 300, 500, "oops")
+    raise("remark", "some/b")
+    t = t + 5
+    book:turn() -- a second message
+    local second = book:next_message("slack")
+    book:begun(second)
+    sinks[1] = "webhook"
+    book:configured()
+    assert.equals("given_up", m.state)
+    assert.equals("its sink is not configured any more", m.error)
+    assert.equals("sending", second.state)
+    book:retry(second, 1, 500, "oops")
+    assert.equals("given_up", second.state)
+    assert.same({ "server_down note remark" }, goes_out(book, 10, "webhook"))
+    assert.equals(1, book:story("server", "server/a").known)
+    raise("server_up", "server/a")
+    t = t + 5
+    book:turn()
+    m = book:next_message("webhook")
+    sinks[2], sinks[1] = "slack", "slack"
+    table.remove(sinks)
+    book:configured() -- an end that was not told yet as well
+    assert.same({ "server_up" }, goes_out(book, 10))
+    assert.equals("given_up", m.state)
+    assert.equals(4, #asked)
+    assert.equals(0, #book.messages)
+  end)
+
+  it("leaves alone what another sink has taken", function()
+    local sinks = { "slack", "webhook" }
+    local book = new_book(nil, sinks)
+    raise("note", "some/a")
+    assert.same({ "note" }, goes_out(book, 5))
+    table.remove(sinks)
+    book:configured()
+    assert.same({}, goes_out(book, 10))
+    assert.equals(0, #book.messages)
   end)
 
   it("does not tell of a sink's trouble through it", function()
@@ -319,6 +381,70 @@ describe("events of other processes", function()
   end)
 end)
 
+describe("policies of a worker", function()
+  local policy, aside
+
+  before_each(function()
+    set_up()
+    policy = package.loaded["chromux.policy"]
+    package.loaded["chromux.policy"], package.loaded["lb.tripped"] = { tripped = function() return aside end }, nil
+  end)
+  after_each(function()
+    package.loaded["chromux.policy"], package.loaded["lb.tripped"] = policy, nil
+    tear_down()
+  end)
+
+  it("are told when they are set aside, each once, and when they decide again", function()
+    local tripped, raised = require("lb.tripped"), {}
+    require("lb.notices").consume(function(e) raised[#raised + 1] = e end)
+    aside = { { file = "sync.lua", last_error = "sync.lua:3: oops" }, { file = "upgrade.lua", last_error = "x" } }
+    for _ = 1, 3 do tripped.look("sync worker", "upgrade.lua") end
+    assert.equals(1, #raised)
+    local name = require("lb.process").name()
+    assert.equals("policy_tripped", raised[1].kind)
+    assert.equals(name, raised[1].source)
+    assert.is_truthy(raised[1].key:find("^policy/sync%.lua of sync worker " .. name:match("/(%d+)/") .. " on %S+$"))
+    assert.same({ "cause", "sync.lua:3: oops" }, raised[1].fields[3])
+    aside = {}
+    for _ = 1, 3 do tripped.look("sync worker") end
+    assert.equals(2, #raised)
+    assert.equals("policy_back", raised[2].kind)
+    assert.equals(raised[1].key, raised[2].key)
+  end)
+end)
+
+describe("what the journal notes", function()
+  before_each(set_up)
+  after_each(tear_down)
+  local ID = "01234567-89ab-cdef-0123-456789abcdef"
+
+  -- key, fields and text of the statement's event
+  local function event(kind, reason)
+    local s = require("lb.notices").of_journal(kind, "b", "a", reason, function(id)
+      return id == ID and { name = "docs", lane = 7 } or nil
+    end)
+    return s[4], s[8], s[7]
+  end
+
+  it("is told by names, not by ids", function()
+    local function fields_of(...)
+      local _, fields = event(...)
+      local f = require("cjson.safe").decode(fields)
+      return f[2][2], f[3][2]
+    end
+    assert.same({ "docs", "its server answered 500" }, { fields_of("copy_lost", ID .. ": its server answered 500") })
+    assert.same({ "several", "3 more of these within 10 s; the last: docs: gone" },
+      { fields_of("copy_lost", "3 more of these within 10 s; the last: " .. ID .. ": gone") })
+    local deleted = ID:gsub("0", "1") -- nobody knows its name
+    assert.same({ deleted, "gone" }, { fields_of("copy_lost", deleted .. ": gone") })
+    assert.equals("first: collection docs; b is down",
+      select(2, fields_of("failover", "first: collection " .. ID .. "; b is down")))
+    local key, _, text = event("rebuild_slow", ID .. ": 10 times")
+    assert.equals("rebuild/b/7", key)
+    assert.equals("10 times.", text)
+  end)
+end)
+
 describe("the watch", function()
   before_each(set_up)
   after_each(tear_down)
@@ -326,7 +452,8 @@ describe("the watch", function()
   -- {nodes=, tripped=, instances=, J=, workers=, monitors=, look(seconds) -> kinds of what was raised, book=}
   local function new_watch()
     local Watch = require("lb.notify_watch")
-    local w = { nodes = {}, tripped = {}, instances = {}, workers = {}, monitors = {},
+    local w = { nodes = {}, tripped = {}, instances = {}, workers = {}, monitors = {}, balancers = {},
+      sinks = { "slack" },
       J = { phase = "on", role = "holder", context = { trim = { full = false, warned = false } },
         store = { last_error = "" } } }
     w.J.store.healthy = function() return w.healthy ~= false end
@@ -334,6 +461,7 @@ describe("the watch", function()
     w.book = book
     local store = { last_ok = t, last_error = "", conn = { state = function() return "ready" end } }
     function store.query(_, sql)
+      if sql:find("balancer_figures", 1, true) then return w.balancers end
       return sql:find("sync_workers", 1, true) and w.workers or w.monitors
     end
     w.store = store
@@ -349,7 +477,7 @@ describe("the watch", function()
       end)
       for _ = 1, seconds do
         if not w.away then store.last_ok = t end
-        watch:look { book = book, store = store, leased = true }
+        watch:look { book = book, store = store, leased = true, sinks = { names = function() return w.sinks end } }
         goes_out(book, 0)
       end
       return table.concat(raised, " ")
@@ -466,14 +594,79 @@ describe("the watch", function()
     assert.equals("route.lua:3: oops", w.last.fields[2][2])
     w.tripped = {}
     assert.equals("policy_back", w.look(10))
+    w.monitors = { { host = "h", monitor = "m", age = 1, every = 30 } }
     raise("policy_tripped", "policy/upgrade.lua on h") -- by a monitor, which tells of the end as well
+    assert.equals("", w.look(20))
+    w.monitors = {}
+    assert.equals("policy_back", w.look(20)) -- nobody will
+  end)
+
+  it("ends what was told of the policies of a process that has ended", function()
+    local w = new_watch()
+    w.workers = { { worker_id = "h-12-9", role = "worker", process = "p12", alive = true } }
+    w.monitors = { { host = "h", monitor = "m", age = 1, every = 30 } }
+    raise("policy_tripped", "policy/sync.lua of worker 12 on h", { source = "p12" })
+    raise("policy_tripped", "policy/failover.lua of monitor 3 on h", { source = "m" })
+    assert.equals("", w.look(30))
+    w.workers[1].process = "p13"
+    assert.equals("policy_back", w.look(20))
+    assert.equals("policy/sync.lua of worker 12 on h", w.last.key)
+    w.monitors[1].monitor, w.balancers = "m2", { { balancer = "b" } }
+    assert.equals("policy_back", w.look(20))
+    raise("policy_tripped", "policy/route.lua of balancer 3 on h", { source = "b" })
+    assert.equals("", w.look(20))
+    w.balancers = {}
+    assert.equals("policy_back", w.look(20))
+    assert.same({}, sorted(w.book.stories))
+  end)
+
+  it("ends what was told of an instance that is retired, and tells no more of it", function()
+    local w = new_watch()
+    local server = { retired = false }
+    w.J.context.servers = { by_name = { a = server } }
+    w.nodes = { { name = "a", health = "down", last_error = "" } }
+    w.instances.a = { lag_entries = 9, lag_seconds = 99, copies_not_ready = 3 }
+    raise("copy_lost", "copies/a")
+    raise("lag_above", "lag/a")
+    assert.equals("server_down", w.look(20))
+    server.retired, w.instances.a.retired = true, true
+    local ends = w.look(20)
+    for _, kind in ipairs { "server_up", "copy_rebuilt", "lag_below" } do assert.is_truthy(ends:find(kind, 1, true)) end
+    assert.same({}, sorted(w.book.stories))
+    assert.equals("", w.look(20))
+  end)
+
+  it("ends what was told of a rebuild when the copy is made, or not wanted any more", function()
+    local w = new_watch()
+    local copy = { state = "rebuild", server = { retired = false } }
+    local lane = { id = 7, name = "docs", copies = { a = copy } }
+    w.J.context.names, w.J.context.rebuilds = { by_lane = { [7] = lane } }, { by_copy = {} }
+    raise("rebuild_failed", "rebuild/a/7", { title = "failed" })
+    assert.equals("", w.look(20))
+    copy.state, w.J.context.rebuilds.by_copy.x = "ready", { lane = lane, instance = "a" } -- asked for once more
+    assert.equals("", w.look(20))
+    w.J.context.rebuilds.by_copy.x = nil
+    assert.equals("rebuild_done", w.look(20))
+    assert.equals("The copy of docs on a is made anew", heading(w))
+    raise("rebuild_slow", "rebuild/a/8", { title = "slow" })
+    assert.equals("rebuild_done", w.look(20))
+    assert.equals("A copy on a is not wanted any more", heading(w))
+  end)
+
+  it("ends the trouble with a sink that is not configured any more", function()
+    local w = new_watch()
+    raise("messages_failing", "messages/webhook")
+    w.sinks = { "slack", "webhook" }
     assert.equals("", w.look(10))
+    w.sinks = { "slack" }
+    assert.equals("messages_delivered", w.look(10))
+    assert.equals("The sink webhook is not configured any more", heading(w))
   end)
 
   it("tells of workers that nobody missed, and of the end of those that were told of", function()
     local w = new_watch()
     local function worker(id, late)
-      return { worker_id = id, role = "worker", alive = late < 0, dead = late > 30 }
+      return { worker_id = id, process = id, role = "worker", alive = late < 0, dead = late > 30 }
     end
     w.workers = { worker("w1", -5), worker("w2", 20) }
     assert.equals("", w.look(20))
@@ -481,7 +674,7 @@ describe("the watch", function()
     assert.equals("worker_dead", w.look(30))
     w.workers[2].dead, w.workers[2].alive = false, true
     assert.equals("worker_back", w.look(30))
-    raise("worker_dead", "w2") -- by the coordinator, which took its row away
+    raise("worker_dead", "worker/w2") -- by the coordinator, which took its row away
     w.workers = {}
     assert.equals("", w.look(30))
     w.workers = { worker("w3", -5) }
@@ -491,7 +684,7 @@ describe("the watch", function()
   it("tells of a monitor that is silent", function()
     local w = new_watch()
     assert.equals("", w.look(20))
-    w.monitors = { { host = "h", age = 80, every = 30 } }
+    w.monitors = { { host = "h", monitor = "m", age = 80, every = 30 } }
     assert.equals("", w.look(20))
     w.monitors[1].age = 95
     assert.equals("monitor_silent", w.look(20))
@@ -505,7 +698,7 @@ describe("the watch", function()
 
   it("tells the end of a monitor's silence when nobody expects it any more", function()
     local w = new_watch()
-    w.monitors = { { host = "h", age = 100, every = 1 } }
+    w.monitors = { { host = "h", monitor = "m", age = 100, every = 1 } }
     assert.equals("monitor_silent", w.look(20))
     w.monitors = {}
     assert.equals("monitor_back", w.look(20))
@@ -561,6 +754,17 @@ describe("the sinks", function()
     assert.equals("refused", (outcome { status = 404, error = "transfer closed" }))
     assert.equals("retry", (outcome { status = 503, error = "time-out" }))
     assert.equals("retry", (outcome { status = 100, error = "time-out" }))
+  end)
+
+  it("show nothing of the URL, wherever in it the secret is", function()
+    for _, url in ipairs { "https://user:secret@hooks.example/x", "https://hooks.example/?token=secret",
+      "https://hooks.example#secret", "https://hooks.example/a/secret?b" } do
+      local s = sinks { status = 400, headers = {}, body = "no such secret at " .. url }
+      s:configure { secrets = { SLACK_WEBHOOK_URL = url } }
+      local outcome, _, why = s:send("slack", { uid = "1", attempts = 1 }, { event() })
+      assert.equals("refused", outcome)
+      assert.is_nil(why:find("secret", 1, true))
+    end
   end)
 
   it("understand Retry-After", function()

@@ -40,9 +40,9 @@ describe("the guide's message", function()
   end
 
   it("is headed by urgency", function()
-    assert.equal("🚨 ChromaDB Upgrade Needed", header(message("recommendation_opened", "high")))
-    assert.equal("⚠️ ChromaDB Upgrade Needed", header(message("recommendation_opened", "medium")))
-    assert.equal("ℹ️ ChromaDB Upgrade Needed", header(message("recommendation_opened", "low")))
+    assert.equal("🚨 ChromaDB Upgrade Needed: memory of a", header(message("recommendation_opened", "high")))
+    assert.equal("⚠️ ChromaDB Upgrade Needed: memory of a", header(message("recommendation_opened", "medium")))
+    assert.equal("ℹ️ ChromaDB Upgrade Needed: memory of a", header(message("recommendation_opened", "low")))
   end)
 
   it("has its fields", function()
@@ -94,11 +94,41 @@ describe("every kind", function()
   it("that goes on says since when, and what to do", function()
     local e = kit.event("server_down", { since = 1700000000, now = 1700000000 + 7200, repeats = 3, openings = 2 })
     local payload = policy.format(e)
-    has(payload, "*Lasts for*\n2.0 h")
+    has(payload, "*Since*\n<!date^1700000000^{date_short_pretty} {time_secs}|2023-11-14 22:13:20 UTC> (2.0 h)")
     has(payload, "*Not told before*\n3 times")
-    has(payload, "*Within the last hour*\n2 times")
-    has(payload, "it catches up by itself")
-    assert.is_nil(text_of(policy.format(kit.event("server_down"))):find("Lasts for", 1, true))
+    has(payload, "*Began within the last hour*\n2 times")
+    has(payload, "The other servers carry on. Look at its log")
+    assert.truthy(payload.text:find("Since: 2023-11-14 22:13:20 UTC (2.0 h)", 1, true))
+    assert.is_nil(text_of(policy.format(kit.event("server_down"))):find("UTC> (", 1, true))
+    assert.is_nil(text_of(policy.format(kit.event("failover"))):find("Since", 1, true)) -- it does not last
+  end)
+
+  it("says so when no server is left", function()
+    local e = kit.event("server_down", { fields = { { "instance", "a" }, { "servers_up", "0 of 2" } } })
+    has(policy.format(e), "No server is up: requests are refused until one is. Look at")
+    e.fields = { { "instance", "a" } }
+    has(policy.format(e), "Look at its log")
+    assert.is_nil(text_of(policy.format(e)):find("carry on", 1, true))
+  end)
+
+  it("of a policy says in which process, when that is not the balancer", function()
+    local e = kit.event("policy_tripped")
+    assert.equal("⚠️ Policy route.lua failed too often and is set aside", header(policy.format(e)))
+    e.fields = { { "file", "sync.lua" }, { "process", "worker 7 on h" } }
+    assert.equal("⚠️ Policy sync.lua failed too often in worker 7 on h and is set aside there",
+      header(policy.format(e)))
+  end)
+
+  it("that ends something says neither an urgency nor what to do", function()
+    local shown = text_of(policy.format(kit.event("server_up")))
+    assert.is_nil(shown:find("Urgency", 1, true))
+    assert.is_nil(shown:find("Look at", 1, true))
+  end)
+
+  it("of sizes shows GB when they are large", function()
+    has(policy.format(kit.event("disk_above")), "*Free*\n860 MB")
+    local e = kit.event("disk_above", { fields = { { "instance", "a" }, { "free_mb", "5120" } } })
+    has(policy.format(e), "*Free*\n5.0 GB")
   end)
 
   it("that lacks a field that its title names is called as whoever raised it did", function()
@@ -188,11 +218,12 @@ describe("a group", function()
     local payload = linked.format(kit.event("group", {
       group = { kit.event("copy_lost"), kit.event("server_down"), kit.event("server_up") },
     }))
-    assert.equal("🚨 3 messages", header(payload))
-    has(payload, "*⚠️ A copy on a is broken* — Instance: a, Collection: documents, Cause: 500 three times in a row")
+    assert.equal("🚨 Server a is down, and 2 more", header(payload))
+    has(payload, "*⚠️ A copy on a is out of use* — Instance: a, Collection: documents, Cause: 500 three times in a row")
+    has(payload, "Reads go to the other copies")
     has(payload, "*🚨 Server a is down* — ")
     has(payload, "*✅ Server a is up again* — ")
-    assert.truthy(payload.text:find("[prod &lt;1&gt;] 🚨 3 messages: ⚠️ A copy on a is broken; 🚨 Server a", 1, true))
+    assert.truthy(payload.text:find("[prod &lt;1&gt;] ⚠️ A copy on a is out of use; 🚨 Server a", 1, true))
   end)
 
   it("of many shows some and says how many there are more", function()
@@ -201,7 +232,7 @@ describe("a group", function()
       group[i] = kit.event("copy_lost", { fields = { { "instance", "n" .. i }, { "cause", ("<"):rep(5000) } } })
     end
     local payload = policy.format(kit.event("group", { group = group }))
-    assert.equal("⚠️ 100 messages", header(payload))
+    assert.equal("⚠️ A copy on n1 is out of use, and 99 more", header(payload))
     has(payload, "and 70 more")
     assert.equal(33, #payload.blocks)
   end)

@@ -162,7 +162,9 @@ describe("Chroma's sizing rule", function()
   it("recommends a plan that they fit into", function()
     assert.equal("standard", of_index(1600).recommended_tier)
     assert.equal("pro", of_index(1700).recommended_tier)
-    assert.equal("pro_ultra", of_index(1e6).recommended_tier)
+    assert.equal("larger", of_index(1e6).recommended_tier) -- no plan has as much
+    assert.equal(0, of_index(1e6).estimated_monthly_cost)
+    assert.truthy(of_index(1e6).reason:find("need about 976.6 GB", 1, true))
   end)
 
   it("says nothing where they were not counted", function()

@@ -224,8 +224,25 @@ static void the_file_is_strict_about_types(void **state)
 
 static void closed_sets_and_shapes_are_closed(void **state)
 {
-    static const char *const hooks[] = {"https://hooks.example/x", "http://127.0.0.1:9/x",
-                                        "http://localhost/x", "http://[::1]:80", ""};
+    static const char *const hooks[] = {"https://hooks.example/x",
+                                        "http://127.0.0.1:9/x",
+                                        "http://localhost/x",
+                                        "http://[::1]:80",
+                                        "https://user:pw@hooks.example/x",
+                                        ""};
+    static const char *const elsewhere[] = {"http://127.0.0.1.example/",
+                                            "http://127.0.0.1@x.example/",
+                                            "http://localhost.example/",
+                                            "http://127.0.0.1:80@x.example/",
+                                            "http://localhost?x.example",
+                                            "ftp://127.0.0.1/x",
+                                            "https:///x"};
+    for (unsigned i = 0; i < COUNT_OF(elsewhere); i++) {
+        with_primary();
+        set("SLACK_WEBHOOK_URL", elsewhere[i]);
+        refused(
+            "SLACK_WEBHOOK_URL = *** (--set): expected https://..., or http:// to this machine\n");
+    }
     with_primary();
     set("UNREPLICATED_READS", "all");
     set("LOG_FORMAT", "JSON");
