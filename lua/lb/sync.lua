@@ -114,7 +114,7 @@ end
 
 local function told(payload)
   if S.coordinator and payload ~= "tasks" then S.coordinator:look() end
-  if S.work and payload ~= "jobs" then S.work.wake:fire() end
+  if S.work and payload ~= "jobs" then S.work:look() end
 end
 
 -- PostgreSQL may be away when this process starts.

@@ -381,6 +381,8 @@ local function show_jobs()
   local count = query("SELECT count(*) AS n FROM sync_jobs WHERE " .. OPEN)[1].n
   if count > 50 then out("             and %d more", count - 50) end
   for _, j in ipairs(query(JOB .. [[state = 'failed' AND finished_at > now() - interval '1 day'
+      AND NOT EXISTS (SELECT 1 FROM sync_jobs n WHERE n.lane = sync_jobs.lane AND n.instance = sync_jobs.instance
+        AND n.kind = sync_jobs.kind AND n.id > sync_jobs.id AND n.state IN ('done', 'failed'))
       ORDER BY finished_at DESC LIMIT 10]])) do
     out("failed       job %s, %s of %s on %s, %s ago: %s", j.id, j.kind, full_name(j), j.instance, duration(j.ago),
       j.error)

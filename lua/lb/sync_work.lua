@@ -42,7 +42,7 @@ function Work.new(w)
   return setmetatable({ store = w.store, settings = w.settings, id = w.id, batch = w.batch, lease = w.lease,
     able = w.able, fault = w.fault, own = {}, claims = 0, changing = 0,
     active = 0, in_flight = {}, latency = {}, sizes = {}, reading = {}, reading_at = 0,
-    wake = Signal.new(), done = 0, failures = 0, records = 0 }, Work)
+    wake = Signal.new(), kicks = 0, done = 0, failures = 0, records = 0 }, Work)
 end
 
 local function stop(how, why) error({ how = how, why = why }, 0) end
@@ -426,17 +426,24 @@ end
 function slot(self)
   local waited = false
   while not self.stopping and not waited do
+    local seen = self.kicks -- what comes while we ask is not missed
     self.claims = self.claims + 1
     local task = self.store:claim(self.id, self.lease, self.able(), PER_SERVER, IN_ALL)
     self.claims = self.claims - 1
     if task then
       run(self, task)
       waited = task.waits -- another one has this place
-    elseif not self.stopping then
-      self.wake:wait()
+    else
+      while not self.stopping and self.kicks == seen do self.wake:wait() end
     end
   end
   self.active = self.active - 1
+end
+
+-- There may be tasks.
+function Work:look()
+  self.kicks = self.kicks + 1
+  self.wake:fire()
 end
 
 -- Begins to take tasks.
@@ -444,7 +451,7 @@ function Work:start()
   spawn(function()
     while not self.stopping do
       sleep(IDLE)
-      self.wake:fire()
+      self:look()
     end
   end)
   for _ = 1, SLOTS do
