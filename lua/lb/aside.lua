@@ -58,7 +58,7 @@ end
 -- One round over all servers. A collection counts when it was there in the round before too: one that is just being
 -- made is known by then.
 function Aside:look()
-  local list, count, by_instance, seen = {}, 0, {}, {}
+  local list, count, by_instance, seen, silent = {}, 0, {}, {}, {}
   for _, server in ipairs(self.context.servers.list) do
     local found = unknown_on(self, server)
     if not found then
@@ -80,7 +80,8 @@ function Aside:look()
         end
         if #list < LISTED then
           list[#list + 1] = { instance = c.instance, tenant = c.tenant, database = c.database, name = c.name, id = c.id,
-            since = before.since, records = records_of(self, c) }
+            since = before.since, records = not silent[server] and records_of(self, c) or nil }
+          silent[server] = list[#list].records == nil -- so is asked no more in this round
         end
       end
     end

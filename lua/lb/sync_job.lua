@@ -305,21 +305,27 @@ local function counts(context, job, source_count, target_count)
   return source_count, target_count
 end
 
+-- How many records there are now; nil: that cannot be said now.
+local function count_now(job, instance, physical)
+  local fine, n = pcall(Read.count, job, instance, physical)
+  return fine and n or nil
+end
+
 local function rebuilt(context, job, a)
   context.failed_from[copy_key(job)] = nil
   local p = context.progress[job.id] or {}
-  local source_count = Read.count(job, job.source, job.source_physical)
-  local target_count = Read.count(job, job.instance, job.temp)
+  local source_count = count_now(job, job.source, job.source_physical)
+  local target_count = count_now(job, job.instance, job.temp)
   local primary, replica = counts(context, job, source_count, target_count)
   local mended = 0
   for _, text in ipairs(need(context.store:found(job.id))) do mended = mended + (json.decode(text).mended or 0) end
   need(context.store:job_ends(job, "done", { hold_ms = a.hold_ms or pg.null, upto = a.position or job.upto, error = "",
-    done_records = job.records, target_records = target_count, differences = mended, repaired = mended,
+    done_records = job.records, target_records = target_count or job.records, differences = mended, repaired = mended,
     memory_peak_mb = p.memory_mb or pg.null },
     { status = "synced", fine = true, primary_count = primary, replica_count = replica, memory_mb = p.memory_mb,
       differences = 0, repaired = 0, batch = p.requests and p.requests > 0 and p.carried / p.requests or nil }))
   log.info("sync_rebuilt", string.format("%s on %s from %s: %d records, held %.0f ms", job.collection_name,
-    job.instance, job.source, target_count, a.hold_ms or 0))
+    job.instance, job.source, target_count or job.records, a.hold_ms or 0))
 end
 
 -- ids that still differ, and how many records hold NaN.

@@ -276,6 +276,35 @@ describe("a job", function()
     assert.is_truthy(row.ended.error:find("larger than the 100 MB that MAX_MEMORY_MB leaves", 1, true))
   end)
 
+  it("leaves a source that does not answer for another one, and waits for it when there is none", function()
+    row.kind, row.state, row.rebuild, row.p0, row.chunked = "rebuild", "copying", 5, 3, false
+    local copies, asked = context.store.copies(), {}
+    function context.store.copies() return copies end
+    package.loaded["lb.courier"].nodes = function()
+      return { { name = "a", health = "up" }, { name = "b", health = "up" }, { name = "c", health = "up" } }
+    end
+    package.loaded["lb.courier"].request = function(r)
+      if r.method == "GET" and r.target:find("/count$") then return { status = 200, body = "5" } end
+      if r.method == "GET" then return { status = 200, body = "{}" } end
+      return nil, "late"
+    end
+    package.loaded["lb.sync_choose"].authority = function(_, list) return list[1] end
+    package.loaded["lb.sync_store"].collection_begins = function() return { "begins" } end
+    function context.store.disk_free_mb() end
+    function calls.ask(kind, _, _, a)
+      asked[#asked + 1] = kind .. " " .. tostring(a.source)
+      return kind == "begin" and nil or { ok = true }, "that is all"
+    end
+    Job.run(context, copy_of(row))
+    assert.same({ "copying", 0, "a did not answer within 10 s" }, { row.state, row.attempts, row.error })
+    copies[3] = { instance = "c", state = "ready", physical = "pc", position = 9 }
+    Job.run(context, copy_of(row))
+    assert.same({ "waiting", 1 }, { row.state, row.attempts })
+    row.asked_by = "somebody"
+    Job.run(context, copy_of(row))
+    assert.same({ "abandon nil", "begin c" }, asked)
+  end)
+
   it("has what a lost worker sent waited for where the target runs, and catches up from the beginning then", function()
     row.kind, row.state, row.rebuild, row.p0, row.upto, row.chunked = "rebuild", "copying", 5, 3, 3, true
     row.settle, row.losses = 30, 1
