@@ -2,7 +2,11 @@
 -- for those that have names of chromux's own and that chromux has made, as PostgreSQL says: these are left over, and
 -- deleted.
 --
--- Somebody made them past chromux, or they were there when the instance joined. Looked for every SYNC_INTERVAL.
+-- Somebody made them past chromux, or they were there when the instance joined, or an old backup brought them. Looked
+-- for every SYNC_INTERVAL. An operator may have one deleted (`chromux sync discard`).
+local Hold = require("lb.hold")
+local deeds = require("lb.deeds")
+local json = json
 local slice = require("chromux.slice")
 local words = require("lb.words")
 
@@ -10,6 +14,7 @@ local Aside = {}
 Aside.__index = Aside
 
 local LISTED = 50
+local PATIENCE = 5 -- seconds for the catalogue to be at rest on an instance
 
 function Aside.new(context, names)
   return setmetatable({ context = context, names = names, list = {}, count = 0, by_instance = {}, seen = {} }, Aside)
@@ -41,10 +46,19 @@ local function unknown_on(self, server)
   return out
 end
 
+local function base_of(self, c) return self.names:path(c.tenant, c.database, "/collections") end
+
+-- How many records it holds; nil: it does not say.
+local function records_of(self, c)
+  local server = self.context.servers.by_name[c.instance]
+  local a = server and server:usable() and server:ask("GET", base_of(self, c) .. "/" .. c.id .. "/count")
+  return a and a.status == 200 and tonumber(a.body) or nil
+end
+
 -- One round over all servers. A collection counts when it was there in the round before too: one that is just being
 -- made is known by then.
 function Aside:look()
-  local list, count, by_instance, seen = {}, 0, {}, {}
+  local list, count, by_instance, seen, silent = {}, 0, {}, {}, {}
   for _, server in ipairs(self.context.servers.list) do
     local found = unknown_on(self, server)
     if not found then
@@ -66,12 +80,54 @@ function Aside:look()
         end
         if #list < LISTED then
           list[#list + 1] = { instance = c.instance, tenant = c.tenant, database = c.database, name = c.name, id = c.id,
-            since = before.since }
+            since = before.since, records = not silent[server] and records_of(self, c) or nil }
+          silent[server] = list[#list].records == nil -- so is asked no more in this round
         end
       end
     end
   end
   self.list, self.count, self.by_instance, self.seen = list, count, by_instance, seen
+end
+
+-- Deletes one for good. a: {instance=, id=, by= who asks}. It gets a name of ours first, while nothing is done in the
+-- catalogue there: what has the name when it is deleted is this one, and no copy. true | nil, why
+function Aside:discard(a)
+  local key = a.instance .. "\0" .. tostring(a.id)
+  local c, server = self.seen[key], self.context.servers.by_name[a.instance]
+  local member = self.names.copies[a.instance]
+  if not c or not c.told or not server or not member then
+    return nil, "there is no such collection on " .. a.instance .. ", or it has not been found yet"
+  end
+  local hold, why = Hold.take(self.names, member, PATIENCE)
+  if not hold then return nil, a.instance .. ": " .. why end
+  if member.p < self.names.head or (self.names.physical[a.instance] or {})[c.id]
+    or self.context.rebuilds:knows(a.instance, c.name) then
+    hold:release()
+    return nil, a.instance .. " has things to do in the catalogue; try again"
+  end
+  local tomb = "chromux-tomb-0-" .. c.id:sub(1, 8)
+  local kind = deeds.send(self.context, server, "PUT", base_of(self, c) .. "/" .. c.id, json.encode { new_name = tomb },
+    c.id)
+  hold:release()
+  if kind ~= "applied" and kind ~= "lost" then return nil, a.instance .. " does not give it another name: " .. kind end
+  if kind == "applied" then
+    local answer
+    kind, answer = deeds.send(self.context, server, "DELETE", base_of(self, c) .. "/" .. tomb)
+    if kind ~= "applied" and not (type(answer) == "table" and answer.status == 404) then
+      return nil, a.instance .. " does not delete it: " .. kind .. "; it is " .. tomb .. " there now"
+    end
+  end
+  log.warn("collection_discarded", string.format("%s (%s) on %s is deleted; %s asked for it", c.name, c.id, a.instance,
+    tostring(a.by)))
+  self.seen[key] = nil
+  for i, item in ipairs(self.list) do
+    if item.instance == a.instance and item.id == c.id then
+      table.remove(self.list, i)
+      self.count, self.by_instance[a.instance] = self.count - 1, self.by_instance[a.instance] - 1
+      break
+    end
+  end
+  return true
 end
 
 function Aside:run()

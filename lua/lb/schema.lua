@@ -452,6 +452,10 @@ M.steps = {
   SYNC,
   MONITOR,
   NOTIFY,
+  { -- names of the instances that whoever coordinates is configured with (JSON); a worker's policies that are set aside
+    "ALTER TABLE sync_lease ADD COLUMN instances text NOT NULL DEFAULT '[]'",
+    "ALTER TABLE sync_workers ADD COLUMN policies_aside text NOT NULL DEFAULT ''",
+  },
 }
 
 -- migrate(conn) -> true | nil, message. Several programs may call it at once: one does the work. conn is a

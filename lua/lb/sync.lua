@@ -8,6 +8,7 @@ local Coordinator = require("lb.sync_coordinate")
 local Store = require("lb.sync_store")
 local Work = require("lb.sync_work")
 local courier = require("lb.courier")
+local notices = require("lb.notices")
 local process = require("lb.process")
 local schema = require("lb.schema")
 local copies = require("chromux.copies")
@@ -15,6 +16,7 @@ local copies = require("chromux.copies")
 local M = {}
 
 local BEATS = 3 -- in the time of a lease
+local ASIDE_MOST = 1000 -- bytes of text
 
 -- Fault points are compiled into test builds only.
 local fault = copies.fault or function() end
@@ -52,12 +54,21 @@ local function extend(till)
   courier.fence(till)
 end
 
+-- Policies that fail so often in this process that they are not asked any more; "": none.
+local function policies_aside()
+  local there, policy = pcall(require, "chromux.policy")
+  local words = {}
+  for i, p in ipairs(there and policy.tripped() or {}) do words[i] = p.file .. ": " .. p.last_error end
+  return notices.clean(table.concat(words, "; "), ASIDE_MOST)
+end
+
 local function beat()
   local lease = S.settings.LEASE_TIMEOUT
   local at, boottime = now(), courier.boottime()
   S.batch:look()
   local own, why = S.store:beat({ id = S.id, role = S.settings.role, process = S.name, status = status(),
-    task = S.work and S.work:current(), memory_mb = S.batch.memory_mb, cpu_percent = cpu_percent() }, lease)
+    task = S.work and S.work:current(), memory_mb = S.batch.memory_mb, cpu_percent = cpu_percent(),
+    policies_aside = policies_aside() }, lease)
   if not own then
     if not S.silent then log.warn("sync_silent", "the lease cannot be renewed: " .. tostring(why)) end
     S.silent, S.troubled = true, now()
@@ -69,7 +80,9 @@ local function beat()
 end
 
 local function coordinate()
-  local epoch = S.store:lease(S.name, S.settings.role ~= "coordinator", S.settings.LEASE_TIMEOUT)
+  local configured = {}
+  for i, node in ipairs(courier.nodes()) do configured[i] = node.name end
+  local epoch = S.store:lease(S.name, S.settings.role ~= "coordinator", S.settings.LEASE_TIMEOUT, configured)
   if epoch then S.held_at = now() end
   local ours = epoch or (epoch == nil and S.coordinator and now() - S.held_at < S.settings.LEASE_TIMEOUT)
   if S.coordinator and (not ours or (epoch and epoch ~= S.epoch)) then
@@ -98,7 +111,7 @@ end
 
 local function told(payload)
   if S.coordinator and payload ~= "tasks" then S.coordinator:look() end
-  if S.work and payload ~= "jobs" then S.work.wake:fire() end
+  if S.work and payload ~= "jobs" then S.work:look() end
 end
 
 -- PostgreSQL may be away when this process starts.

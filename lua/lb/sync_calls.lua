@@ -14,6 +14,8 @@
 --   abandon  {rebuild=}                     -> {ok}
 --   confirm  {authority=, ids=, repair=}    -> {position=, equal=, differing={{id=, how=}}, repaired=, busy={id}}
 --   mark     {reason=}                      the copy is to be made anew -> {ok}
+--   aside    {}                             -> {list=, count=}: collections that the journal does not know (aside.lua)
+--   discard  {id=, by=}                     one of these is deleted -> {ok}
 --
 -- Calls of one lane are done one after the other, those of different lanes at once. One that nobody waits for any more
 -- is not begun; what a holder has not answered the next one does from the beginning.
@@ -137,6 +139,13 @@ function Kind.mark(context, a)
   return fine and { ok = true } or nil, why
 end
 
+function Kind.aside(context) return { list = context.aside.list, count = context.aside.count } end
+
+function Kind.discard(context, a)
+  local fine, why = context.aside:discard(a)
+  return fine and { ok = true } or nil, why
+end
+
 local function arguments_of(row)
   local a = json.decode(row.arguments)
   if type(a) ~= "table" then a = {} end
@@ -175,13 +184,15 @@ local function look(context, calls)
   for _, row in ipairs(rows or {}) do
     if not calls.taken[row.id] then
       calls.taken[row.id] = true
-      local queue = calls.lanes[row.lane]
+      -- Of the catalogue each instance's part stands alone: one that hangs is waited for by nobody else.
+      local key = row.lane == 0 and "0/" .. row.instance or row.lane
+      local queue = calls.lanes[key]
       row.left = row.left + now() -- as a time, until it is its turn
       if queue then
         queue[#queue + 1] = row
       else
         queue = { row }
-        calls.lanes[row.lane] = queue
+        calls.lanes[key] = queue
         spawn(function()
           while queue[1] and not context.dead do
             local next_row = table.remove(queue, 1)
@@ -189,7 +200,7 @@ local function look(context, calls)
             answer(context, next_row)
             calls.taken[next_row.id] = nil
           end
-          calls.lanes[row.lane] = nil
+          calls.lanes[key] = nil
         end)
       end
     end

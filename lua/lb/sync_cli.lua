@@ -3,6 +3,7 @@
 -- Needs nothing but DATABASE_URL. What is to be done becomes rows of sync_jobs, which the coordinator takes up.
 local Command = require("lb.command")
 local Watch = require("lb.sync_watch")
+local calls = require("lb.sync_calls")
 local ffi = require("ffi")
 
 local M = {}
@@ -20,6 +21,9 @@ chromux sync - proves that all servers hold the same, and makes them; DATABASE_U
   chromux sync pause --who NAME --why TEXT      nothing new begins, until
   chromux sync resume
   chromux sync cancel JOB [--who NAME]          ends a job, by its number
+  chromux sync aside [--instance NAME]          collections on servers that the journal does not know
+  chromux sync discard --instance NAME --collection C --yes
+      deletes one of these on that server, for good
 
 C is TENANT/DATABASE/NAME, an id, or a NAME that only one collection has. verify and rebuild show how they get on; they
 may be left with Ctrl-C, and what was asked for goes on.
@@ -30,6 +34,8 @@ Exit codes: 0 equal or done, 1 something differs, failed or was refused, 2 wrong
 local command = Command.new("sync", HELP)
 local out, fail, query, parse = command.out, command.fail, command.query, command.parse
 local number, duration = Watch.number, Watch.duration
+
+local ASIDE_SECONDS, DISCARD_SECONDS = 3, 120 -- for the balancer to answer
 
 ffi.cdef "int isatty(int fd);"
 
@@ -52,6 +58,18 @@ local function lane_of(text)
   return rows[1].lane
 end
 
+-- Names of instances that are configured and have never joined.
+local function strangers()
+  local names = {}
+  for i, row in ipairs(query([[SELECT name FROM sync_lease, json_array_elements_text(instances::json) AS name
+      WHERE NOT EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = 0 AND c.instance = name) ORDER BY 1]])) do
+    names[i] = row.name
+  end
+  return names
+end
+
+local NEVER_JOINED = "is configured and has never joined: what it holds is not known (/status says why)"
+
 local function check_instance(name)
   if not name then return end
   local known, found = {}, false
@@ -59,6 +77,9 @@ local function check_instance(name)
       WHERE c.lane = 0 AND NOT COALESCE(s.retired, false) ORDER BY 1]])) do
     known[i] = row.instance
     found = found or row.instance == name
+  end
+  for _, stranger in ipairs(found and {} or strangers()) do
+    if stranger == name then fail(REFUSED, "%s %s", name, NEVER_JOINED) end
   end
   if not found then fail(REFUSED, "there is no instance %s; the journal knows %s", name, table.concat(known, ", ")) end
 end
@@ -86,9 +107,14 @@ local function collections(lane)
   return list
 end
 
--- Collections of which an instance that has joined is to have a copy and has none yet. How many; says which.
+-- Collections of which an instance is to have a copy and has none yet, and instances that have nothing. How many; says
+-- which.
 local function show_missing(lane, instance)
   local missing = 0
+  for _, name in ipairs(instance and {} or strangers()) do
+    missing = missing + 1
+    out("%-12s %s %s", "missing", name, NEVER_JOINED)
+  end
   for _, row in ipairs(query([[SELECT m.instance, count(*) AS n FROM journal_collections k
       CROSS JOIN journal_copies m LEFT JOIN journal_servers i ON i.instance = m.instance
       LEFT JOIN journal_copies c ON c.lane = k.lane AND c.instance = m.instance
@@ -101,12 +127,12 @@ local function show_missing(lane, instance)
   return missing
 end
 
-local function refuse_while_paused()
+local function refuse_while_paused(consequence)
   local p = query([[SELECT paused_by, paused_why, date_trunc('second', paused_at)::text AS at FROM sync_lease
     WHERE paused_at IS NOT NULL]])[1]
   if p then
-    fail(REFUSED, "sync is paused by %s since %s (%s): chromux sync resume comes first", p.paused_by, p.at,
-      p.paused_why)
+    fail(REFUSED, "sync is paused by %s since %s (%s): %s", p.paused_by, p.at, p.paused_why,
+      consequence or "chromux sync resume comes first")
   end
 end
 
@@ -216,7 +242,9 @@ local function pause(args)
   local words, options = parse(args, 2, { who = true, why = true })
   command.none(words)
   command.signed(options)
-  query("UPDATE sync_lease SET paused_by = $1, paused_why = $2, paused_at = now()", options.who, options.why)
+  local done = query([[UPDATE sync_lease SET paused_by = $1, paused_why = $2, paused_at = COALESCE(paused_at, now())
+    WHERE paused_at IS NULL OR paused_by = $1]], options.who, options.why)
+  if done.affected == 0 then refuse_while_paused("that stays, and so will what they resume") end
   tell("jobs")
   out("paused: what is under way ends, and nothing new begins until chromux sync resume")
   return FINE
@@ -224,10 +252,11 @@ end
 
 local function resume(args)
   command.none((parse(args, 2, {})))
-  local done = query([[UPDATE sync_lease SET paused_by = '', paused_why = '', paused_at = NULL
-    WHERE paused_at IS NOT NULL]])
+  local done = query([[WITH was AS (SELECT paused_by FROM sync_lease FOR UPDATE)
+    UPDATE sync_lease l SET paused_by = '', paused_why = '', paused_at = NULL FROM was WHERE paused_at IS NOT NULL
+    RETURNING was.paused_by AS by]])
   tell("jobs")
-  out(done.affected > 0 and "resumed" or "sync was not paused")
+  if done[1] then out("resumed; it was paused by %s", done[1].by) else out("sync was not paused") end
   return FINE
 end
 
@@ -247,22 +276,88 @@ local function cancel(args)
   return FINE
 end
 
+-- ---- what the journal does not know ------------------------------------------------------------------------
+
+-- {list=, count=} | nil, why
+local function aside_ones() return calls.ask("aside", 0, "", {}, ASIDE_SECONDS) end
+
+local function aside_line(c)
+  return string.format("%s on %s: %s, id %s", full_name(c), c.instance,
+    c.records and number(c.records) .. " records" or "records not counted", c.id)
+end
+
+-- Those of one instance, or of all; how many there are.
+local function show_aside(found, instance)
+  for _, c in ipairs(found.list) do
+    if not instance or c.instance == instance then out("%-12s %s", "aside", aside_line(c)) end
+  end
+  if found.count > #found.list then out("%-12s and %d more", "", found.count - #found.list) end
+end
+
+local function aside(args)
+  local words, options = parse(args, 2, { instance = true })
+  command.none(words)
+  check_instance(options.instance)
+  local found, why = aside_ones()
+  if not found then fail(REFUSED, "no balancer says what there is: %s", why) end
+  show_aside(found, options.instance)
+  if found.count == 0 then out("the journal knows all that was found on the servers") end
+  return FINE
+end
+
+local function discard(args)
+  local words, options = parse(args, 2, { instance = true, collection = true, yes = false, who = true })
+  command.none(words)
+  if not options.instance then fail(USAGE, "--instance is missing: on which server?") end
+  if not options.collection then fail(USAGE, "--collection is missing: an id or a name of chromux sync aside") end
+  check_instance(options.instance)
+  local found, why = aside_ones()
+  if not found then fail(REFUSED, "no balancer says what there is: %s", why) end
+  local one
+  for _, c in ipairs(found.list) do
+    local text = options.collection
+    if c.instance == options.instance and (c.id == text or c.name == text or full_name(c) == text) then
+      if one then fail(REFUSED, "%s may be any of %s, %s: name it by its id", text, full_name(one), full_name(c)) end
+      one = c
+    end
+  end
+  if not one then
+    fail(REFUSED, "no collection %s that the journal does not know was found on %s; see chromux sync aside",
+      options.collection, options.instance)
+  end
+  if not options.yes then fail(REFUSED, "add --yes to delete for good: %s", aside_line(one)) end
+  local done
+  done, why = calls.ask("discard", 0, one.instance, { id = one.id, by = who(options) }, DISCARD_SECONDS)
+  if not done then fail(REFUSED, "it may still be there: %s", why) end
+  out("deleted: %s", aside_line(one))
+  return FINE
+end
+
 -- ---- looking ---------------------------------------------------------------------------------------------
 
+-- A worker's id as people say it.
+local function process_of(id)
+  local host, pid = id:match("^(.+)%-(%d+)%-%d+$")
+  return host and "process " .. pid .. " on " .. host or id
+end
+
 local function show_lease()
-  local l = query([[SELECT holder, until > now() AS held, paused_by, paused_why,
-      date_trunc('second', paused_at)::text AS paused FROM sync_lease]])[1]
-  out("sync         %s", l.held and "coordinated by " .. l.holder or "coordinated by nobody")
+  local l = query([[SELECT COALESCE((SELECT worker_id FROM sync_workers WHERE process = holder), holder) AS holder,
+      until > now() AS held, paused_by, paused_why, date_trunc('second', paused_at)::text AS paused
+    FROM sync_lease]])[1]
+  out("sync         coordinated by %s", l.held and process_of(l.holder) or "nobody")
   if l.paused then out("PAUSED       by %s since %s: %s", l.paused_by, l.paused, l.paused_why) end
 end
 
 local function show_workers()
   local rows = query([[SELECT worker_id, role, worker_status, current_task_id AS task, memory_usage_mb AS mb,
-      cpu_percent AS cpu, lease_until > now() AS alive, extract(epoch FROM now() - last_heartbeat)::float8 AS age
+      cpu_percent AS cpu, lease_until > now() AS alive, extract(epoch FROM now() - last_heartbeat)::float8 AS age,
+      policies_aside AS failing
     FROM sync_workers ORDER BY worker_id]])
   for _, w in ipairs(rows) do
-    out("worker       %s (%s): %s%s, %.0f MB, %.0f %% of a CPU, last heard %.1f s ago", w.worker_id, w.role,
-      w.alive and w.worker_status or "LATE", w.task and " with task " .. w.task or "", w.mb or 0, w.cpu or 0, w.age)
+    out("%-12s %s: %s%s, %.0f MB, %.0f %% of a CPU, last heard %.1f s ago%s", w.role, process_of(w.worker_id),
+      w.alive and w.worker_status or "LATE", w.task and " with task " .. w.task or "", w.mb or 0, w.cpu or 0, w.age,
+      w.failing ~= "" and "; set aside are its policies " .. w.failing or "")
   end
   if #rows == 0 then out("worker       none: nothing is compared or made anew") end
 end
@@ -286,6 +381,8 @@ local function show_jobs()
   local count = query("SELECT count(*) AS n FROM sync_jobs WHERE " .. OPEN)[1].n
   if count > 50 then out("             and %d more", count - 50) end
   for _, j in ipairs(query(JOB .. [[state = 'failed' AND finished_at > now() - interval '1 day'
+      AND NOT EXISTS (SELECT 1 FROM sync_jobs n WHERE n.lane = sync_jobs.lane AND n.instance = sync_jobs.instance
+        AND n.kind = sync_jobs.kind AND n.id > sync_jobs.id AND n.state IN ('done', 'failed'))
       ORDER BY finished_at DESC LIMIT 10]])) do
     out("failed       job %s, %s of %s on %s, %s ago: %s", j.id, j.kind, full_name(j), j.instance, duration(j.ago),
       j.error)
@@ -333,11 +430,15 @@ local function status(args)
   show_lease()
   show_workers()
   show_jobs()
-  return show_collections() > 0 and REFUSED or FINE
+  local bad = show_collections()
+  local found = aside_ones()
+  if found then show_aside(found) end
+  if found and found.count > 0 then out("%-12s no more of these: chromux sync discard", "") end
+  return bad > 0 and REFUSED or FINE
 end
 
 local COMMANDS = { status = status, verify = verify, rebuild = rebuild, pause = pause, resume = resume,
-  cancel = cancel }
+  cancel = cancel, aside = aside, discard = discard }
 
 function M.main(...) return command.main({ ... }, COMMANDS) end
 

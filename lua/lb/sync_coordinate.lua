@@ -12,7 +12,9 @@ local Coordinator = {}
 Coordinator.__index = Coordinator
 
 local TICK = 0.5                -- seconds between looks when nobody tells of anything
-local JOBS, VERIFIES = 8, 4     -- at once, of them comparisons
+local JOBS = 12                 -- at once, so that a server that hangs leaves room for others
+local EACH, VERIFIES = 8, 4     -- of these on one instance, of them comparisons
+local MB = 1024 * 1024
 local SETTLE_DEAD = 1           -- R5, as in servers.lua
 local AGAIN = 60                -- seconds before a copy that was not healed is tried again, doubled each time
 local SHOWN_EVERY, REAP_EVERY, MAKE_EVERY, FORGET_EVERY = 1, 0.5, 1, 3600
@@ -23,11 +25,12 @@ local AWAY = 10                 -- seconds that the tasks of a job wait for an i
 -- question, fault(name): a named step of a test build}
 function Coordinator.new(c)
   local self = setmetatable({ store = c.store, settings = c.settings, id = c.id, steady = c.steady, fault = c.fault,
-    alive = true, running = {}, lanes = {}, count = 0, verifies = 0, progress = {}, members = {}, sourceless = {},
-    at = {}, begun = 0, over = 0, kicks = 0, round = Signal.new(), kicked = Signal.new(), cut = Signal.new(),
+    alive = true, running = {}, lanes = {}, count = 0, jobs_on = {}, verifies_on = {}, progress = {}, members = {},
+    sourceless = {}, failed_from = {}, at = {}, begun = 0, over = 0, kicks = 0, lists = 0,
+    round = Signal.new(), kicked = Signal.new(), given_back = Signal.new(),
     nodes = courier.nodes, able = Coordinator.able, life = Coordinator.life }, Coordinator)
   function self.await(job) return self:await_tasks(job) end
-  function self.alone(fn) return self:one_at_a_time(fn) end
+  function self.room(bytes, fn) return self:with_room(bytes, fn) end
   return self
 end
 
@@ -117,12 +120,14 @@ local function look_at_progress(self)
   self.round:fire()
 end
 
-function Coordinator:one_at_a_time(fn)
-  while self.cutting do self.cut:wait() end
-  self.cutting = true
+-- fn() while so many bytes of lists are there at most, beside those of others: in all half of MAX_MEMORY_MB, or one.
+function Coordinator:with_room(bytes, fn)
+  local most = self.settings.MAX_MEMORY_MB * MB / 2
+  while self.lists > 0 and self.lists + bytes > most do self.given_back:wait() end
+  self.lists = self.lists + bytes
   local fine, err = pcall(fn)
-  self.cutting = false
-  self.cut:fire()
+  self.lists = self.lists - bytes
+  self.given_back:fire()
   if not fine then error(err, 0) end
 end
 
@@ -231,27 +236,47 @@ end
 
 -- ---- running them ------------------------------------------------------------------------------------------
 
+local function change(counts, key, by) counts[key] = (counts[key] or 0) + by end
+
+local function counted(self, job, by)
+  self.count = self.count + by
+  change(self.jobs_on, job.instance, by)
+  if job.kind == "verify" then change(self.verifies_on, job.instance, by) end
+end
+
 local function run(self, job)
-  self.running[job.id], self.lanes[job.lane], self.count = job, job.id, self.count + 1
-  if job.kind == "verify" then self.verifies = self.verifies + 1 end
+  self.running[job.id], self.lanes[job.lane] = job, job.id
+  counted(self, job, 1)
   spawn(function()
     local fine, why = xpcall(Job.run, debug.traceback, self, job)
     if not fine then log.error("sync_job_failed", why) end
-    self.running[job.id], self.lanes[job.lane], self.count = nil, nil, self.count - 1
-    self.progress[job.id] = nil
-    if job.kind == "verify" then self.verifies = self.verifies - 1 end
+    self.running[job.id], self.lanes[job.lane], self.progress[job.id] = nil, nil, nil
+    counted(self, job, -1)
     self:look()
   end)
+end
+
+-- Names of the instances on which there are so many.
+local function full(counts, most)
+  local out = {}
+  for instance, n in pairs(counts) do
+    if n >= most then out[#out + 1] = instance end
+  end
+  return out
+end
+
+local function room_for(self, job)
+  return self.count < JOBS and (self.jobs_on[job.instance] or 0) < EACH
+    and (job.kind ~= "verify" or (self.verifies_on[job.instance] or 0) < VERIFIES)
 end
 
 local function run_jobs(self)
   if self.count >= JOBS then return end
   local lanes = {}
   for lane in pairs(self.lanes) do lanes[#lanes + 1] = lane end
-  local room_for_verifies = self.verifies < VERIFIES
-  for _, job in ipairs(self.store:jobs_due(Coordinator.usable_names(), lanes, room_for_verifies) or {}) do
-    local room = self.count < JOBS and (job.kind ~= "verify" or self.verifies < VERIFIES)
-    if room and not self.running[job.id] and not self.lanes[job.lane] then run(self, job) end
+  for _, job in ipairs(self.store:jobs_due(Coordinator.usable_names(), lanes, full(self.jobs_on, EACH),
+    full(self.verifies_on, VERIFIES)) or {}) do
+    if room_for(self, job) and not self.running[job.id] and not self.lanes[job.lane] then run(self, job) end
   end
 end
 

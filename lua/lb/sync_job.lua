@@ -5,17 +5,18 @@
 --
 -- context: the coordinator (sync_coordinate.lua): store, settings, able(instance), nodes(), life(instance),
 -- await(job) -> progress when none of its tasks is open, or when it is not to be waited for; nil: the lease is lost.
--- alone(fn): one at a time. fault(name): a named step of a test build
+-- room(bytes, fn): as in sync_read.lua. failed_from: {[copy's key] = the source from which it could not be made last}.
+-- fault(name): a named step of a test build
 --
 -- rebuild, adopt:  begin, copy the ids of a snapshot, catch up with what was touched since, finish. What is thrown away
 --                  starts over, some times.
 -- verify:          both id lists, compare in chunks, confirm what differs under a hold.
 local Ids = require("lb.sync_ids")
+local Read = require("lb.sync_read")
+local Stop = require("lb.sync_stop")
 local Store = require("lb.sync_store")
 local choose = require("lb.sync_choose")
 local calls = require("lb.sync_calls")
-local courier = require("lb.courier")
-local slice = require("chromux.slice")
 local json = json
 
 local Job = {}
@@ -26,9 +27,7 @@ local FIRST_PAUSE, LAST_PAUSE = 1, 60
 local CALL_SECONDS = 60
 local NEAR = 50                -- entries that are left to finish
 local ROUNDS = 40              -- of catching up
-local MOST_IDS = 256 * 1024 * 1024
 local MOST_EXTRAS = 200000     -- ids that only the other side has
-local LIST_SECONDS, LOOK_SECONDS = 60, 10 -- for a list of ids, and for what is quickly said
 local TASK_BYTES = 8 * 1024 * 1024 -- of ids in one transaction
 local CONFIRM = 100            -- ids at a time
 local BUSY_LOOKS, BUSY_PAUSE = 8, 0.25 -- at records that are just being written
@@ -36,15 +35,7 @@ local REMADE_FROM, REMADE_SHARE = 100, 0.2 -- records that differ, from which a 
 local LOOKS, LOOK_PAUSE = 10, 0.5          -- at what the servers say of the collection itself
 local MB = 1024 * 1024
 
--- A job stops with error({how=, why=}): "later" (again from its state, soon, but not for ever), "waits" (when its
--- instances can be used), "over" (from its beginning), "broken" (the copy is to be made anew), "failed", "moot" (there
--- is nothing to do), "left" (somebody else has it, or changed it).
-local function stop(how, why) error({ how = how, why = why }, 0) end
-
-local function as_stop(err)
-  if type(err) == "table" and err.how then return err end
-  return { how = "over", why = tostring(err) }
-end
+local stop = Stop.stop
 
 local function set(context, job, fields, more)
   if fields.state and fields.state ~= job.state then fields.laters = 0 end
@@ -70,58 +61,6 @@ end
 local function need(result, why)
   if result == nil then stop("later", why) end
   return result
-end
-
-local function encode(s)
-  return (s:gsub("[^%w%-%._~]", function(c) return string.format("%%%02X", c:byte()) end))
-end
-
-local function collections_path(job)
-  return "/api/v2/tenants/" .. encode(job.tenant) .. "/databases/" .. encode(job.database) .. "/collections/"
-end
-
--- A read of a collection on a server: body | stops. most: bytes
-local function is_down(instance)
-  for _, node in ipairs(courier.nodes()) do
-    if node.name == instance then return node.health == "down" end
-  end
-  return true
-end
-
-local function read(job, instance, method, rest, body, most)
-  local a, kind, text = courier.request { node = instance, method = method, target = collections_path(job) .. rest,
-    body = body, type = body and "application/json" or nil, max = most or MOST_IDS,
-    timeout = body and LIST_SECONDS or LOOK_SECONDS, unless = function() return is_down(instance) end }
-  if not a and kind == "garbage" and tostring(text):find("larger than", 1, true) then
-    stop("failed", string.format("%s: the list of its ids is larger than the %.0f MB that MAX_MEMORY_MB leaves for it",
-      instance, (most or MOST_IDS) / MB))
-  end
-  if not a then stop("later", instance .. ": " .. tostring(text or kind)) end
-  if a.status == 404 then stop("over", instance .. " does not know the collection") end
-  if a.status == 500 then stop("over", string.format("%s answered 500: %s", instance, a.body:sub(1, 200))) end
-  if a.status ~= 200 then stop("later", string.format("%s answered %d: %s", instance, a.status, a.body:sub(1, 200))) end
-  return a.body
-end
-
--- lists: how many are in memory at once, beside the one that is being received.
-local function ids_on(context, job, instance, physical, lists)
-  return read(job, instance, "POST", physical .. "/get", '{"include":[]}',
-    math.min(MOST_IDS, math.floor(context.settings.MAX_MEMORY_MB * MB / (lists + 2))))
-end
-
-local function count_on(job, instance, physical) return tonumber(read(job, instance, "GET", physical .. "/count")) end
-
--- What the source says of the collection: is its space the cosine, how many numbers are in a vector?
-local function look_at(job, instance)
-  local c = json.decode(read(job, instance, "GET", encode(job.collection_name)))
-  if type(c) ~= "table" then stop("later", instance .. ": not a collection") end
-  local configuration = type(c.configuration_json) == "table" and c.configuration_json or {}
-  local space
-  for _, index in ipairs { "hnsw", "spann" } do
-    if type(configuration[index]) == "table" then space = configuration[index].space or space end
-  end
-  if not space and type(c.metadata) == "table" then space = c.metadata["hnsw:space"] end
-  return space == "cosine", tonumber(c.dimension) or 0
 end
 
 -- ---- who is compared, and from whom --------------------------------------------------------------------------
@@ -151,11 +90,18 @@ local function whole(context, copies, but)
   return out, any
 end
 
+local function copy_key(job) return job.lane .. "/" .. job.instance end
+
+-- After a try that came to nothing another one's, if there is one.
 local function choose_source(context, job, copies)
   local list, any = whole(context, copies, job.instance)
   if #list == 0 and any then stop("waits", "no instance with a whole copy of it can be used now") end
   if #list == 0 then stop("failed", "no_source: there is no whole copy of it to take it from") end
-  return choose.authority(context.nodes(), list)
+  local others, failed = {}, context.failed_from[copy_key(job)]
+  for _, copy in ipairs(list) do
+    if copy.instance ~= failed then others[#others + 1] = copy end
+  end
+  return choose.authority(context.nodes(), #others > 0 and others or list)
 end
 
 -- ---- tasks -------------------------------------------------------------------------------------------------
@@ -201,21 +147,14 @@ end
 -- Lets others work while a long list is looked at.
 local function breathe() sleep(0) end
 
--- The ids of both sides as tasks: those of the source, and those that only the other has. One job at a time has lists
--- in memory.
+-- The ids of both sides as tasks: those of the source, and those that only the other has.
 local function chunk(context, job, kind)
   if job.chunked then return end
   wait_for_instances(context, job)
-  -- One that answers probes and nothing else is not to hold up all other jobs.
-  count_on(job, job.source, job.source_physical)
-  if kind ~= "copy" then count_on(job, job.instance, job.temp) end
-  context.alone(function()
-    wait_for_instances(context, job)
+  Read.lists(context, job, kind ~= "copy", function(ids, other)
     set(context, job, { chunked = false }, { Store.tasks_gone(job.id) }) -- of somebody who did not come to the end
-    local ids = ids_on(context, job, job.source, job.source_physical, kind == "copy" and 1 or 2)
     local extras = {}
-    if kind ~= "copy" then
-      local other = ids_on(context, job, job.instance, job.temp, 2)
+    if other then
       job.target_records = Ids.count(other, breathe)
       if other ~= ids then extras = Ids.extras(ids, other, MOST_EXTRAS, breathe) end
       if not extras then
@@ -256,13 +195,6 @@ local function to_settle(context, job)
   return is.settle, is.losses
 end
 
--- Bytes of a record's texts, from a look at some.
-local function text_bytes(job, source)
-  local body = read(job, source.instance, "POST", source.physical .. "/get",
-    '{"limit":100,"include":["documents","metadatas"]}')
-  return #body / math.max(1, Ids.count(body))
-end
-
 -- MB that other jobs have yet to write there.
 local function promised(context, job)
   local sum = 0
@@ -276,17 +208,19 @@ local function promised(context, job)
   return sum
 end
 
+local function megabytes(n) return n < 1 and "less than 1 MB" or string.format("about %.0f MB", n) end
+
 -- Does the disk of the target have room for it, as far as that is known? Chroma keeps a vector in the queue of its
 -- log and in the index, and texts there and with their words.
 local function check_room(context, job, source, dimension)
   local free = context.store:disk_free_mb(job.instance)
   if not free then return end
-  local records = count_on(job, source.instance, source.physical)
-  job.needed_mb = records * (dimension * 4 * 3 + text_bytes(job, source) * 3 + 500) / MB
+  local records = Read.count(job, source.instance, source.physical)
+  job.needed_mb = records * (dimension * 4 * 3 + Read.text_bytes(job, source.instance, source.physical) * 3 + 500) / MB
   local others = promised(context, job)
   if job.needed_mb + others > free then
-    stop("failed", string.format("%s needs about %.0f MB for it%s and has %.0f MB left", job.instance, job.needed_mb,
-      others > 0 and string.format(", and %.0f MB for others", others) or "", free))
+    stop("failed", string.format("%s needs %s for it%s and has %.0f MB left", job.instance, megabytes(job.needed_mb),
+      others > 0 and ", and " .. megabytes(others) .. " for others" or "", free))
   end
 end
 
@@ -304,7 +238,7 @@ local function begin(context, job)
   if job.kind == "adopt" and own.state ~= "unverified" then stop("moot", "the copy is " .. own.state) end
   abandon(context, job)
   local source = choose_source(context, job, copies)
-  local cosine, dimension = look_at(job, source.instance)
+  local cosine, dimension = Read.look(job, source.instance)
   if job.kind == "rebuild" then check_room(context, job, source, dimension) end
   local _, losses = to_settle(context, job) -- of what was made before
   local a = ask(context, "begin", job, { source = source.instance, adopt = job.kind == "adopt", job = job.id })
@@ -371,20 +305,27 @@ local function counts(context, job, source_count, target_count)
   return source_count, target_count
 end
 
+-- How many records there are now; nil: that cannot be said now.
+local function count_now(job, instance, physical)
+  local fine, n = pcall(Read.count, job, instance, physical)
+  return fine and n or nil
+end
+
 local function rebuilt(context, job, a)
+  context.failed_from[copy_key(job)] = nil
   local p = context.progress[job.id] or {}
-  local source_count = count_on(job, job.source, job.source_physical)
-  local target_count = count_on(job, job.instance, job.temp)
+  local source_count = count_now(job, job.source, job.source_physical)
+  local target_count = count_now(job, job.instance, job.temp)
   local primary, replica = counts(context, job, source_count, target_count)
   local mended = 0
   for _, text in ipairs(need(context.store:found(job.id))) do mended = mended + (json.decode(text).mended or 0) end
   need(context.store:job_ends(job, "done", { hold_ms = a.hold_ms or pg.null, upto = a.position or job.upto, error = "",
-    done_records = job.records, target_records = target_count, differences = mended, repaired = mended,
+    done_records = job.records, target_records = target_count or job.records, differences = mended, repaired = mended,
     memory_peak_mb = p.memory_mb or pg.null },
     { status = "synced", fine = true, primary_count = primary, replica_count = replica, memory_mb = p.memory_mb,
       differences = 0, repaired = 0, batch = p.requests and p.requests > 0 and p.carried / p.requests or nil }))
   log.info("sync_rebuilt", string.format("%s on %s from %s: %d records, held %.0f ms", job.collection_name,
-    job.instance, job.source, target_count, a.hold_ms or 0))
+    job.instance, job.source, target_count or job.records, a.hold_ms or 0))
 end
 
 -- ids that still differ, and how many records hold NaN.
@@ -462,7 +403,7 @@ local function begin_verify(context, job)
     stop("moot", "it is the authority: the others are compared with it")
   end
   set(context, job, { state = "comparing", source = source.instance, source_physical = source.physical,
-    temp = own.physical, cosine = look_at(job, source.instance), chunked = false, started_at = "now",
+    temp = own.physical, cosine = Read.look(job, source.instance), chunked = false, started_at = "now",
     collection_id = job.collection_id, collection_name = job.collection_name, tenant = job.tenant,
     database = job.database }, { Store.collection_begins(job) })
 end
@@ -515,45 +456,12 @@ local function confirm_all(context, job, ids)
   return sums.why or #ids .. " records were written to all the time and could not be compared"
 end
 
--- ---- the collection itself: is it what the other one is, under its name?
-
--- What a server says of the collection of that name: its members | nil: there is none
-local function members_on(job, instance)
-  local fine, body = pcall(read, job, instance, "GET", encode(job.collection_name))
-  if fine then return slice.members(body) end
-  if not as_stop(body).why:find("does not know", 1, true) then error(body, 0) end
-end
-
--- Which member of a configuration both have, but not the same; nil: none. Servers of other versions have others.
-local function differing_member(a, b, path)
-  for key, value in pairs(a) do
-    if type(value) == "table" and type(b[key]) == "table" then
-      local found = differing_member(value, b[key], path .. key .. ".")
-      if found then return found end
-    elseif value ~= json.null and b[key] ~= nil and b[key] ~= json.null and value ~= b[key] then
-      return path .. key
-    end
-  end
-end
-
-local function canonical(raw) return raw and raw ~= "null" and slice.canonical(raw) or "null" end
-
-local function difference(job)
-  local right, mine = members_on(job, job.source), members_on(job, job.instance)
-  if not right then return nil end -- it is just being renamed or deleted
-  if not mine or slice.string(mine.id) ~= job.temp then return "it is not there under its name" end
-  if canonical(right.metadata) ~= canonical(mine.metadata) then return "its metadata are others" end
-  local a, b = json.decode(right.configuration_json or "{}"), json.decode(mine.configuration_json or "{}")
-  local member = type(a) == "table" and type(b) == "table" and differing_member(a, b, "")
-  return member and "its configuration has another " .. member
-end
-
 -- What differs in each of some looks, all between operations on the catalogue | nil: nothing, or it cannot be said
 local function itself(context, job)
   local what
   for _ = 1, LOOKS do
     local before = need(context.store:catalogue(job))
-    what = before and difference(job)
+    what = before and Read.difference(job)
     local same = before and before == need(context.store:catalogue(job))
     if same and not what then return nil end
     if not same then what = nil end
@@ -564,8 +472,8 @@ end
 
 local function verified(context, job, differences, repaired, error_text)
   local p = context.progress[job.id] or {}
-  local target = count_on(job, job.instance, job.temp)
-  local source = job.source_records or count_on(job, job.source, job.source_physical)
+  local target = Read.count(job, job.instance, job.temp)
+  local source = job.source_records or Read.count(job, job.source, job.source_physical)
   local primary, replica = counts(context, job, source, target)
   local proven = differences == repaired and error_text == ""
   need(context.store:job_ends(job, "done", { differences = differences, repaired = repaired, error = error_text,
@@ -646,6 +554,7 @@ end
 -- whose collection somebody has deleted, on either side of a comparison: a try begins with the id that it has then.
 local function start_over(context, job, why)
   job.attempts = job.attempts + 1
+  if job.kind ~= "verify" then context.failed_from[copy_key(job)] = job.source end
   local bad = answers_badly(context, job, why)
   if bad and bad ~= job.instance and job.attempts >= 2 and not job.dry_run then
     calls.ask("mark", job.lane, bad, { reason = why }, CALL_SECONDS, context.store.epoch)
@@ -661,10 +570,20 @@ local function start_over(context, job, why)
     upto = pg.null }, { Store.tasks_gone(job.id), Store.job_later(job.id, pause_after(job.attempts)) })
 end
 
+-- Can it be made from somebody else's copy than that of its source?
+local function has_another_source(context, job)
+  for _, copy in ipairs(job.kind == "rebuild" and context.store:copies(job.lane) or {}) do
+    if copy.state == "ready" and copy.instance ~= job.instance and copy.instance ~= job.source
+      and context.able(copy.instance) then return true end
+  end
+  return false
+end
+
 local function ended(context, job, e)
   local level = (e.how == "moot" or e.how == "left") and "info" or "warn"
-  log[level]("sync_job", string.format("%s of %s on %s (job %d, %s): %s: %s", job.kind, job.collection_name,
-    job.instance, job.id, job.state, e.how, tostring(e.why)))
+  log[level]("sync_job", string.format("%s of %s on %s (job %d, %s) %s: %s", job.kind, job.collection_name,
+    job.instance, job.id, job.state, Stop.WORDS[e.how], tostring(e.why)))
+  if e.how == "silent" then e.how = has_another_source(context, job) and "over" or "later" end
   if job.state == "cancelled" and e.how ~= "left" then -- it is cleaned up behind until that is done
     return set(context, job, {}, { Store.job_waits(job.id) })
   end
@@ -691,9 +610,9 @@ function Job.run(context, job)
   local work = job.state == "cancelled" and cancelled or job.kind == "verify" and Job.verify or Job.rebuild
   local fine, err = pcall(work, context, job)
   if fine then return end
-  fine, err = pcall(ended, context, job, as_stop(err))
-  if fine or as_stop(err).how == "left" then return end
-  log.warn("sync_job", "job " .. job.id .. ": " .. tostring(as_stop(err).why))
+  fine, err = pcall(ended, context, job, Stop.of(err))
+  if fine or Stop.of(err).how == "left" then return end
+  log.warn("sync_job", "job " .. job.id .. ": " .. tostring(Stop.of(err).why))
   context.store:job_set(job.id, job.state, {}, { Store.job_waits(job.id) })
 end
 

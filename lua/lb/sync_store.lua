@@ -42,15 +42,17 @@ local PAUSED = "EXISTS (SELECT 1 FROM sync_lease WHERE paused_at IS NOT NULL)"
 
 -- ---- who coordinates -------------------------------------------------------------------------------------
 
--- Takes or keeps the lease for so many seconds. A worker leaves it to a coordinator that is alive. Its epoch, which is
--- another one after any time without the lease | false: another has it | nil, why
-function Store:lease(holder, is_worker, seconds)
+-- Takes or keeps the lease for so many seconds. A worker leaves it to a coordinator that is alive. instances: names of
+-- those that are configured. Its epoch, which is another one after any time without the lease | false: another has it |
+-- nil, why
+function Store:lease(holder, is_worker, seconds, instances)
   local rows, why = self.keeper:query({ [[UPDATE sync_lease SET holder = $1,
       epoch = epoch + (holder <> $1 OR until < now())::int,
-      until = now() + $2 * interval '1 second'
+      until = now() + $2 * interval '1 second', instances = $4
       WHERE (until < now() OR holder = $1) AND NOT ($3 AND EXISTS (
         SELECT 1 FROM sync_workers WHERE role = 'coordinator' AND lease_until > now()))
-      RETURNING epoch]], timeout = seconds }, holder, seconds, is_worker)
+      RETURNING epoch]], timeout = seconds }, holder, seconds, is_worker,
+    #instances > 0 and json.encode(instances) or "[]")
   if not rows then return nil, why end
   return rows[1] and rows[1].epoch or false
 end
@@ -71,16 +73,18 @@ end
 
 -- ---- workers ---------------------------------------------------------------------------------------------
 
--- w: {id=, role=, process=, status=, task= | nil, memory_mb=, cpu_percent=}. Renews its lease and that of its tasks.
+-- w: {id=, role=, process=, status=, task= | nil, memory_mb=, cpu_percent=, policies_aside= text}. Renews its lease and
+-- that of its tasks.
 -- {[task id] = {epoch=, state= of its job}} of the tasks that are its own | nil, why
 function Store:beat(w, seconds)
   local rows, why = self.keeper:transaction { timeout = seconds,
     { [[INSERT INTO sync_workers (worker_id, role, process, worker_status, current_task_id, memory_usage_mb,
-          cpu_percent, lease_until)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8 * interval '1 second')
+          cpu_percent, policies_aside, lease_until)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $9, now() + $8 * interval '1 second')
         ON CONFLICT (worker_id) DO UPDATE SET last_heartbeat = now(), worker_status = $4, current_task_id = $5,
-          memory_usage_mb = $6, cpu_percent = $7, lease_until = now() + $8 * interval '1 second']],
-      w.id, w.role, w.process, w.status, w.task, w.memory_mb, w.cpu_percent, seconds, n = 8 },
+          memory_usage_mb = $6, cpu_percent = $7, policies_aside = $9,
+          lease_until = now() + $8 * interval '1 second']],
+      w.id, w.role, w.process, w.status, w.task, w.memory_mb, w.cpu_percent, seconds, w.policies_aside, n = 9 },
     { [[UPDATE sync_tasks t SET lease_until = now() + $2 * interval '1 second' FROM sync_jobs j
         WHERE j.id = t.job AND worker_id = $1 AND task_status = 'processing'
         RETURNING t.id, t.epoch, j.state]], w.id, seconds } }
@@ -327,15 +331,17 @@ end
 
 -- Some that may be run now: neither over nor paused, on instances that can be used, with a source that can be; and
 -- those that were cancelled and may have left something behind. First those of the highest priority. lanes: that are
--- busy; verifies: comparisons as well? One that waits for a source says so first (its error).
-function Store:jobs_due(able, lanes, verifies)
+-- busy; full: instances on which no more is to be done now; compared: on which nothing more is to be compared. One that
+-- waits for a source says so first (its error).
+function Store:jobs_due(able, lanes, full, compared)
   return self.conn:query([[SELECT * FROM sync_jobs j WHERE finished_at IS NULL AND not_before <= now()
-      AND NOT lane = ANY($2::bigint[]) AND ($3 OR kind <> 'verify' OR state = 'cancelled')
+      AND NOT lane = ANY($2::bigint[]) AND NOT instance = ANY($3::text[])
+      AND (kind <> 'verify' OR state = 'cancelled' OR NOT instance = ANY($4::text[]))
       AND (state = 'cancelled' OR (state <> 'paused' AND instance = ANY($1::text[])
         AND CASE WHEN state <> 'waiting' THEN source = ANY($1::text[]) ELSE NOT ]] .. PAUSED .. [[
           AND (error = '' OR (SELECT bool_or(c.instance = ANY($1::text[])) FROM journal_copies c
             WHERE c.lane = j.lane AND c.instance <> j.instance AND c.state = 'ready') IS NOT FALSE) END))
-    ORDER BY priority DESC, id LIMIT 40]], texts(able), numbers(lanes), verifies)
+    ORDER BY priority DESC, id LIMIT 40]], texts(able), numbers(lanes), texts(full), texts(compared))
 end
 
 -- One job as it is now | false | nil, why

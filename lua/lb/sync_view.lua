@@ -16,12 +16,12 @@ end
 
 local OVER = "('done', 'failed', 'cancelled')"
 
-local LEASE = "SELECT holder, until > now() AS held, paused_by, paused_why, " .. iso("paused_at")
-  .. " AS paused FROM sync_lease"
+local LEASE = "SELECT holder, (SELECT worker_id FROM sync_workers WHERE process = holder) AS worker, until > now() AS "
+  .. "held, paused_by, paused_why, " .. iso("paused_at") .. " AS paused FROM sync_lease"
 
 local WORKERS = [[SELECT worker_id AS id, role, worker_status AS status, lease_until > now() AS alive,
     current_task_id AS task, memory_usage_mb::float8 AS memory_mb, cpu_percent::float8 AS cpu_percent,
-    extract(epoch FROM now() - last_heartbeat)::float8 AS heartbeat_age_seconds
+    extract(epoch FROM now() - last_heartbeat)::float8 AS heartbeat_age_seconds, policies_aside
   FROM sync_workers ORDER BY worker_id LIMIT 100]]
 
 local JOBS = [[SELECT id, kind, collection_id AS collection, collection_name AS name, tenant, database, instance,
@@ -35,8 +35,11 @@ local REBUILDING = "SELECT instance, count(*) AS n FROM sync_jobs WHERE kind <> 
   .. " GROUP BY 1"
 
 -- Collections: rebuilding when a copy is not whole; else differing when one was found so; else equal when all copies
--- but the one that they were compared with were proven.
-local COLLECTIONS = [[WITH c AS (SELECT k.lane, count(*) AS copies, count(*) FILTER (WHERE c.state <> 'ready') AS bad,
+-- but the one that they were compared with were proven, and each instance has one.
+local COLLECTIONS = [[WITH m AS (SELECT count(*) AS n FROM (SELECT instance FROM journal_copies WHERE lane = 0
+        UNION SELECT json_array_elements_text(instances::json) FROM sync_lease) i
+      LEFT JOIN journal_servers USING (instance) WHERE NOT COALESCE(retired, false)),
+  c AS (SELECT k.lane, count(*) AS copies, count(*) FILTER (WHERE c.state <> 'ready') AS bad,
       count(*) FILTER (WHERE c.state = 'ready' AND s.differences > s.repaired) AS differing,
       count(s.proven_equal_at) AS proven, min(s.proven_equal_at) AS oldest
     FROM journal_collections k JOIN journal_copies c USING (lane)
@@ -44,7 +47,7 @@ local COLLECTIONS = [[WITH c AS (SELECT k.lane, count(*) AS copies, count(*) FIL
       LEFT JOIN sync_collections s ON s.collection_id = k.logical AND s.instance = c.instance
     WHERE NOT k.deleted AND NOT COALESCE(i.retired, false) GROUP BY k.lane),
   d AS (SELECT oldest, CASE WHEN bad > 0 THEN 'rebuilding' WHEN differing > 0 THEN 'differing'
-      WHEN copies > 1 AND proven >= copies - 1 THEN 'equal' ELSE 'unproven' END AS word FROM c)
+      WHEN copies > 1 AND copies >= m.n AND proven >= copies - 1 THEN 'equal' ELSE 'unproven' END AS word FROM c, m)
   SELECT count(*) FILTER (WHERE word = 'equal') AS equal, count(*) FILTER (WHERE word = 'differing') AS differing,
     count(*) FILTER (WHERE word = 'rebuilding') AS rebuilding, count(*) FILTER (WHERE word = 'unproven') AS unproven,
     ]] .. iso("min(oldest) FILTER (WHERE word = 'equal')") .. [[ AS oldest_proof,
@@ -58,7 +61,7 @@ local LAST = "SELECT DISTINCT ON (what) CASE WHEN state = 'failed' THEN 'failure
 
 local function document(rows)
   local lease, d = rows[1][1], { jobs_by_state = {}, jobs_open = 0, instances = {}, last = {} }
-  d.coordinator = lease.held and lease.holder or ""
+  d.coordinator = lease.held and (lease.worker or lease.holder) or ""
   if lease.paused then d.paused = { by = lease.paused_by, why = lease.paused_why, since = lease.paused } end
   d.workers, d.jobs, d.collections = rows[2], rows[3], rows[6][1]
   rows[2].affected, rows[3].affected = nil, nil

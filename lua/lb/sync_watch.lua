@@ -4,6 +4,7 @@
 -- of sync_jobs; a coordinator does the rest. On a terminal one line is rewritten, elsewhere a line is printed now and
 -- then.
 local Command = require("lb.command")
+local ffi = require("ffi")
 
 local Watch = {}
 Watch.__index = Watch
@@ -19,6 +20,16 @@ local ASKED = "asked for" -- the reason of a job that nobody has found to be moo
 
 -- Whoever waits here hears of it at once.
 local CHANNEL = "chromux_sync_work"
+
+ffi.cdef "int ioctl(int fd, unsigned long request, void *answer);"
+
+local TIOCGWINSZ, USUAL_WIDTH = 0x5413, 80
+
+-- Columns of the terminal: a line that is rewritten must not go on in a second one.
+local function width()
+  local size = ffi.new("unsigned short[4]") -- rows, columns, pixels
+  return ffi.C.ioctl(1, TIOCGWINSZ, size) == 0 and size[1] > 0 and size[1] or USUAL_WIDTH
+end
 
 -- command: of lb.command. kind: rebuild | verify. o: {asked_by=, dry_run=, terminal=bool, one= an instance was named}
 function Watch.new(command, kind, o)
@@ -192,7 +203,7 @@ end
 function Watch:show(line)
   local t = now()
   if self.o.terminal then
-    io.stdout:write("\r\27[K", #line > 118 and line:sub(1, 118) or line)
+    io.stdout:write("\r\27[K", line:sub(1, width() - 1))
     io.stdout:flush()
   elseif t >= (self.next_line or t) then
     if self.next_line then self:say("%s", line) end

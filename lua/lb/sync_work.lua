@@ -25,6 +25,7 @@ Work.__index = Work
 local SLOTS = 2                       -- tasks at once
 local PER_SERVER, IN_ALL = 4, 8       -- tasks of all workers at once
 local READ_SECONDS, WRITE_SECONDS = 60, 120
+local PLACE_KEPT = 5                  -- seconds for which a task keeps its place while a server does not answer it
 -- Bytes of an answer: of several records, of one.
 local ANSWER_MOST, ONE_MOST = 24 * 1024 * 1024, 128 * 1024 * 1024
 local TRIES, FIRST_PAUSE, LAST_PAUSE = 6, 0.1, 2
@@ -41,7 +42,7 @@ function Work.new(w)
   return setmetatable({ store = w.store, settings = w.settings, id = w.id, batch = w.batch, lease = w.lease,
     able = w.able, fault = w.fault, own = {}, claims = 0, changing = 0,
     active = 0, in_flight = {}, latency = {}, sizes = {}, reading = {}, reading_at = 0,
-    wake = Signal.new(), done = 0, failures = 0, records = 0 }, Work)
+    wake = Signal.new(), kicks = 0, done = 0, failures = 0, records = 0 }, Work)
 end
 
 local function stop(how, why) error({ how = how, why = why }, 0) end
@@ -87,6 +88,25 @@ local function pace(self, instance, role)
   if wait > 0 then sleep(math.min(wait, REST_MOST)) end
 end
 
+local slot
+
+local function usable(self, instance)
+  for _, name in ipairs(self.able()) do
+    if name == instance then return true end
+  end
+  return false
+end
+
+-- Looked at each second while a request is not answered: is it not to be waited for any more? A task that waits longer
+-- gives its place to another one: a server that hangs holds up what is for others no longer than that.
+local function given_up(self, task, instance, changes, began)
+  if not task.waits and now() - began > PLACE_KEPT then
+    task.waits, self.active = true, self.active + 1
+    spawn(slot, self)
+  end
+  return not changes and not usable(self, instance)
+end
+
 local function send(self, task, side, verb, body, most)
   local source = side == "source"
   local instance = source and task.source or task.instance
@@ -99,7 +119,8 @@ local function send(self, task, side, verb, body, most)
   local answer, kind, text = courier.request { node = instance, method = "POST", fenced = changes,
     target = "/api/v2/tenants/" .. encode(task.tenant) .. "/databases/" .. encode(task.database) .. "/collections/"
       .. (source and task.source_physical or task.temp) .. "/" .. verb,
-    type = "application/json", body = body, max = most, timeout = changes and WRITE_SECONDS or READ_SECONDS }
+    type = "application/json", body = body, max = most, timeout = changes and WRITE_SECONDS or READ_SECONDS,
+    unless = function() return given_up(self, task, instance, changes, began) end }
   self.in_flight[instance] = self.in_flight[instance] - 1
   if changes then self.changing = self.changing - 1 end
   self.latency[instance] = now() - began
@@ -134,6 +155,10 @@ local function ask(self, task, side, verb, body, count)
       why = said(task, side, verb, answer)
     else
       why = (side == "source" and task.source or task.instance) .. ": " .. tostring(text or kind)
+    end
+    if kind == "late" and verb == "get" then
+      local instance = side == "source" and task.source or task.instance
+      stop(usable(self, instance) and "again" or "back", instance .. " does not answer")
     end
     local unharmed = verb == "get" or refused or kind == "not_sent" or kind == "fenced"
     if not unharmed or (status and status < 500 and not refused) then stop("over", why) end
@@ -398,18 +423,27 @@ local function run(self, task)
   if self.own[task.id] == task then self.own[task.id] = nil end
 end
 
-local function slot(self)
-  while not self.stopping do
+function slot(self)
+  local waited = false
+  while not self.stopping and not waited do
+    local seen = self.kicks -- what comes while we ask is not missed
     self.claims = self.claims + 1
     local task = self.store:claim(self.id, self.lease, self.able(), PER_SERVER, IN_ALL)
     self.claims = self.claims - 1
     if task then
       run(self, task)
-    elseif not self.stopping then
-      self.wake:wait()
+      waited = task.waits -- another one has this place
+    else
+      while not self.stopping and self.kicks == seen do self.wake:wait() end
     end
   end
   self.active = self.active - 1
+end
+
+-- There may be tasks.
+function Work:look()
+  self.kicks = self.kicks + 1
+  self.wake:fire()
 end
 
 -- Begins to take tasks.
@@ -417,7 +451,7 @@ function Work:start()
   spawn(function()
     while not self.stopping do
       sleep(IDLE)
-      self.wake:fire()
+      self:look()
     end
   end)
   for _ = 1, SLOTS do

@@ -369,12 +369,12 @@ static char *sorted(char *text)
     return out;
 }
 
-char *records_on(struct stage *s, unsigned i, const char *logical)
+char *records_at(struct stage *s, struct chroma *c, const char *physical_id)
 {
     char *all = keepf("%s", "");
     for (unsigned offset = 0;; offset += PAGE) {
         struct answer *a = ask_server(
-            s->server[i], "POST", of(physical(s, i, logical), "get"),
+            c, "POST", of(physical_id, "get"),
             keepf("{\"limit\":%u,\"offset\":%u,\"include\":[\"embeddings\",\"documents\","
                   "\"metadatas\",\"uris\"]}",
                   PAGE, offset));
@@ -385,6 +385,11 @@ char *records_on(struct stage *s, unsigned i, const char *logical)
             return sorted(all);
         all = keepf("%s%s\n", all, page);
     }
+}
+
+char *records_on(struct stage *s, unsigned i, const char *logical)
+{
+    return records_at(s, s->server[i], physical(s, i, logical));
 }
 
 static bool caught_up(struct stage *s)

@@ -84,6 +84,8 @@ char *physical(struct stage *s, unsigned i, const char *logical);
  * ordered by id: [id, embedding, document, metadata, uri], keys of metadata in order, numbers as
  * they came. */
 char *records_on(struct stage *s, unsigned i, const char *logical);
+/* The same of any server, by the id that the collection has there. */
+char *records_at(struct stage *s, struct chroma *c, const char *physical_id);
 /* Waits until every copy has applied all of its lane. */
 void check_caught_up(struct stage *s, double seconds);
 /* Caught up within the time, and the same records on both; returns them. */

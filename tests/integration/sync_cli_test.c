@@ -1,5 +1,6 @@
 /* chromux sync, and what /status and /metrics say of sync. Where a test needs a coordinator that
  * answers as it is told, a trigger on sync_jobs is one. */
+#include "fixture.h"
 #include "stage.h"
 
 #include <signal.h>
@@ -33,6 +34,13 @@ static void put_worker(struct stage *s)
            "lease_until) VALUES ('w1', 'worker', 'p', 12, 3, now() + interval '1 hour')");
 }
 
+/* What /status shows in its object `sync`, or in that of the name inside of it. */
+static char *shown(struct stage *s, const char *name)
+{
+    char *sync = json_field(http_get(s->x->port, "/status")->body, "sync");
+    return *name ? json_field(sync, name) : sync;
+}
+
 static void wrong_use_is_told(void **state)
 {
     struct stage *s = stage_raise();
@@ -47,6 +55,7 @@ static void wrong_use_is_told(void **state)
     check_run(cli(s, "rebuild", NULL), 2, "--instance is missing");
     check_run(cli(s, "pause", "--who", "anna", NULL), 2, "--why is missing");
     check_run(cli(s, "cancel", "x1", NULL), 2, "x1 is no number of a job");
+    check_run(cli(s, "discard", "--instance", "replica", NULL), 2, "--collection is missing");
     check_run(cli(s, "help", NULL), 0, "chromux sync rebuild --instance NAME");
     check_run(cli(s, "verify", "--instance", "third", NULL), 1,
               "there is no instance third; the journal knows primary, replica");
@@ -165,6 +174,27 @@ static void what_an_instance_has_not_got_yet_is_no_proof(void **state)
               "replica: 1 collections are not there yet");
 }
 
+/* The third one is configured where sync is coordinated, and the journal has never seen it. */
+static void what_has_never_joined_is_no_proof(void **state)
+{
+    struct stage *s = stage_raise();
+    create(s, "aaa");
+    check_soon(sql_number(s, "SELECT count(*) FROM journal_copies WHERE lane > 0") == 2, 10);
+    obey_names(s);
+    sql(s, "UPDATE sync_lease SET instances = '[\"primary\",\"replica\"]'");
+    check_run(cli(s, "verify", NULL), 0, "1 copies are proven equal");
+    check_soon(strcmp(json_field(shown(s, "collections"), "equal"), "1") == 0, 10);
+    sql(s, "UPDATE sync_lease SET instances = '[\"primary\",\"replica\",\"third\"]'");
+    check_run(cli(s, "status", NULL), 1, "missing      third is configured and has never joined");
+    struct run r = cli(s, "verify", NULL);
+    check_run(r, 1, "missing      third is configured and has never joined");
+    check_has(r.output, "1 copies are not proven equal, 1 are");
+    check_run(cli(s, "verify", "--instance", "third", NULL), 1,
+              "third is configured and has never");
+    check_run(cli(s, "verify", "--instance", "replica", NULL), 0, "1 copies are proven equal");
+    check_soon(strcmp(json_field(shown(s, "collections"), "unproven"), "1") == 0, 10);
+}
+
 static void a_copy_that_is_not_whole_is_neither_compared_nor_a_source(void **state)
 {
     struct stage *s = stage_raise();
@@ -193,7 +223,11 @@ static void sync_is_paused_and_goes_on(void **state)
     check_run(cli(s, "rebuild", "--instance", "replica", NULL), 1, "(a long night)");
     check_run(cli(s, "status", NULL), 0, "PAUSED       by anna since ");
     check_int(sql_number(s, "SELECT count(*) FROM sync_jobs"), 0);
-    check_run(cli(s, "resume", NULL), 0, "resumed");
+    check_run(cli(s, "pause", "--who", "bob", "--why", "x", NULL), 1,
+              "(a long night): that stays, and so will what they resume");
+    check_run(cli(s, "pause", "--who", "anna", "--why", "a longer night", NULL), 0, "paused: ");
+    check_run(cli(s, "status", NULL), 0, ": a longer night");
+    check_run(cli(s, "resume", NULL), 0, "resumed; it was paused by anna");
     check_run(cli(s, "resume", NULL), 0, "sync was not paused");
     check_run(cli(s, "verify", NULL), 0, "1 copies are proven equal to what");
 }
@@ -230,6 +264,40 @@ static void the_wait_outlives_postgresql(void **state)
            "proven_equal_at) SELECT collection_id, 'ccc', 'replica', now() FROM sync_jobs");
     sql(s, "UPDATE sync_jobs SET state = 'done', records = 7, finished_at = now()");
     check_int(child_wait(&pid, 20), 0);
+}
+
+/* What somebody has put on a server past chromux is shown, and deleted only when that is said. */
+static void what_the_journal_does_not_know_is_shown_and_can_be_deleted(void **state)
+{
+    struct stage *s = stage_new();
+    stage_chromux(s, "SYNC_INTERVAL=0.5", NULL);
+    char *id = create(s, "known");
+    check_run(cli(s, "aside", NULL), 0, "the journal knows all that was found");
+    char *there = chroma_create(s->server[1], "stranger", 1000);
+    chroma_add(s->server[1], there, 0, 20);
+    const char *line = keepf("aside        default_tenant/default_database/stranger on replica: 20 "
+                             "records, id %s",
+                             there);
+    check_soon(strstr(cli(s, "aside", NULL).output, line) != NULL, 20);
+    check_run(cli(s, "status", NULL), 0, line);
+    check_soon(strstr(json_field(get(s, "/status")->body, "collections_aside"), "\"records\":20") !=
+                   NULL,
+               10);
+    const char *const wrong[][4] = {{"--instance", "primary", "--collection", "stranger"},
+                                    {"--instance", "replica", "--collection", "known"}};
+    for (unsigned i = 0; i < COUNT_OF(wrong); i++)
+        check_run(
+            cli(s, "discard", wrong[i][0], wrong[i][1], wrong[i][2], wrong[i][3], "--yes", NULL), 1,
+            "that the journal does not know was found on");
+    check_run(cli(s, "discard", "--instance", "replica", "--collection", "stranger", NULL), 1,
+              "add --yes to delete for good: default_tenant/default_database/stranger on replica");
+    check_status(ask_server(s->server[1], "GET", "/collections/stranger", NULL), 200);
+    check_run(cli(s, "discard", "--instance", "replica", "--collection", there, "--yes", NULL), 0,
+              "deleted: default_tenant/default_database/stranger on replica: 20 records");
+    check_str(collections_on(s, 1), "known");
+    check_run(cli(s, "aside", NULL), 0, "the journal knows all that was found");
+    check_status(post(s, of(id, "add"), records_body("r", 0, 3, "")), 201);
+    check_equal(s, id, 5);
 }
 
 /* ---- with workers ---------------------------------------------------------------------------- */
@@ -311,14 +379,28 @@ static void a_copy_is_made_anew_when_asked_for(void **state)
     check_equal(s, id, 5);
 }
 
-/* ---- the pages ------------------------------------------------------------------------------- */
-
-/* What /status shows in its object `sync`, or in that of the name inside of it. */
-static char *shown(struct stage *s, const char *name)
+static void a_workers_policy_that_fails_is_shown(void **state)
 {
-    char *sync = json_field(http_get(s->x->port, "/status")->body, "sync");
-    return *name ? json_field(sync, name) : sync;
+    struct stage *s = stage_new();
+    char *folder = own_policies();
+    write_file(keepf("%s/sync.lua", folder),
+               "local M = {}\n"
+               "function M.batch(s) return s.batch end\n"
+               "function M.authority(copies) return copies[1].instance end\n"
+               "function M.pace(load) if load.instance == 'replica' then error('too fast') end "
+               "return 0 end\n"
+               "return M\n");
+    stage_chromux(s, keepf("POLICY_DIR=%s", folder), "DEFAULT_BATCH_SIZE=10", NULL);
+    char *id = create(s, "ccc");
+    check_status(post(s, of(id, "add"), records_body("r", 0, 300, "")), 201);
+    check_caught_up(s, 10);
+    start_worker(s);
+    check_run(cli(s, "verify", NULL), 0, "1 copies are proven equal");
+    check_soon(strstr(shown(s, "workers"), "too fast") != NULL, 10);
+    check_run(cli(s, "status", NULL), 0, "set aside are its policies sync.lua: ");
 }
+
+/* ---- the pages ------------------------------------------------------------------------------- */
 
 static void the_pages_show_sync(void **state)
 {
@@ -382,12 +464,15 @@ int main(void)
         STAGE_TEST(what_nobody_takes_up_is_withdrawn),
         STAGE_TEST(the_exit_code_says_whether_all_are_equal),
         STAGE_TEST(what_an_instance_has_not_got_yet_is_no_proof),
+        STAGE_TEST(what_has_never_joined_is_no_proof),
         STAGE_TEST(a_copy_that_is_not_whole_is_neither_compared_nor_a_source),
         STAGE_TEST(sync_is_paused_and_goes_on),
         STAGE_TEST(a_job_is_cancelled_once),
         STAGE_TEST(the_wait_outlives_postgresql),
+        STAGE_TEST(what_the_journal_does_not_know_is_shown_and_can_be_deleted),
         STAGE_TEST(verify_finds_and_repairs_what_was_done_behind_its_back),
         STAGE_TEST(a_copy_is_made_anew_when_asked_for),
+        STAGE_TEST(a_workers_policy_that_fails_is_shown),
         STAGE_TEST(the_pages_show_sync),
         STAGE_TEST(the_pages_outlive_postgresql),
     };

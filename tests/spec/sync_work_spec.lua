@@ -2,7 +2,7 @@
 -- PostgreSQL, the holder of the journal and the servers.
 local GLOBALS = { "now", "sleep", "spawn", "log", "json", "pg" }
 local STAND_INS = { "chromux.records", "chromux.slice", "lb.courier", "lb.signal", "lb.sync_calls",
-  "lb.sync_choose", "lb.sync_work", "lb.sync_job", "lb.sync_coordinate",
+  "lb.sync_choose", "lb.sync_work", "lb.sync_job", "lb.sync_read", "lb.sync_coordinate",
   "lb.sync_store", "lb.schema", "lb.sync", "chromux.copies" }
 
 local json = require("cjson.safe")
@@ -15,7 +15,9 @@ local function set_up()
   saved, spawned, waiting, t = {}, {}, {}, 1000
   for _, name in ipairs(GLOBALS) do saved[name] = rawget(_G, name) end
   for _, name in ipairs(STAND_INS) do saved[name] = package.loaded[name] or false end
-  for _, name in ipairs { "lb.sync_work", "lb.sync_job", "lb.sync_coordinate" } do package.loaded[name] = nil end
+  for _, name in ipairs { "lb.sync_work", "lb.sync_job", "lb.sync_read", "lb.sync_coordinate" } do
+    package.loaded[name] = nil
+  end
   for _, name in ipairs { "chromux.records", "chromux.slice" } do package.loaded[name] = {} end
   package.loaded["lb.courier"] = { nodes = function() return {} end }
   package.loaded["lb.signal"] = { new = function() return { fire = silent, wait = silent } end }
@@ -163,9 +165,10 @@ describe("a job", function()
       source_records = 5, dry_run = false, asked_by = "", collection_id = "l", collection_name = "c", tenant = "t",
       database = "d" }
     context = { store = store_of(row), settings = { MAX_MEMORY_MB = 400, SYNC_CHUNK_SIZE = 10 }, progress = {},
-      running = {}, able = function() return true end, nodes = function() return {} end, fault = silent,
+      running = {}, failed_from = {}, able = function() return true end, nodes = function() return {} end,
+      fault = silent,
       life = function() return 1 end, await = function(job) return { state = job.state, failed = 0, open = 0 } end }
-    function context.alone(fn) fn() end
+    function context.room(_, fn) fn() end
   end)
   after_each(tear_down)
 
@@ -261,14 +264,45 @@ describe("a job", function()
 
   it("fails at once when the list of ids is larger than its memory", function()
     row.state, row.chunked = "comparing", false
+    local most = {}
     package.loaded["lb.courier"].request = function(r)
       if r.method == "GET" then return { status = 200, body = "1" } end
-      assert.equal(100 * 1024 * 1024, r.max)
+      most[#most + 1] = r.max
       return nil, "garbage", "an answer larger than " .. r.max
     end
     Job.run(context, copy_of(row))
     assert.equal("failed", row.state)
+    assert.same({ true, 100 * 1024 * 1024 }, { most[1] < 100000, most[2] })
     assert.is_truthy(row.ended.error:find("larger than the 100 MB that MAX_MEMORY_MB leaves", 1, true))
+  end)
+
+  it("leaves a source that does not answer for another one, and waits for it when there is none", function()
+    row.kind, row.state, row.rebuild, row.p0, row.chunked = "rebuild", "copying", 5, 3, false
+    local copies, asked = context.store.copies(), {}
+    function context.store.copies() return copies end
+    package.loaded["lb.courier"].nodes = function()
+      return { { name = "a", health = "up" }, { name = "b", health = "up" }, { name = "c", health = "up" } }
+    end
+    package.loaded["lb.courier"].request = function(r)
+      if r.method == "GET" and r.target:find("/count$") then return { status = 200, body = "5" } end
+      if r.method == "GET" then return { status = 200, body = "{}" } end
+      return nil, "late"
+    end
+    package.loaded["lb.sync_choose"].authority = function(_, list) return list[1] end
+    package.loaded["lb.sync_store"].collection_begins = function() return { "begins" } end
+    function context.store.disk_free_mb() end
+    function calls.ask(kind, _, _, a)
+      asked[#asked + 1] = kind .. " " .. tostring(a.source)
+      return kind == "begin" and nil or { ok = true }, "that is all"
+    end
+    Job.run(context, copy_of(row))
+    assert.same({ "copying", 0, "a did not answer within 10 s" }, { row.state, row.attempts, row.error })
+    copies[3] = { instance = "c", state = "ready", physical = "pc", position = 9 }
+    Job.run(context, copy_of(row))
+    assert.same({ "waiting", 1 }, { row.state, row.attempts })
+    row.asked_by = "somebody"
+    Job.run(context, copy_of(row))
+    assert.same({ "abandon nil", "begin c" }, asked)
   end)
 
   it("has what a lost worker sent waited for where the target runs, and catches up from the beginning then", function()
