@@ -225,16 +225,12 @@ function Store:entries(lane, from, upto)
       WHERE COALESCE(before, 0) < 4000000 ORDER BY n]], lane, from, upto)
 end
 
--- {[instance]= how long (s) half of its clients' requests took lately, false: that is not known} of those that serve
--- reads of any collection.
+-- {[instance]=true} of those that serve reads of any collection.
 function Store:reading()
-  local rows, why = self.conn:query([[SELECT c.instance, (SELECT (sum(p50_ms * requests) / sum(requests) / 1000)::float8
-        FROM balancer_figures f WHERE f.instance = c.instance AND requests > 0 AND p50_ms IS NOT NULL
-          AND at > now() - interval '1 minute') AS usual
-    FROM (SELECT DISTINCT instance FROM journal_copies WHERE lane <> 0 AND state = 'ready') c]])
+  local rows, why = self.conn:query("SELECT DISTINCT instance FROM journal_copies WHERE lane <> 0 AND state = 'ready'")
   if not rows then return nil, why end
   local out = {}
-  for _, row in ipairs(rows) do out[row.instance] = row.usual or false end
+  for _, row in ipairs(rows) do out[row.instance] = true end
   return out
 end
 
