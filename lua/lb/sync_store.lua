@@ -140,9 +140,9 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOI
       WHERE t.task_status = 'pending' AND t.not_before <= now() AND NOT ]] .. PAUSED .. [[
         AND j.state IN ('copying', 'catching_up', 'comparing')
         AND t.instance = ANY($3::text[]) AND j.source = ANY($3::text[])
-        AND GREATEST((SELECT n FROM busy b WHERE b.name = t.instance),
-          (SELECT n FROM busy b WHERE b.name = j.source), 0) < $4
-        AND (SELECT count(*) FROM works) < $5
+        AND COALESCE((SELECT n FROM busy b WHERE b.name = t.instance), 0) < $4
+        AND COALESCE((SELECT n FROM busy b WHERE b.name = j.source), 0) < $5
+        AND (SELECT count(*) FROM works) < $6
       ORDER BY (t.kind = 'touched') DESC, j.priority DESC, t.id LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
     UPDATE sync_tasks t SET task_status = 'processing', worker_id = $1, started_at = now(), completed_at = NULL,
       epoch = t.epoch + 1, lease_until = now() + $2 * interval '1 second'
@@ -152,10 +152,11 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOI
       j.source_physical, j.temp, j.cosine, j.kind = 'adopt' AS adopts,
       (SELECT ids FROM sync_chunks WHERE task = t.id) AS ids]]
 
--- The next task | false: there is none | nil, why. able: names of instances that can be used; each takes per_server
--- tasks at once, all together `all`.
-function Store:claim(worker, seconds, able, per_server, all)
-  local rows, why = self.conn:query(CLAIM, worker, seconds, texts(able), per_server, all)
+-- The next task | false: there is none | nil, why. able: names of instances that can be used; of tasks at
+-- once, most.instance are for an instance (it is made equal), most.source have it as their source (it is read; what is
+-- for it counts as well), and most.all there are.
+function Store:claim(worker, seconds, able, most)
+  local rows, why = self.conn:query(CLAIM, worker, seconds, texts(able), most.instance, most.source, most.all)
   if not rows then return nil, why end
   return rows[1] or false
 end

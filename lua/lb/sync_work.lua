@@ -23,8 +23,9 @@ local Work = {}
 Work.__index = Work
 
 local SLOTS = 4                       -- tasks at once
-local PER_SERVER, IN_ALL = 4, 8       -- tasks of all workers at once
-local CROWDED = 1                     -- on a server, while there are clients
+-- Tasks of all workers at once, as the store takes them; while there are clients: each of theirs may wait for one.
+local MOST = { instance = 4, source = 4, all = 8 }
+local MOST_AMONG_CLIENTS = { instance = 1, source = 4, all = 8 }
 local READ_SECONDS, WRITE_SECONDS = 60, 120
 -- Bytes of an answer: of several records, of one.
 local ANSWER_MOST, ONE_MOST = 24 * 1024 * 1024, 128 * 1024 * 1024
@@ -406,7 +407,8 @@ end
 local function slot(self)
   while not self.stopping do
     self.claims = self.claims + 1
-    local task = self.store:claim(self.id, self.lease, self.able(), self.load:idle() and PER_SERVER or CROWDED, IN_ALL)
+    local most = self.load:idle() and MOST or MOST_AMONG_CLIENTS
+    local task = self.store:claim(self.id, self.lease, self.able(), most)
     self.claims = self.claims - 1
     if task then
       run(self, task)

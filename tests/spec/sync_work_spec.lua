@@ -84,10 +84,10 @@ describe("a worker", function()
     assert.is_true(t - 1000 > 60)
   end)
 
-  it("takes one task of a server at a time while there may be clients", function()
+  it("takes one task for a server at a time while there may be clients", function()
     local most
-    function store.claim(_, _, _, _, per_server)
-      most = per_server
+    function store.claim(_, _, _, _, m)
+      most = m.instance
       work.stopping = true
       return false
     end
