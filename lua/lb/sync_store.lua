@@ -152,9 +152,8 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOI
       j.source_physical, j.temp, j.cosine, j.kind = 'adopt' AS adopts,
       (SELECT ids FROM sync_chunks WHERE task = t.id) AS ids]]
 
--- The next task | false: there is none | nil, why. able: names of instances that can be used; of tasks at
--- once, most.instance are for an instance (it is made equal), most.source have it as their source (it is read; what is
--- for it counts as well), and most.all there are.
+-- The next task | false: there is none | nil, why. able: names of instances that can be used. most: with so many tasks
+-- under way none is begun, {instance= on the one that is made equal, source= on its source, all=}; a task is on both.
 function Store:claim(worker, seconds, able, most)
   local rows, why = self.conn:query(CLAIM, worker, seconds, texts(able), most.instance, most.source, most.all)
   if not rows then return nil, why end
