@@ -111,6 +111,18 @@ static int get(lua_State *L)
     return 3;
 }
 
+/* syncing(instance, n): so many tasks of sync write to it now. */
+static int syncing(lua_State *L)
+{
+    struct str name = str_from(luaL_checkstring(L, 1));
+    lua_Number n = luaL_checknumber(L, 2);
+    luaL_argcheck(L, n >= 0 && n <= 1e6, 2, "a number of tasks");
+    struct node *node = fleet_find(name);
+    if (node)
+        node->syncing = (unsigned)n;
+    return 0;
+}
+
 static int open_module(lua_State *L)
 {
     static const luaL_Reg functions[] = {{"collection_set", collection_set},
@@ -123,6 +135,7 @@ static int open_module(lua_State *L)
                                          {"on", on},
                                          {"looked", looked},
                                          {"get", get},
+                                         {"syncing", syncing},
 #ifdef CHROMUX_FAULTS
                                          {"fault", fault_hit},
 #endif

@@ -180,6 +180,15 @@ static int tree_gc(lua_State *L)
 
 /* ---- instances ---- */
 
+static void push_histo(lua_State *L, const struct histo *h)
+{
+    lua_createtable(L, HISTO_BUCKETS, 0);
+    for (int i = 0; i < HISTO_BUCKETS; i++) {
+        lua_pushnumber(L, (double)h->bucket[i]);
+        lua_rawseti(L, -2, i + 1);
+    }
+}
+
 static void push_node(lua_State *L, const struct node *n)
 {
     lua_createtable(L, 0, 13);
@@ -194,11 +203,7 @@ static void push_node(lua_State *L, const struct node *n)
     set_number(L, "requests", (double)n->requests);
     set_number(L, "failures", (double)n->failures);
     set_number(L, "errors", (double)n->answers[5]);
-    lua_createtable(L, HISTO_BUCKETS, 0);
-    for (int i = 0; i < HISTO_BUCKETS; i++) {
-        lua_pushnumber(L, (double)n->latency.bucket[i]);
-        lua_rawseti(L, -2, i + 1);
-    }
+    push_histo(L, &n->latency);
     lua_setfield(L, -2, "latency");
 }
 
@@ -209,6 +214,13 @@ static int nodes(lua_State *L)
         push_node(L, fleet_node[i]);
         lua_rawseti(L, -2, (int)i + 1);
     }
+    return 1;
+}
+
+/* As nodes()' latency, of clients' requests. */
+static int clients(lua_State *L)
+{
+    push_histo(L, &metrics_clients);
     return 1;
 }
 
@@ -244,8 +256,9 @@ static int quantiles(lua_State *L)
 static int open_module(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"of", of},     {"find", find},   {"folder", folder},       {"disk", disk},
-        {"tree", tree}, {"nodes", nodes}, {"quantiles", quantiles}, {NULL, NULL}};
+        {"of", of},           {"find", find},           {"folder", folder},
+        {"disk", disk},       {"tree", tree},           {"nodes", nodes},
+        {"clients", clients}, {"quantiles", quantiles}, {NULL, NULL}};
     luaL_newmetatable(L, TREE_TYPE);
     lua_newtable(L);
     lua_pushcfunction(L, tree_step);

@@ -24,7 +24,8 @@
     X(INFLIGHT, "inflight")                                                                        \
     X(QUEUED, "queued")                                                                            \
     X(MAXCONN, "maxconn")                                                                          \
-    X(EWMA, "ewma_ms") X(FAILS, "fails") X(BEHIND, "behind") X(REQUESTS, "requests")
+    X(EWMA, "ewma_ms")                                                                             \
+    X(FAILS, "fails") X(BEHIND, "behind") X(REQUESTS, "requests") X(SYNCING, "syncing")
 
 #define REQ_ENUM(id, name)  REQ_##id,
 #define NODE_ENUM(id, name) NODE_##id,
@@ -259,7 +260,7 @@ static void put_node(lua_State *L, struct ask *a, const struct node *n, double b
         [NODE_INFLIGHT] = n->inflight,         [NODE_QUEUED] = n->queued,
         [NODE_MAXCONN] = (double)n->maxconn,   [NODE_EWMA] = faded_ewma(n, now),
         [NODE_FAILS] = n->history.fails,       [NODE_BEHIND] = behind,
-        [NODE_REQUESTS] = (double)n->requests,
+        [NODE_REQUESTS] = (double)n->requests, [NODE_SYNCING] = n->syncing,
     };
     bool same = s->known && s->role == (int)n->role && s->state == (int)n->health &&
                 strcmp(s->text, n->name) == 0;

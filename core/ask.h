@@ -24,7 +24,7 @@ struct policy_request {
     struct str session;   /* what `sticky` keeps together: X-Chromux-Session, else client */
 };
 
-enum { ASK_TEXTS = 10, ASK_NUMBERS = 2, ASK_NODE_NUMBERS = 9, ASK_TEXT_MAX = 80 };
+enum { ASK_TEXTS = 10, ASK_NUMBERS = 2, ASK_NODE_NUMBERS = 10, ASK_TEXT_MAX = 80 };
 
 /* What a node's table holds. `name` is the VM's own string: equal names have equal addresses. */
 struct ask_node {
@@ -56,7 +56,7 @@ struct ask {
 };
 
 /* Where an entry function has what it needs; the owner pushes the first ASK_FIRST - 1. */
-enum { ASK_FIRST = 4, ASK_REQ = ASK_FIRST, ASK_NODES = ASK_FIRST + 3, ASK_UPVALUES = 36 };
+enum { ASK_FIRST = 4, ASK_REQ = ASK_FIRST, ASK_NODES = ASK_FIRST + 3, ASK_UPVALUES = 37 };
 
 /* Pushes the ASK_UPVALUES values that follow the owner's. Runs protected. */
 void ask_push_upvalues(struct lua_State *L, struct ask *a);

@@ -54,6 +54,7 @@ struct node {
     unsigned collection_count;
 
     unsigned inflight, queued; /* requests on it, requests waiting for it */
+    unsigned syncing;          /* tasks of sync that write to it (lua/lb/sync_clients.lua) */
     unsigned users;            /* requests, probes and connections that hold this node */
     double ewma_ms; /* time to first byte, peak-sensitive: rises at once, decays over 10 s */
     double ewma_at;

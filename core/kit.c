@@ -104,6 +104,7 @@ static struct node *read_node(lua_State *L, struct handle *h, int table, double 
     n->inflight = (unsigned)number_of(L, table, "inflight", 0);
     n->queued = (unsigned)number_of(L, table, "queued", 0);
     n->requests = (uint64_t)number_of(L, table, "requests", 0);
+    n->syncing = (unsigned)number_of(L, table, "syncing", 0);
     n->history.fails = (unsigned)number_of(L, table, "fails", 0);
     n->ewma_ms = number_of(L, table, "ewma_ms", 0);
     n->ewma_at = now;

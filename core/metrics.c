@@ -4,6 +4,7 @@
 uint64_t metrics_counter[METRIC_COUNT];
 int64_t metrics_gauge[GAUGE_COUNT];
 uint64_t metrics_end[END_COUNT];
+struct histo metrics_clients;
 
 #define ROW(id, name, help) {"chromux_" name, help},
 static const struct {

@@ -68,6 +68,9 @@ void histo_add(struct histo *h, double seconds);
 /* q in [0, 1]; seconds, interpolated within a bucket; 0 when nothing was added. */
 double histo_quantile(const struct histo *h, double q);
 
+/* How long clients' requests took that were not for chromux itself: head to end. */
+extern struct histo metrics_clients;
+
 /* Prometheus text format 0.0.4. */
 void metrics_put_header(struct buf *out, const char *name, const char *type, const char *help);
 /* labels is "" or like `instance="a"` (already escaped). */

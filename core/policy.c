@@ -206,6 +206,7 @@ static void fill_nodes(struct samples *s, const struct config *c)
         n->ewma_ms = i * 1.5;
         n->ewma_at = s->now;
         n->inflight = i;
+        n->syncing = i == 1;
     }
 }
 

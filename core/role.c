@@ -383,7 +383,7 @@ static bool start_keeping(struct buf *errors)
 {
     if (!journal_start(cfg, errors))
         return false;
-    static const char *const views[] = {"lb.sync_view", "lb.resources"};
+    static const char *const views[] = {"lb.sync_view", "lb.sync_clients", "lb.resources"};
     for (unsigned i = 0; i < COUNT_OF(views); i++) {
         if (!api_call(views[i], "start", 0)) {
             buf_printf(errors, "%s can't be started; see the error log\n", views[i]);

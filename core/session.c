@@ -184,6 +184,8 @@ static void log_end(struct request *r, enum end_reason why)
     metrics_end[why]++;
     metrics_add(BYTES_FROM_CLIENTS, r->body.seen);
     metrics_add(BYTES_TO_CLIENTS, r->log.bytes_out);
+    if (r->handler && r->handler != session_shared.local)
+        histo_add(&metrics_clients, now() - r->log.head);
     if (!access_on())
         return;
     struct access_record *a = &r->log;

@@ -34,6 +34,19 @@ local function keep(nodes, wanted)
   return kept
 end
 
+-- A server that sync fills answers late: it is spared while another one can answer.
+local function spared(nodes)
+  for i = 1, #nodes do
+    if nodes[i].syncing > 0 then
+      local others = keep(nodes, function(node)
+        return node.syncing == 0
+      end)
+      return #others > 0 and others or nodes
+    end
+  end
+  return nodes
+end
+
 local function primary_of(nodes)
   for i = 1, #nodes do
     if nodes[i].role == "primary" then
@@ -156,7 +169,7 @@ function M.route(req, nodes)
       nodes = fresh
     end
   end
-  local node, reason = strategy(req, nodes)
+  local node, reason = strategy(req, spared(nodes))
   return node.name, reason
 end
 

@@ -12,6 +12,7 @@ local USED_SHARE = 0.9 -- of the memory: above, the batch is halved
 
 local PAYLOAD_BYTES = 4 * 1024 * 1024 -- of one request: a server's limit is 40 MiB, and it stalls on far less
 local SLOW_SECONDS = 5 -- a request that takes longer was too big
+local CLIENTS_SECONDS = 0.05 -- the same while there are clients: one of theirs may have to wait for it
 local GROWTH = 1.25 -- of a batch after which all went well
 
 local function memory_bound(sample)
@@ -39,6 +40,8 @@ function M.batch(sample)
     n = n / 2
   elseif sample.latency > SLOW_SECONDS then
     n = n * 3 / 4
+  elseif (sample.requests or 0) > 0 and sample.latency > CLIENTS_SECONDS then
+    n = n * math.max(CLIENTS_SECONDS / sample.latency, 1 / 2)
   else
     n = math.max(n + 1, n * GROWTH)
   end
@@ -82,21 +85,44 @@ end
 
 -- ---- pace: how long to wait before the next request to an instance ----------------------------
 
--- A server that clients read from rests after each request: so many times as long as that took, but
--- no longer than this, in seconds.
-local REST, REST_MOST = 0.5, 0.25
--- The same while its clients wait longer than this on average, in seconds.
-local CROWDED = 0.25
-local CROWDED_REST, CROWDED_REST_MOST = 4, 5
+-- While there are clients, requests of sync take a share of the time. It is found as a congestion
+-- window is: doubled until clients wait longer than they are used to, halved each time they do, and
+-- raised step by step while they do not.
+local SHARE_FIRST, SHARE_LEAST, SHARE_STEP = 0.25, 0.05, 0.05
+local BEARABLE = 1.5 -- times as long as usual, for the slowest of a hundred requests,
+local NOTICEABLE = 0.005 -- and at least so much longer, in seconds
+local USUAL = 0.02 -- where it is not known, in seconds
+local REST_MOST = 5 -- seconds
+
+-- As long as it is not known how clients fare: a server that they read from rests so many times as
+-- long as the last request took, at most so many seconds.
+local UNKNOWN_REST, UNKNOWN_REST_MOST = 0.5, 0.25
+
+local share, rising, told = SHARE_FIRST, true, nil
+
+local function steer(load)
+  if load.told == told then
+    return
+  end
+  told = load.told
+  local usual = load.usual or USUAL
+  if load.waits > math.max(usual * BEARABLE, usual + NOTICEABLE) then
+    share, rising = math.max(share / 2, SHARE_LEAST), false
+  else
+    share = math.min(rising and share * 2 or share + SHARE_STEP, 1)
+  end
+end
 
 function M.pace(load)
-  if not load.reads then
+  if load.requests == 0 then -- nobody waits
+    share, rising = SHARE_FIRST, true
     return 0
   end
-  if (load.usual or 0) > CROWDED then
-    return math.min(load.latency * CROWDED_REST, CROWDED_REST_MOST)
+  if not load.waits then
+    return load.reads and math.min(load.latency * UNKNOWN_REST, UNKNOWN_REST_MOST) or 0
   end
-  return math.min(load.latency * REST, REST_MOST)
+  steer(load)
+  return math.min(load.latency * (1 / share - 1), REST_MOST)
 end
 
 return M

@@ -13,13 +13,17 @@ M.questions = {
 M.given = {
   sample = {
     batch = 1000, least = 1, most = 1000, memory_mb = 120, limit_mb = 400, free_mb = 280, used_share = 0.3,
-    payload_bytes = 400000, records = 1000, latency = 0.2, refused = "413", errors = 0,
+    payload_bytes = 400000, records = 1000, latency = 0.2, requests = 100, refused = "413",
+    errors = 0,
   },
   copy = {
     instance = "a", role = "primary", priority = 100, state = "ready", position = 10, behind = 0, health = "up",
     proven_at = 0, records = 1000,
   },
-  load = { instance = "a", role = "source", in_flight = 0, latency = 0.05, usual = 0.01, reads = true, jobs = 1 },
+  load = {
+    instance = "a", role = "source", in_flight = 0, latency = 0.05, reads = true, requests = 100, waits = 0.02,
+    usual = 0.01, told = 1, jobs = 1,
+  },
   window = {
     instance = "a", now = 1700000000, seconds = 600, samples = 20, trend_seconds = 21600, memory = {}, cpu = {},
     disk = {}, vectors = 10000, dimensions = 384, index_mb = 60, open = {},
@@ -40,9 +44,9 @@ M.given = {
 
 -- Those that are absent where they are not known or do not apply.
 M.optional = {
-  sample = { refused = true },
+  sample = { refused = true, requests = true },
   copy = { proven_at = true, records = true },
-  load = { usual = true },
+  load = { requests = true, waits = true, usual = true },
   window = { memory = true, cpu = true, disk = true, vectors = true, dimensions = true, index_mb = true },
 }
 
@@ -145,7 +149,8 @@ samples["sync.batch"] = function()
   return each("a batch", "sample", {
     {}, { refused = "413" }, { refused = "429", batch = 1 }, { refused = "503", errors = 9 },
     { free_mb = 90 }, { free_mb = 10, used_share = 0.99 }, { free_mb = 0, used_share = 1, least = 100, batch = 100 },
-    { latency = 100 }, { records = 0, payload_bytes = 0, latency = 0 }, { payload_bytes = 4e7, records = 1 },
+    { latency = 100 }, { latency = 1, requests = 50 }, { records = 0, payload_bytes = 0, latency = 0 },
+    { payload_bytes = 4e7, records = 1 },
     { batch = 1, most = 1 }, { batch = 32000, most = 32000 },
   })
 end
@@ -169,8 +174,9 @@ end
 
 samples["sync.pace"] = function()
   return each("a load", "load", {
-    {}, { role = "target", reads = false }, { usual = 0.01 }, { usual = 5, latency = 60, in_flight = 8, jobs = 4 },
-    { latency = 0, usual = 0 },
+    {}, { role = "target", reads = false }, { requests = 0 }, { requests = 1, waits = 0.02 },
+    { requests = 1000, waits = 5, usual = 0.01, told = 2, latency = 60, in_flight = 8, jobs = 4 },
+    { requests = 1, waits = 0, usual = 0, told = 3, latency = 0 },
   })
 end
 

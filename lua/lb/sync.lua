@@ -5,6 +5,7 @@
 -- hold; a process of role "coordinator" takes that before them, and no tasks.
 local Batch = require("lb.sync_batch")
 local Coordinator = require("lb.sync_coordinate")
+local Load = require("lb.sync_load")
 local Store = require("lb.sync_store")
 local Work = require("lb.sync_work")
 local courier = require("lb.courier")
@@ -132,7 +133,9 @@ local function run(life)
   S.id = id_of(S.name)
   S.store, S.batch = Store.new(conn, keeper), Batch.new(S.settings)
   if S.settings.role ~= "coordinator" then
-    S.work = Work.new { store = S.store, settings = S.settings, id = S.id, batch = S.batch,
+    local load = Load.new()
+    conn:listen(Load.CHANNEL, function(payload) load:hear(payload) end)
+    S.work = Work.new { store = S.store, settings = S.settings, id = S.id, batch = S.batch, load = load,
       lease = S.settings.LEASE_TIMEOUT, able = Coordinator.usable_names, fault = fault }
   end
   S.waiting = false

@@ -6,7 +6,8 @@
 --
 --   local batch = Batch.new(settings)
 --   batch:ids(each) -> how many records to ask for, when each took `each` bytes so far (nil: not known)
---   batch:note{records=, bytes= of the body, latency=, refused="413"|"429"|"503"|nil, error=bool}
+--   batch:note{records=, bytes= of the body, latency=, requests= of clients a second | nil,
+--              refused="413"|"429"|"503"|nil, error=bool}
 --   batch.peak_mb, batch.memory_mb     of this process, as last looked at
 local process = require("lb.process")
 
@@ -67,7 +68,7 @@ function Batch:note(r)
   local most = self.settings.DEFAULT_BATCH_SIZE
   local sample = { batch = self.batch, least = math.min(LEAST, most), most = most, memory_mb = memory, limit_mb = limit,
     free_mb = free, used_share = memory / limit, payload_bytes = r.bytes, records = r.records, latency = r.latency,
-    refused = r.refused, errors = self.errors }
+    requests = r.requests, refused = r.refused, errors = self.errors }
   local n = math.floor(policy_says(sample) or Batch.decide(sample))
   -- A server that finds it too large finds so whatever the policy thinks.
   if r.refused == "413" then n = math.min(n, math.floor(r.records / 2)) end

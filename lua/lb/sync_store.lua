@@ -144,9 +144,9 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOI
       WHERE t.task_status = 'pending' AND t.not_before <= now() AND NOT ]] .. PAUSED .. [[
         AND j.state IN ('copying', 'catching_up', 'comparing')
         AND t.instance = ANY($3::text[]) AND j.source = ANY($3::text[])
-        AND GREATEST((SELECT n FROM busy b WHERE b.name = t.instance),
-          (SELECT n FROM busy b WHERE b.name = j.source), 0) < $4
-        AND (SELECT count(*) FROM works) < $5
+        AND COALESCE((SELECT n FROM busy b WHERE b.name = t.instance), 0) < $4
+        AND COALESCE((SELECT n FROM busy b WHERE b.name = j.source), 0) < $5
+        AND (SELECT count(*) FROM works) < $6
       ORDER BY (t.kind = 'touched') DESC, j.priority DESC, t.id LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
     UPDATE sync_tasks t SET task_status = 'processing', worker_id = $1, started_at = now(), completed_at = NULL,
       epoch = t.epoch + 1, lease_until = now() + $2 * interval '1 second'
@@ -156,10 +156,10 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOI
       j.source_physical, j.temp, j.cosine, j.kind = 'adopt' AS adopts,
       (SELECT ids FROM sync_chunks WHERE task = t.id) AS ids]]
 
--- The next task | false: there is none | nil, why. able: names of instances that can be used; each takes per_server
--- tasks at once, all together `all`.
-function Store:claim(worker, seconds, able, per_server, all)
-  local rows, why = self.conn:query(CLAIM, worker, seconds, texts(able), per_server, all)
+-- The next task | false: there is none | nil, why. able: names of instances that can be used. most: with so many tasks
+-- under way none is begun, {instance= on the one that is made equal, source= on its source, all=}; a task is on both.
+function Store:claim(worker, seconds, able, most)
+  local rows, why = self.conn:query(CLAIM, worker, seconds, texts(able), most.instance, most.source, most.all)
   if not rows then return nil, why end
   return rows[1] or false
 end
@@ -229,16 +229,12 @@ function Store:entries(lane, from, upto)
       WHERE COALESCE(before, 0) < 4000000 ORDER BY n]], lane, from, upto)
 end
 
--- {[instance]= how long (s) half of its clients' requests took lately, false: that is not known} of those that serve
--- reads of any collection.
+-- {[instance]=true} of those that serve reads of any collection.
 function Store:reading()
-  local rows, why = self.conn:query([[SELECT c.instance, (SELECT (sum(p50_ms * requests) / sum(requests) / 1000)::float8
-        FROM balancer_figures f WHERE f.instance = c.instance AND requests > 0 AND p50_ms IS NOT NULL
-          AND at > now() - interval '1 minute') AS usual
-    FROM (SELECT DISTINCT instance FROM journal_copies WHERE lane <> 0 AND state = 'ready') c]])
+  local rows, why = self.conn:query("SELECT DISTINCT instance FROM journal_copies WHERE lane <> 0 AND state = 'ready'")
   if not rows then return nil, why end
   local out = {}
-  for _, row in ipairs(rows) do out[row.instance] = row.usual or false end
+  for _, row in ipairs(rows) do out[row.instance] = true end
   return out
 end
 

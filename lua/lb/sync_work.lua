@@ -22,8 +22,10 @@ local json = json
 local Work = {}
 Work.__index = Work
 
-local SLOTS = 2                       -- tasks at once
-local PER_SERVER, IN_ALL = 4, 8       -- tasks of all workers at once
+local SLOTS = 4                       -- tasks at once
+-- Tasks of all workers at once, as the store takes them; while there are clients: each of theirs may wait for one.
+local MOST = { instance = 4, source = 4, all = 8 }
+local MOST_AMONG_CLIENTS = { instance = 1, source = 4, all = 8 }
 local READ_SECONDS, WRITE_SECONDS = 60, 120
 local PLACE_KEPT = 5                  -- seconds for which a task keeps its place while a server does not answer it
 -- Bytes of an answer: of several records, of one.
@@ -37,10 +39,11 @@ local NAMED = 10                      -- ids that a report names
 local REPORT_PAUSE, REPORT_PAUSE_MOST = 0.2, 2 -- seconds between tries to report what became of a task
 local INCLUDE = '],"include":["embeddings","documents","metadatas","uris"]}'
 
--- w: {store=, settings=, id=, batch=, lease= seconds, able() -> names of instances that can be used, fault(name)}
+-- w: {store=, settings=, id=, batch=, load= (sync_load.lua), lease= seconds, able() -> names of instances that can be
+-- used, fault(name)}
 function Work.new(w)
-  return setmetatable({ store = w.store, settings = w.settings, id = w.id, batch = w.batch, lease = w.lease,
-    able = w.able, fault = w.fault, own = {}, claims = 0, changing = 0,
+  return setmetatable({ store = w.store, settings = w.settings, id = w.id, batch = w.batch, load = w.load,
+    lease = w.lease, able = w.able, fault = w.fault, own = {}, claims = 0, changing = 0,
     active = 0, in_flight = {}, latency = {}, sizes = {}, reading = {}, reading_at = 0,
     wake = Signal.new(), kicks = 0, done = 0, failures = 0, records = 0 }, Work)
 end
@@ -73,15 +76,18 @@ local function check(self, task)
 end
 
 -- What policies/sync.lua says where it does not answer: what serves reads gets a break between requests.
-local function default_pace(load) return load.reads and math.min(load.latency / 2, 0.25) or 0 end
+local function default_pace(load)
+  return load.reads and load.requests ~= 0 and math.min(load.latency / 2, 0.25) or 0
+end
 
 local function pace(self, instance, role)
   if now() - self.reading_at > 5 then
     self.reading, self.reading_at = self.store:reading() or self.reading, now()
   end
+  local clients = self.load:figures()
   local load = { instance = instance, role = role, in_flight = self.in_flight[instance] or 0,
-    latency = self.latency[instance] or 0, reads = self.reading[instance] ~= nil,
-    usual = self.reading[instance] or nil, jobs = self.active }
+    latency = self.latency[instance] or 0, reads = self.reading[instance] == true, requests = clients.requests,
+    waits = clients.waits, usual = clients.usual, told = clients.told, jobs = self.active }
   local there, policy = pcall(require, "chromux.policy")
   local wait = there and policy.call("sync.pace", load)
   if type(wait) ~= "number" or wait ~= wait or wait < 0 then wait = default_pace(load) end
@@ -144,7 +150,7 @@ local function ask(self, task, side, verb, body, count)
     local refused = (status == 413 or status == 429 or status == 503) and tostring(status) or nil
     if count then
       self.batch:note { records = count, bytes = math.max(#body, answer and #answer.body or 0), latency = latency,
-        refused = refused, error = status ~= 200 and status ~= 201 }
+        requests = self.load:figures().requests, refused = refused, error = status ~= 200 and status ~= 201 }
     end
     if status == 200 or status == 201 then return answer end
     if status == 413 or (kind == "garbage" and verb == "get" and text:find("larger than", 1, true)) then
@@ -428,7 +434,8 @@ function slot(self)
   while not self.stopping and not waited do
     local seen = self.kicks -- what comes while we ask is not missed
     self.claims = self.claims + 1
-    local task = self.store:claim(self.id, self.lease, self.able(), PER_SERVER, IN_ALL)
+    local most = self.load:idle() and MOST or MOST_AMONG_CLIENTS
+    local task = self.store:claim(self.id, self.lease, self.able(), most)
     self.claims = self.claims - 1
     if task then
       run(self, task)

@@ -37,6 +37,7 @@ function M.node(name, given)
     fails = 0,
     behind = 0,
     requests = 0,
+    syncing = 0,
   }, given)
   return n
 end

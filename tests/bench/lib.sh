@@ -102,7 +102,7 @@ await_chroma() { await "$1" "${port[$1]}" /api/v2/heartbeat; }
 start_chromux() {
     [ -n "${port[chromux]:-}" ] || free_port chromux
     (cd "$run" && exec env -u PRIMARY_URL -u REPLICA_URL -u CHROMA_INSTANCES -u ADMIN_PORT -u DATABASE_URL \
-        PORT="${port[chromux]}" LISTEN_ADDRESS=127.0.0.1 ACCESS_LOG=off LOG_LEVEL=info SLOW_START=0 \
+        PORT="${port[chromux]}" LISTEN_ADDRESS=127.0.0.1 ACCESS_LOG="${ACCESS_LOG:-off}" LOG_LEVEL=info SLOW_START=0 \
         POLICY_DIR="$top/policies" DRAIN_TIMEOUT=1 "$@" "$CHROMUX" run --role balancer) >>"$run/chromux.log" 2>&1 &
     pid[chromux]=$!
     started+=($!)

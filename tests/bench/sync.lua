@@ -2,12 +2,14 @@
 --
 --   sync.lua fill PORT COLLECTIONS RECORDS    collections of 384 dimensions, in turn l2, cosine and ip, with three
 --                                             kinds of metadata; prints the seconds it took
---   sync.lua plain FROM TO                    what a script without chromux does: get and add, 1,000 records at a time;
---                                             prints "records seconds"
+--   sync.lua plain FROM TO [SECONDS]          what a script without chromux does: get and add, 1,000 records at a time,
+--                                             for so long at most; prints "records seconds"
+--   sync.lua floor FROM TO RECORDS N          adds alone, N at once, of bodies that are ready; prints "records seconds"
 --   sync.lua read PORT                        reads every record once; prints "records seconds"
 --   sync.lua equal A B                        compares all records of both servers; prints "records differing"
 --   sync.lua load PORT FILE                   50 writes a second and as many reads until FILE is gone; prints
---                                             "requests errors p50 p99 longest", milliseconds
+--                                             "requests errors p50 p99 longest", then p99 of reads and of writes;
+--                                             milliseconds
 local records = require("chromux.records")
 
 local DB = "/api/v2/tenants/default_tenant/databases/default_database/collections"
@@ -56,6 +58,17 @@ local function batch(kind, from, to)
     table.concat(vectors, ","), json.encode(documents), json.encode(metadatas))
 end
 
+-- Runs task(1) to task(count), `parallel` at once.
+local function all_of(count, parallel, task)
+  local workers = {}
+  for w = 1, parallel do
+    workers[w] = spawn(function()
+      for i = w, count, parallel do task(i) end
+    end)
+  end
+  for _, w in ipairs(workers) do must(w:wait() or nil, "a request failed") end
+end
+
 local SPACES = { "l2", "cosine", "ip" }
 
 local function fill(port, collections, count)
@@ -68,16 +81,10 @@ local function fill(port, collections, count)
       tasks[#tasks + 1] = { made.id, (c - 1) % 3 + 1, from, math.min(count, from + BATCH - 1) }
     end
   end
-  local workers = {}
-  for w = 1, 4 do
-    workers[w] = spawn(function()
-      for i = w, #tasks, 4 do
-        local t = tasks[i]
-        ask(port, "POST", "/" .. t[1] .. "/add", batch(t[2], t[3], t[4]), 120)
-      end
-    end)
-  end
-  for _, w in ipairs(workers) do must(w:wait() or nil, "a request failed") end
+  all_of(#tasks, 4, function(i)
+    local t = tasks[i]
+    ask(port, "POST", "/" .. t[1] .. "/add", batch(t[2], t[3], t[4]), 120)
+  end)
   print(string.format("%.2f", now() - began))
 end
 
@@ -89,21 +96,42 @@ local function page(port, id, offset, most)
   return ask(port, "POST", "/" .. id .. "/get", string.format('{"limit":%d,"offset":%d,%s}', most, offset, ALL))
 end
 
-local function plain(from, to)
+local function made_there(to, c)
+  return must(json.decode(ask(to, "POST", "", { name = c.name, metadata = c.metadata,
+    configuration = c.configuration_json }))).id
+end
+
+local function plain(from, to, seconds)
   local began, n = now(), 0
+  local till = began + (tonumber(seconds) or math.huge)
   for _, c in ipairs(listed(from)) do
-    local made = must(json.decode(ask(to, "POST", "", { name = c.name, metadata = c.metadata,
-      configuration = c.configuration_json })))
-    local offset = 0
+    local there, offset = made_there(to, c), 0
     repeat
       local got = must(json.decode(page(from, c.id, offset, 1000)))
       if #got.ids > 0 then
-        ask(to, "POST", "/" .. made.id .. "/add", { ids = got.ids, embeddings = got.embeddings,
+        ask(to, "POST", "/" .. there .. "/add", { ids = got.ids, embeddings = got.embeddings,
           documents = got.documents, metadatas = got.metadatas, uris = got.uris })
       end
       offset, n = offset + 1000, n + #got.ids
-    until #got.ids < 1000
+    until #got.ids < 1000 or now() > till
+    if now() > till then break end
   end
+  print(string.format("%d %.2f", n, now() - began))
+end
+
+local function floor_of(from, to, count, parallel)
+  local bodies, n = {}, 0
+  for _, c in ipairs(listed(from)) do
+    local there, offset = n < count and made_there(to, c), 0
+    while n < count do
+      local body, got = records.add_body(page(from, c.id, offset, 1000), { base64 = true })
+      if not body or got == 0 then break end
+      bodies[#bodies + 1] = { there, body }
+      offset, n = offset + 1000, n + got
+    end
+  end
+  local began = now()
+  all_of(#bodies, parallel, function(i) ask(to, "POST", "/" .. bodies[i][1] .. "/add", bodies[i][2], 120) end)
   print(string.format("%d %.2f", n, now() - began))
 end
 
@@ -157,11 +185,13 @@ end
 local RATE = 50
 
 local function load(port, file)
-  local all, errors, times, n = listed(port), 0, {}, 0
-  local function timed(...)
-    local began = now()
+  local all, errors, times, reads, writes, n = listed(port), 0, {}, {}, {}, 0
+  local function timed(kind, ...)
+    local sent = now()
     local fine, why = call(...)
-    times[#times + 1] = (now() - began) * 1000
+    local took = (now() - sent) * 1000
+    times[#times + 1] = took
+    table.insert(kind, took)
     if not fine then
       errors = errors + 1
       io.stderr:write(tostring(why), "\n")
@@ -178,31 +208,36 @@ local function load(port, file)
     spawn(function()
       local id = "w" .. n % 2000
       if kind == 2 then
-        timed(port, "POST", "/" .. c.id .. "/delete", { ids = { id } }, 30)
+        timed(writes, port, "POST", "/" .. c.id .. "/delete", { ids = { id } }, 30)
       else
-        timed(port, "POST", "/" .. c.id .. "/upsert", '{"ids":["' .. id .. '"],"embeddings":[' .. vector()
+        timed(writes, port, "POST", "/" .. c.id .. "/upsert", '{"ids":["' .. id .. '"],"embeddings":[' .. vector()
           .. '],"documents":["written ' .. n .. '"]}', 30)
       end
       flying = flying - 1
     end)
     spawn(function()
-      timed(port, "POST", "/" .. c.id .. "/query", '{"query_embeddings":[' .. vector() .. '],"n_results":5}', 30)
+      timed(reads, port, "POST", "/" .. c.id .. "/query", '{"query_embeddings":[' .. vector()
+        .. '],"n_results":5}', 30)
       flying = flying - 1
     end)
     sleep(math.max(0, began + n / RATE - now()))
     open = io.open(file)
   end
   while flying > 0 do sleep(0.05) end
-  table.sort(times)
-  print(string.format("%d %d %.1f %.1f %.1f", #times, errors, times[math.ceil(#times / 2)] or 0,
-    times[math.ceil(#times * 0.99)] or 0, times[#times] or 0))
+  local function quantile(list, q)
+    table.sort(list)
+    return list[math.ceil(#list * q)] or 0
+  end
+  print(string.format("%d %d %.1f %.1f %.1f %.1f %.1f", #times, errors, quantile(times, 0.5), quantile(times, 0.99),
+    quantile(times, 1), quantile(reads, 0.99), quantile(writes, 0.99)))
 end
 
 local what = table.remove(arg, 1)
 local run = ({ fill = function(p, c, n) fill(p, tonumber(c), tonumber(n)) end, plain = plain, read = read,
-  equal = equal, load = load })[what]
+  floor = function(a, b, n, parallel) floor_of(a, b, tonumber(n), tonumber(parallel)) end, equal = equal,
+  load = load })[what]
 if not run then
-  io.stderr:write("usage: sync.lua fill|plain|read|equal|load ...\n")
+  io.stderr:write("usage: sync.lua fill|plain|floor|read|equal|load ...\n")
   os.exit(2)
 end
 local ok, code = pcall(run, unpack(arg))

@@ -61,6 +61,14 @@ describe("batch", function()
     assert.equal(1000, batch({ latency = 5, payload_bytes = 0 }))
   end)
 
+  it("keeps requests short while there are clients, whose own may wait for them", function()
+    assert.equal(800, batch({ latency = 0.0625, requests = 50 }))
+    assert.equal(500, batch({ latency = 1, requests = 50 }))
+    assert.equal(100, batch({ latency = 1, requests = 50, batch = 110, least = 100 }))
+    assert.equal(1000, batch({ latency = 1, requests = 0, payload_bytes = 0 }))
+    assert.equal(500, batch({ latency = 0.05, requests = 50, batch = 400, payload_bytes = 0 }))
+  end)
+
   it("keeps requests at 4 MiB", function()
     assert.equal(512, batch({ payload_bytes = 8 * 1024 * 1024, records = 1024 }))
     assert.equal(1, batch({ payload_bytes = 9e6, records = 1 }))
@@ -110,22 +118,74 @@ describe("authority", function()
 end)
 
 describe("pace", function()
-  local policy = kit.load(PATH)
+  local policy, told
+  before_each(function()
+    policy, told = kit.load(PATH), 0
+  end)
+
   local function pace(given)
     return (policy.pace(kit.make("load", given)))
   end
 
-  it("is full where no clients read", function()
+  -- What share of the time requests may take after new figures.
+  local function share(waits, usual)
+    told = told + 1
+    return 1 / (pace({ latency = 0.01, requests = 100, waits = waits, usual = usual, told = told }) / 0.01 + 1)
+  end
+
+  local function near(wanted, got)
+    assert.is_true(math.abs(wanted - got) < 1e-6, wanted .. " is not " .. got)
+  end
+
+  it("is full where there are no clients", function()
+    assert.equal(0, pace({ requests = 0, latency = 10 }))
     assert.equal(0, pace({ reads = false, latency = 10 }))
   end)
 
-  it("gives servers that clients read from a rest", function()
+  it("gives servers that clients read from a rest while it is not known how they fare", function()
     assert.equal(0.05, pace({ latency = 0.1 }))
     assert.equal(0.25, pace({ latency = 10 }))
+    assert.equal(0.05, pace({ latency = 0.1, requests = 5 }))
   end)
 
-  it("gives them more while clients wait", function()
-    assert.equal(0.4, pace({ latency = 0.1, usual = 0.3 }))
-    assert.equal(5, pace({ latency = 10, usual = 0.3 }))
+  it("takes more of the time until clients wait, and half of it each time they do", function()
+    near(0.5, share(0.01, 0.01))
+    near(1, share(0.01, 0.01))
+    near(1, share(0.014, 0.01))
+    near(0.5, share(0.016, 0.01))
+    near(0.25, share(0.016, 0.01))
+    near(0.3, share(0.01, 0.01))
+    near(0.35, share(0.01, 0.01))
+    for _ = 1, 20 do
+      share(1, 0.01)
+    end
+    near(0.05, share(1, 0.01))
+    for _ = 1, 50 do
+      share(0.01, 0.01)
+    end
+    near(1, share(0.01, 0.01))
+  end)
+
+  it("judges the same figures once", function()
+    near(0.5, share(0.01, 0.01))
+    told = told - 1
+    near(0.5, share(1, 0.01))
+  end)
+
+  it("does not mind what nobody notices, and knows what is usual where nobody says it", function()
+    near(0.5, share(0.0055, 0.001))
+    near(0.25, share(0.0065, 0.001))
+    near(0.3, share(0.029, nil))
+    near(0.15, share(0.031, nil))
+  end)
+
+  it("rests five seconds at most", function()
+    assert.equal(5, pace({ latency = 100, requests = 1, waits = 1, usual = 0.01 }))
+  end)
+
+  it("begins anew when the clients have been away", function()
+    near(0.125, share(1, 0.01))
+    pace({ requests = 0 })
+    near(0.5, share(0.01, 0.01))
   end)
 end)

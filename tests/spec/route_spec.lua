@@ -114,6 +114,30 @@ describe("write_primary", function()
   end)
 end)
 
+describe("a node that sync writes to", function()
+  it("is spared by every strategy while another one can answer", function()
+    local nodes = kit.nodes("a", "b", "c")
+    nodes[1].syncing, nodes[2].syncing = 1, 4
+    for name in pairs(with("write_primary").strategies) do
+      assert.same({ c = 20 }, tally(with(name), 20, reads, nodes), name)
+      assert.same({ c = 20 }, tally(with(name), 20, writes, nodes), name)
+    end
+  end)
+
+  it("answers when all are written to", function()
+    local nodes = kit.nodes("a", "b")
+    nodes[1].syncing, nodes[2].syncing = 1, 1
+    assert.same({ a = 5, b = 5 }, tally(with("write_primary"), 10, reads, nodes))
+    assert.same({ a = 10 }, tally(with("write_primary"), 10, writes, nodes))
+  end)
+
+  it("is tried again only after all others", function()
+    local nodes = kit.nodes("a", "b")
+    nodes[2].syncing = 1
+    assert.equal("b", (with("write_primary").route(kit.request({ attempt = 2, tried = { a = true } }), nodes)))
+  end)
+end)
+
 describe("round_robin", function()
   it("is smooth", function()
     local nodes = kit.nodes("a", "b", "c")

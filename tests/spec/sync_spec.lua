@@ -194,3 +194,133 @@ describe("batches without a policy", function()
     assert.is_true(batch.peak_mb > 0)
   end)
 end)
+
+describe("how clients fare", function()
+  local saved, t = {}, 1000
+  local GLOBALS = { "now", "json", "pg", "spawn", "sleep", "log" }
+  local STAND_INS = { "chromux.copies", "chromux.usage", "lb.journal", "lb.sync_clients" }
+
+  before_each(function()
+    for _, name in ipairs(GLOBALS) do saved[name] = rawget(_G, name) end
+    for _, name in ipairs(STAND_INS) do saved[name] = package.loaded[name] or false end
+    t = 1000
+    rawset(_G, "now", function() return t end)
+    rawset(_G, "json", require("cjson.safe"))
+    package.loaded["lb.sync_load"] = nil
+  end)
+  after_each(function()
+    for _, name in ipairs(GLOBALS) do rawset(_G, name, saved[name]) end
+    for _, name in ipairs(STAND_INS) do package.loaded[name] = saved[name] or nil end
+    package.loaded["lb.sync_load"] = nil
+  end)
+
+  it("is as the balancer says whose clients wait longest, compared with what they are used to", function()
+    local load = require("lb.sync_load").new()
+    assert.same({ told = 0 }, load:figures())
+    assert.is_false(load:idle())
+    load:hear('{"balancer":"a","requests":10,"waits":0.02,"usual":0.01}')
+    load:hear('{"balancer":"b","requests":5,"waits":0.03,"usual":0.02}')
+    assert.same({ requests = 15, waits = 0.02, usual = 0.01, told = 2 }, load:figures())
+    load:hear('{"balancer":"a","requests":0}')
+    assert.same({ requests = 5, waits = 0.03, usual = 0.02, told = 3 }, load:figures())
+    load:hear('{"balancer":"b","requests":0}')
+    assert.is_true(load:idle())
+    t = t + 16
+    assert.same({ told = 4 }, load:figures())
+    assert.is_false(load:idle())
+  end)
+
+  it("is not read from what is no such message", function()
+    local load = require("lb.sync_load").new()
+    for _, text in ipairs { "", "x", "[]", "{}", '{"requests":"1"}', '{"requests":-1}' } do load:hear(text) end
+    load:hear(nil)
+    assert.same({ told = 0 }, load:figures())
+    load:hear('{"requests":1,"waits":"long"}')
+    assert.same({ requests = 1, told = 1 }, load:figures())
+  end)
+
+  -- A balancer: a look at the tasks of `rows` each second, with so many requests of so many seconds before it.
+  local function balancer()
+    local b = { counted = { 0, 0, 0 }, syncing = {}, told = {} }
+    local routine, rows
+    package.loaded["chromux.copies"] = { syncing = function(name, n) b.syncing[name] = n end }
+    package.loaded["chromux.usage"] = {
+      clients = function() return { unpack(b.counted) } end,
+      quantiles = function(counted, before) -- three bounds: 0.01, 0.1 and 1 s
+        for i = 3, 1, -1 do
+          if counted[i] > before[i] then return 10 ^ (i - 3) end
+        end
+      end,
+    }
+    package.loaded["lb.journal"] = { state = { phase = "on", name = "me" } }
+    package.loaded["lb.sync_clients"] = nil
+    rawset(_G, "log", { error = error })
+    rawset(_G, "spawn", function(fn) routine = coroutine.create(fn) end)
+    rawset(_G, "sleep", function(seconds)
+      t = t + seconds
+      coroutine.yield()
+    end)
+    rawset(_G, "pg", { connection = function()
+      return { query = function(_, statement, _, payload)
+        if statement[1]:find("pg_notify", 1, true) then
+          b.told[#b.told + 1] = require("cjson.safe").decode(payload)
+          return {}
+        end
+        return rows
+      end }
+    end })
+    require("lb.sync_clients").start()
+    function b.look(seen, bucket, requests)
+      rows = seen
+      if bucket then b.counted[bucket] = b.counted[bucket] + requests end
+      assert(coroutine.resume(routine))
+    end
+    return b
+  end
+
+  it("is told to workers while there are tasks, with how it was before", function()
+    local b = balancer()
+    for _ = 1, 20 do b.look({}, 1, 10) end
+    assert.same({}, b.told)
+    for _ = 1, 7 do b.look({ { instance = "b", writing = 2 } }, 2, 10) end
+    assert.equal(3, #b.told)
+    assert.same({ balancer = "me", requests = 10, waits = 0.1, usual = 0.01 }, b.told[1])
+    assert.same({ balancer = "me", requests = 10, waits = 0.1, usual = 0.01 }, b.told[3])
+    for _ = 1, 9 do b.look({ { instance = "b", writing = 2 } }) end
+    assert.same({ balancer = "me", requests = 0, usual = 0.01 }, b.told[#b.told])
+    local n = #b.told
+    b.look({})
+    b.look({})
+    b.look({})
+    assert.equal(n, #b.told)
+  end)
+
+  it("is not known when nobody asked for anything before", function()
+    local b = balancer()
+    for _ = 1, 20 do b.look({}, 1, 1) end -- too few
+    b.look({ { instance = "b", writing = 0 } }, 2, 1)
+    assert.is_nil(b.told[1].usual)
+    assert.equal(0.1, b.told[1].waits)
+  end)
+
+  it("is not measured anew while sync works, or just after", function()
+    local b = balancer()
+    for _ = 1, 20 do b.look({}, 1, 10) end
+    for _ = 1, 3 do
+      for _ = 1, 5 do b.look({ { instance = "b", writing = 0 } }, 3, 10) end
+      for _ = 1, 9 do b.look({}, 3, 10) end
+    end
+    b.look({ { instance = "b", writing = 0 } })
+    assert.equal(0.01, b.told[#b.told].usual)
+  end)
+
+  it("comes with the figure of who is written to, which outlasts a pause between two tasks", function()
+    local b = balancer()
+    b.look({ { instance = "a", writing = 0 }, { instance = "b", writing = 2 } })
+    assert.same({ b = 2 }, b.syncing)
+    for _ = 1, 3 do b.look({}) end
+    assert.same({ b = 2 }, b.syncing)
+    b.look(nil) -- PostgreSQL is away
+    assert.same({ b = 0 }, b.syncing)
+  end)
+end)

@@ -40,7 +40,7 @@ local function tear_down()
 end
 
 describe("a worker", function()
-  local store, work
+  local store, work, clients
 
   -- One turn of a slot: the task that it claims first, whatever becomes of it.
   local function turn(task)
@@ -60,10 +60,11 @@ describe("a worker", function()
 
   before_each(function()
     set_up()
-    store = {}
+    store, clients = {}, 0
     package.loaded["chromux.slice"].elements = function() return nil end -- its ids cannot be read
     local Work = require("lb.sync_work")
     work = Work.new { store = store, settings = {}, id = "w", batch = { look = silent, peak_mb = 1 }, lease = 5,
+      load = { idle = function() return clients == 0 end, figures = function() return { requests = clients } end },
       able = function() return {} end, fault = silent }
     work:start()
   end)
@@ -83,6 +84,21 @@ describe("a worker", function()
     assert.equal(200, calls)
     assert.is_nil(work.own[7])
     assert.is_true(t - 1000 > 60)
+  end)
+
+  it("takes one task for a server at a time while there may be clients", function()
+    local most
+    function store.claim(_, _, _, _, m)
+      most = m.instance
+      work.stopping = true
+      return false
+    end
+    for _, case in ipairs { { 0, 4 }, { 1, 1 }, { nil, 1 } } do
+      clients = case[1]
+      work.stopping = false
+      spawned[#spawned][1](work)
+      assert.equal(case[2], most)
+    end
   end)
 
   it("ends its reports when the task is another's", function()

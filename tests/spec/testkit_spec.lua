@@ -199,7 +199,7 @@ describe("in the policy VM", function()
       local n = nodes[2]
       assert(n.name == "b" and n.role == "replica" and n.priority == 90 and n.weight == 3)
       assert(n.state == "suspect" and n.inflight == 4 and n.queued == 5 and n.maxconn == 6)
-      assert(n.ewma_ms == 7.5 and n.fails == 8 and n.behind == 0 and n.requests == 9)
+      assert(n.ewma_ms == 7.5 and n.fails == 8 and n.behind == 0 and n.requests == 9 and n.syncing == 2)
       assert(req.class == "write" and req.action == "add" and not req.reads)
       assert(req.tried.b and not req.tried.a and req.last_error == "server_reset")
       assert(req.bytes == 44 and req.attempt == 2 and req.session == "s")
@@ -208,7 +208,7 @@ describe("in the policy VM", function()
     local nodes = kit.nodes("a", "b")
     for k, v in pairs({
       weight = 3, state = "suspect", inflight = 4, queued = 5, maxconn = 6, ewma_ms = 7.5,
-      fails = 8, requests = 9,
+      fails = 8, requests = 9, syncing = 2,
     }) do
       nodes[2][k] = v
     end

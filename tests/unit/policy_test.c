@@ -293,7 +293,9 @@ static void fields_follow_what_they_tell(void **state)
         "out[#out + 1] = '{' .. table.concat(t, ' ') .. '}'\n"
         "local n = nodes[1]\n"
         "for _, k in ipairs{'name','role','priority','weight','state','inflight','queued',\n"
-        "  'maxconn','ewma_ms','fails','behind','requests'} do out[#out + 1] = tostring(n[k]) end\n"
+        "  'maxconn','ewma_ms','fails','behind','requests','syncing'} do\n"
+        "  out[#out + 1] = tostring(n[k])\n"
+        "end\n"
         "return nil, table.concat(out, ',', req.bytes == 1 and 14 or 1, \n"
         "  req.bytes == 1 and #out or 14) .. ',' .. lb.now");
     struct policy_request r = request(&query);
@@ -304,7 +306,7 @@ static void fields_follow_what_they_tell(void **state)
     a.role = CONFIG_PRIMARY;
     a.health = NODE_UP;
     v = ask(&r, 1000.5);
-    assert_string_equal(v.reason, "{},a,primary,100,5,up,2,0,0,0,0,0,0,1000.5");
+    assert_string_equal(v.reason, "{},a,primary,100,5,up,2,0,0,0,0,0,0,0,1000.5");
     a.role = CONFIG_REPLICA;
     a.health = NODE_SUSPECT;
     a.inflight = 7;
@@ -314,11 +316,12 @@ static void fields_follow_what_they_tell(void **state)
     a.ewma_at = 1001;
     a.history.fails = 4;
     a.requests = 12345;
+    a.syncing = 3;
     a.priority = -1;
     r.tried = 1ull << b.id | 1ull << c.id;
     r.attempt = 3;
     v = ask(&r, 1001);
-    assert_string_equal(v.reason, "{b c},a,replica,-1,5,suspect,7,1,8,2.5,4,0,12345,1001");
+    assert_string_equal(v.reason, "{b c},a,replica,-1,5,suspect,7,1,8,2.5,4,0,12345,3,1001");
     a.weight = 10;
     a.slow_start_at = 1001;
     v = ask(&r, 1006);
@@ -334,6 +337,7 @@ static void fields_follow_what_they_tell(void **state)
     a.ewma_ms = 0;
     a.history.fails = 0;
     a.requests = 0;
+    a.syncing = 0;
 }
 
 static void a_node_that_takes_over_an_id_is_another(void **state)
