@@ -12,9 +12,9 @@ JOBS     ?= $(shell nproc)
 ORDER := base end log buf metrics roster value config slice records \
          http1_bytes http1_chunks http1 body reply route wheel dns stream fetch \
          pg_url pg_pipe pg_news pg kernel disk usage \
-         fleet copies pool courier \
+         fleet copies pool fault courier \
          script sandbox cage ask lb loader verdict settings policy kit \
-         pg_lua fault task api api_slice api_records api_route api_policy api_copies api_courier api_usage engine \
+         pg_lua task api api_slice api_records api_route api_policy api_copies api_courier api_usage engine \
          access health session mapped onward exchange proxy journal probe admin \
          listener role supervise main
 

@@ -32,42 +32,68 @@ static unsigned count(const char *name)
     return 0;
 }
 
-static void tell(const char *name)
+static void tell(const char *name, const char *mark)
 {
     const char *path = getenv("FAULT_LOG");
     int fd = path ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
     if (fd < 0)
         return;
-    dprintf(fd, "%s\n", name);
+    dprintf(fd, "%s%s\n", name, mark);
     close(fd);
 }
 
-static void act(const char *what)
+/* What is to be done at this hit of the step; NULL: nothing. */
+static const char *due(const char *name, unsigned hit)
 {
-    if (strncmp(what, "kill", 4) == 0)
+    size_t n = strlen(name);
+    for (const char *p = getenv("FAULT_POINTS"); p && *p;
+         p = strchr(p, ','), p = p ? p + 1 : NULL) {
+        if (strncmp(p, name, n) != 0 || p[n] != '=')
+            continue;
+        char *end = (char *)p + n + 1;
+        bool each = *end == '*';
+        unsigned long nth = each ? 0 : strtoul(end, &end, 10);
+        end += each;
+        if (*end == ':' && (each || nth == hit))
+            return end + 1;
+    }
+    return NULL;
+}
+
+static double seconds_of(const char *what)
+{
+    size_t word = strcspn(what, ":,");
+    return what[word] == ':' ? strtod(what + word + 1, NULL) : 0;
+}
+
+/* Counts and tells it, and does what concerns the whole process. What the plan has for it. */
+static const char *hit(const char *name)
+{
+    const char *what = due(name, count(name));
+    tell(name, what ? "!" : "");
+    if (what && strncmp(what, "kill", 4) == 0)
         kill(getpid(), SIGKILL);
-    if (strncmp(what, "pause:", 6) == 0) {
-        double s = strtod(what + 6, NULL);
+    if (what && strncmp(what, "pause", 5) == 0) {
+        double s = seconds_of(what);
         struct timespec t = {(time_t)s, (long)((s - (double)(time_t)s) * 1e9)};
         nanosleep(&t, NULL);
     }
+    return what;
+}
+
+void fault_at(const char *name)
+{
+    hit(name);
 }
 
 int fault_hit(lua_State *L)
 {
-    const char *name = luaL_checkstring(L, 1), *plan = getenv("FAULT_POINTS");
-    unsigned hit = count(name);
-    size_t n = strlen(name);
-    tell(name);
-    for (const char *p = plan; p && *p; p = strchr(p, ','), p = p ? p + 1 : NULL) {
-        char *end;
-        if (strncmp(p, name, n) != 0 || p[n] != '=')
-            continue;
-        unsigned long nth = strtoul(p + n + 1, &end, 10);
-        if (*end == ':' && nth == hit)
-            act(end + 1);
-    }
-    return 0;
+    const char *what = hit(luaL_checkstring(L, 1));
+    if (!what || (strncmp(what, "delay", 5) != 0 && strncmp(what, "make", 4) != 0))
+        return 0;
+    lua_pushlstring(L, what, strcspn(what, ":,"));
+    lua_pushnumber(L, seconds_of(what));
+    return 2;
 }
 
 #endif

@@ -23,15 +23,19 @@ function M.transmit(lane, copy, group, late)
       max = 16 * 1024 * 1024 }, lane.context)
     if not call then return "not_sent", why end
     lane.context.counts.requests = lane.context.counts.requests + 1
-    lane.context.fault("send.sent")
+    lane.context.fault(#group > 1 and "group.sent" or "send.sent", call)
     local got, ending, text = call:wait(settings.TRY_TIMEOUT)
     if not got and ending == "late" then
       lane:doubt(copy, group[#group].n)
       if late then late() end
-      got, ending, text = call:wait(settings.DRAIN_CAP)
+      got, ending, text = call:wait(lane.context.fault("drain.begin") or settings.DRAIN_CAP)
+      if got then lane.context.fault("drain.late_answer") end
     end
     if not got then
-      if ending == "late" then call:close() end
+      if ending == "late" then
+        lane.context.fault("drain.cap")
+        call:close()
+      end
       -- fenced: the last byte was never sent, so it can't be executed
       if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
       lane:doubt(copy, group[#group].n)

@@ -21,10 +21,14 @@ function M.send(context, server, method, target, body, physical, late, max)
   local got, ending, text = call:wait(settings.TRY_TIMEOUT)
   if not got and ending == "late" then
     if late then late() end
-    got, ending, text = call:wait(settings.DRAIN_CAP)
+    got, ending, text = call:wait(context.fault("drain.begin") or settings.DRAIN_CAP)
+    if got then context.fault("drain.late_answer") end
   end
   if got then return answers.meaning(got, physical), got end
-  if ending == "late" then call:close() end
+  if ending == "late" then
+    context.fault("drain.cap")
+    call:close()
+  end
   if ending == "not_sent" or ending == "fenced" then return "not_sent", text end
   return ending == "peer_closed" and "over" or "unknown", ending
 end

@@ -39,7 +39,9 @@ end
 function Follow.listen(connection, current, on_lease)
   connection:listen(Store.CHANNEL, function(news)
     local f = current()
-    if news == nil then
+    if f and news and f.context.fault("notify.lost") then
+      connection:query("SELECT pg_terminate_backend(pg_backend_pid())")
+    elseif news == nil then
       listening = true
       if f then f:touch("*") end
     elseif news == "lease" then

@@ -209,8 +209,10 @@ local function append(t, home, e)
   e.lane, e.tickets = lane_id, { t }
   t.entry = e
   Roles.fault("append.before_commit")
+  local held = Roles.fault("append.delayed_commit")
   local handle
-  handle = J.store:enqueue({ Store.append_entry(lane_id, e) }, t.deadline, function(rows, why)
+  handle = J.store:enqueue({ Store.append_entry(lane_id, e), held and { "SELECT pg_sleep($1::float8)", held } },
+    t.deadline, function(rows, why)
     if rows and rows[1][1] then
       e.n = rows[1][1].n
       Roles.fault("append.committed_unanswered")

@@ -231,7 +231,7 @@ local function record(lane, copy, group, verdict, answer)
     return false
   end
   if not lane.open then return false end -- closed before this: all that waited was refused
-  lane.context.fault("verdict.committed_unanswered")
+  lane.context.fault(verdict == "failed" and "failed.recorded" or "verdict.committed_unanswered")
   for _, e in ipairs(group) do
     e.verdict, e.status, e.answer, e.answer_type = verdict, answer.status, answer.body, answer.type
     e.authority = verdict == "failed" and copy.instance or nil
@@ -251,8 +251,12 @@ local function record(lane, copy, group, verdict, answer)
 end
 
 local function advance(lane, copy, p)
-  local rows = lane.context.store:commit { Store.position(lane.id, copy, p) }
+  local statement = Store.position(lane.id, copy, p)
+  lane.context.fault("position.delayed_update")
+  lane.context.fault("position.before")
+  local rows = lane.context.store:commit { statement }
   if not rows then return false end
+  lane.context.fault("position.after")
   reached(lane, copy, p)
   return true
 end
@@ -364,6 +368,7 @@ local function digest(lane, copy, group, kind, answer)
     return decided(lane, copy, record(lane, copy, open, "applied", answer))
   elseif kind == "refused" then
     if #group > 1 then -- nothing of a refused group was applied: one by one
+      lane.context.fault("group.refused_unwinding")
       copy.alone_until = hi
       if lane.decider == copy then lane.decider = nil end
       return GO
@@ -402,6 +407,7 @@ local function digest(lane, copy, group, kind, answer)
       lane.failures[e.n] = nil
       return decided(lane, copy, record(lane, copy, group, "failed", answers.failure(answer)))
     end
+    if not e.verdict and f[copy.instance] == FAILED_AFTER then lane.context.fault("failed.first_copy") end
   end
   release(lane, copy, e.n)
   return PAUSE
@@ -494,6 +500,13 @@ local function paced(lane, copy, e)
   return true
 end
 
+-- May another copy have entry n, without a word about it?
+local function doubted_elsewhere(lane, copy, n)
+  for _, other in ipairs(lane.order) do
+    if other ~= copy and other.doubt >= n then return true end
+  end
+end
+
 local function step(lane, copy)
   local n = copy.p + 1
   if not lane.context.drives or not lane.open then return STOP end
@@ -523,6 +536,7 @@ local function step(lane, copy)
   end
   if gathering(lane, copy, e) then return STOP end
   lane.decider = copy
+  if doubted_elsewhere(lane, copy, n) then lane.context.fault("doubt.next_copy_chosen") end
   if e.action == "delete" and not e.resolved then
     local fine, how, answer = attempt.resolve(lane, copy, e)
     if not fine then

@@ -39,8 +39,17 @@ local J = { phase = "off", why = "", role = "standby", settings = {} }
 local hooks
 M.state = J
 
--- Fault points are compiled into test builds only.
-M.fault = copies.fault or function() end
+-- Fault points are compiled into test builds only: fault(name, call) -> what is to be made to happen, if the name says
+-- something that can be: seconds, or 0 (core/fault.h). call: the step is that all of that request was sent.
+function M.fault() end
+if copies.fault then
+  function M.fault(name, call)
+    while call and not select(2, call:touched()) and select(2, call:wait(0.001)) == "late" do end
+    local what, seconds = copies.fault(name)
+    if what == "delay" then sleep(seconds) end
+    return what == "make" and seconds or nil
+  end
+end
 
 -- ---- small things ----------------------------------------------------------------------------------------
 
@@ -125,7 +134,7 @@ local connections = {}
 
 local function new_store(epoch)
   local store = Store.new(connections.append, connections.reader)
-  store.epoch = epoch or 0
+  store.epoch, store.fault = epoch or 0, M.fault
   return store
 end
 

@@ -355,6 +355,7 @@ function Server:admit()
           fine = self.witness <= 0 -- never seen by this journal: its past is another's
         elseif counter < self.witness then
           self.note = string.format("came back with older data (witness %d, stamped %d)", counter, self.witness)
+          context.fault("admit.witness_old")
           fine = false
         elseif forgotten == nil then
           fine = nil -- look again

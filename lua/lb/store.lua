@@ -34,7 +34,7 @@ function Store.new(append, reader)
   return setmetatable({
     append = append, reader = reader, epoch = 0, queue = {}, running = false,
     commits = 0, recent = {}, last_error = "", trying = false, renewed = 0, suspended = nil, refusals = {},
-    on_fenced = function() end, on_restored = function() end,
+    on_fenced = function() end, on_restored = function() end, fault = function() end,
   }, Store)
 end
 
@@ -105,6 +105,7 @@ local function attempt(self, items)
   end
   local news = news_of(all)
   if news then all[#all + 1] = { "SELECT pg_notify($1, $2)", Store.CHANNEL, news } end
+  if self.fault("pg.rolled_back") then all[#all + 1] = { "SELECT pg_terminate_backend(pg_backend_pid())" } end
   local began = now()
   for _, item in ipairs(items) do item.sent = true end
   local rows, message, state, info = self.append:transaction(all)
@@ -293,6 +294,7 @@ function Store:lease_renew(ttl)
   local rows, why = self.reader:query({ [[UPDATE journal_lease SET until = now() + $1 * interval '1 second',
       renewed = renewed + 1 WHERE epoch = $2 AND renewed >= $3 RETURNING renewed]], timeout = ttl },
     ttl, self.epoch, self.renewed)
+  if rows and self.fault("lease.renew_lost") then rows, why = nil, "the answer was lost" end
   self.lease_error = not rows and why or nil
   if not rows then return nil, why end
   if #rows == 1 then

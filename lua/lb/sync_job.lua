@@ -360,6 +360,7 @@ function Job.rebuild(context, job)
   if job.state == "copying" then
     chunk(context, job, job.kind == "adopt" and "mend" or "copy")
     await(context, job)
+    context.fault("rebuild.pass1")
     set(context, job, { state = "catching_up" })
   elseif job.state == "catching_up" then -- what an earlier coordinator began
     await(context, job)

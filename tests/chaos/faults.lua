@@ -61,18 +61,56 @@ for _, name in ipairs { "kill_chromux", "kill_second", "pause_chromux", "pause_s
   M.sync_names[#M.sync_names + 1] = name
 end
 
--- The steps that the journal has now; each must be met in a long run.
-M.steps = {
-  "append.before_commit", "append.committed_unanswered", "send.sent", "resolve.read", "resolve.recorded",
-  "decision.before_commit", "verdict.committed_unanswered", "answer.before", "recv.2xx_before_decision",
-  "recv.4xx_before_decision", "settle.begin", "settle.end", "create.sent", "create.answered_unmapped",
-  "create.by_name_found", "delete.renamed_not_deleted", "lease.expired_unaware", "takeover.before_load",
-  "fenced.answering",
+-- ---- named steps (core/fault.h) ---------------------------------------------------------------------------
+
+-- The fault points that PROTOCOL.md names: each is met in a long run. A group passes `group.sent` where a single entry
+-- passes `send.sent`, and a verdict `failed` passes `failed.recorded` where others pass `verdict.committed_unanswered`.
+M.protocol = {
+  "append.before_commit", "append.committed_unanswered", "append.delayed_commit", "resolve.read", "resolve.recorded",
+  "send.after_lease_check", "send.before_last_byte", "send.sent", "recv.2xx_before_decision",
+  "recv.4xx_before_decision", "decision.before_commit", "verdict.committed_unanswered", "answer.before",
+  "position.before", "position.after", "position.delayed_update", "group.sent", "group.refused_unwinding",
+  "doubt.next_copy_chosen", "drain.late_answer", "drain.cap", "settle.begin", "settle.end", "failed.first_copy",
+  "failed.recorded", "reconcile.deleted_not_added", "lease.renew_lost", "lease.expired_unaware",
+  "takeover.before_load", "fenced.answering", "create.sent", "create.answered_unmapped", "create.by_name_found",
+  "delete.renamed_not_deleted", "ghost.found", "rebuild.temp_created", "rebuild.pass1", "rebuild.hold_taken",
+  "rebuild.hold_expired", "rebuild.copied_not_swapped", "rebuild.swapped_old_alive", "admit.witness_old",
+  "admit.marked_not_stamped", "trim.before", "notify.lost", "pg.rolled_back",
 }
-local RARE = { ["resolve.read"] = 12, ["resolve.recorded"] = 12, ["recv.4xx_before_decision"] = 8, ["settle.begin"] = 3,
-  ["settle.end"] = 3, ["create.sent"] = 6, ["create.answered_unmapped"] = 6, ["create.by_name_found"] = 1,
-  ["delete.renamed_not_deleted"] = 3, ["lease.expired_unaware"] = 10, ["takeover.before_load"] = 2,
-  ["fenced.answering"] = 1 }
+
+-- What these say happens only when it is made to: passing by is no hit of them. seconds: of what is late or stands
+-- still; again: so many hits in a row; two: there must be two balancers.
+M.made = {
+  ["append.delayed_commit"] = { one_of = 60, what = "make", seconds = 3 },
+  ["position.delayed_update"] = { one_of = 40, what = "delay", seconds = 3 },
+  ["lease.renew_lost"] = { one_of = 6, what = "make", again = 6 },
+  ["notify.lost"] = { one_of = 40, what = "make", again = 2, two = true },
+  ["pg.rolled_back"] = { one_of = 100, what = "make", again = 2 },
+  ["drain.begin"] = { one_of = 1, what = "make", seconds = 0.6, again = 6 }, -- how long a drain may be: drain.cap
+}
+local MADE = sorted_names(M.made)
+
+-- Where chromux is killed or stands still, in any round: name -> one of so many hits.
+local STEPS = {
+  ["append.before_commit"] = 150, ["append.committed_unanswered"] = 150, ["resolve.read"] = 12,
+  ["resolve.recorded"] = 12, ["send.after_lease_check"] = 200, ["send.before_last_byte"] = 200, ["send.sent"] = 150,
+  ["recv.2xx_before_decision"] = 150, ["recv.4xx_before_decision"] = 8, ["decision.before_commit"] = 150,
+  ["verdict.committed_unanswered"] = 150, ["answer.before"] = 150, ["position.before"] = 60, ["position.after"] = 60,
+  ["group.sent"] = 6, ["group.refused_unwinding"] = 1, ["doubt.next_copy_chosen"] = 2, ["drain.late_answer"] = 2,
+  ["drain.cap"] = 1, ["settle.begin"] = 3, ["settle.end"] = 3, ["lease.expired_unaware"] = 10,
+  ["takeover.before_load"] = 2, ["fenced.answering"] = 1, ["create.sent"] = 6, ["create.answered_unmapped"] = 6,
+  ["create.by_name_found"] = 1, ["delete.renamed_not_deleted"] = 3, ["trim.before"] = 3,
+}
+M.steps = sorted_names(STEPS)
+-- What else has to happen for these to be met.
+local BEFORE = { ["drain.cap"] = "drain.begin=*:make:0.3," }
+-- Between the look at the clock and send() nothing protects (PROTOCOL.md, what cannot be guaranteed): no longer than
+-- what is left of a lease, and a successor's settling, make up for.
+local LONGEST = { ["send.after_lease_check"] = 1.2 }
+
+-- Those of a round in which both servers refuse chosen entries (poison_plans()).
+M.poison_steps = { "failed.first_copy", "failed.recorded", "ghost.found", "group.refused_unwinding",
+  "create.by_name_found" }
 
 -- Those of making copies anew: of the holder of the journal's lease, and of workers. {step, one of so many hits, what
 -- else has to happen for it to be met: so much is written meanwhile that workers have to catch up}
@@ -80,10 +118,13 @@ local SLOWLY = "sync.added=1:pause:1.2,sync.added=2:pause:1.2,sync.added=3:pause
 M.holder_steps = {
   { "rebuild.recorded", 4 }, { "rebuild.temp_created", 4 }, { "rebuild.hold_taken", 4 },
   { "rebuild.copied_not_swapped", 4 }, { "rebuild.swapped_old_alive", 4 }, { "reconcile.deleted_not_added", 2 },
+  { "rebuild.hold_expired", 1, "rebuild.hold_taken=1:delay:0.3,rebuild.hold_taken=3:delay:0.3," },
+  { "admit.witness_old", 1 }, { "admit.marked_not_stamped", 1 },
 }
+M.pass1 = { "rebuild.pass1", 3 } -- the only one of PROTOCOL.md that is a worker's
 M.worker_steps = {
   { "sync.claimed", 12 }, { "sync.read", 8 }, { "sync.added", 8 }, { "sync.done_not_reported", 12 },
-  { "sync.reported", 12 }, { "sync.begun_not_recorded", 3 }, { "sync.chunked", 5 },
+  { "sync.reported", 12 }, { "sync.begun_not_recorded", 3 }, { "sync.chunked", 5 }, M.pass1,
   { "sync.finished_not_recorded", 2 }, { "sync.deleted_not_added", 1, SLOWLY }, { "sync.confirmed_not_recorded", 1 },
 }
 
@@ -186,25 +227,52 @@ local function what_happens(rng, longest)
   return rng:chance(0.7) and "kill" or string.format("pause:%.2f", 0.2 + rng:unit() * longest)
 end
 
--- FAULT_POINTS for each start of chromux in turn.
-function M.step_plan(rng)
+-- One thing that is made to happen: part of FAULT_POINTS.
+local function made_part(rng, name)
+  local m, parts = M.made[name], {}
+  local first = rng:int(1, m.one_of)
+  local what = m.seconds and string.format("%s:%.2f", m.what, 0.1 + rng:unit() * m.seconds) or m.what
+  for i = 1, rng:int(1, m.again or 1) do parts[i] = string.format("%s=%d:%s", name, first + i - 1, what) end
+  return table.concat(parts, ",")
+end
+
+local function step_part(rng, name)
+  return string.format("%s%s=%d:%s", BEFORE[name] or "", name, rng:int(1, STEPS[name] or 1),
+    what_happens(rng, LONGEST[name] or 3.5))
+end
+
+-- FAULT_POINTS for each start of chromux in turn: it dies or stands still, first at one of `first`.
+function M.step_plan(rng, first)
   local out = {}
   for i = 1, rng:int(1, 3) do
     local parts = {}
-    for j = 1, rng:int(1, 2) do
-      local name = rng:pick(M.steps)
-      parts[j] = string.format("%s=%d:%s", name, rng:int(1, RARE[name] or 150), what_happens(rng, 3.5))
-    end
+    for j = 1, rng:int(1, 2) do parts[j] = step_part(rng, rng:pick(i + j == 2 and first or M.steps)) end
     out[i] = table.concat(parts, ",")
   end
   return out
 end
 
+-- What else is made to happen in all these starts, or in the only one. steps: FAULT_POINTS for each, or nil
+function M.make_things_happen(rng, steps, balancers)
+  local out, names = steps or { false }, {}
+  for _, name in ipairs(MADE) do
+    if balancers > 1 or not M.made[name].two then names[#names + 1] = name end
+  end
+  for i, points in ipairs(out) do
+    local part = made_part(rng, rng:pick(names))
+    out[i] = points and points .. "," .. part or part
+  end
+  return out
+end
+
+-- Does a plan have the step?
+function M.has_step(plan, name) return plan ~= nil and table.concat(plan, ","):find(name, 1, true) ~= nil end
+
 -- One of these steps in turn, at the first start; and whether nothing else may come in its way.
 function M.sync_step_plan(rng, steps, turn)
   local step = steps[turn % #steps + 1]
   return { string.format("%s%s=%d:%s", step[3] or "", step[1], rng:int(1, step[2]),
-    what_happens(rng, 5.5)) }, step[3] ~= nil
+    what_happens(rng, 5.5)) }, step[3] == SLOWLY
 end
 
 -- The lines of a plan for wrap.c: now and then a write, in bursts.
@@ -216,6 +284,25 @@ function M.wrap_plan(rng)
     out[#out + 1] = string.format("%d %s %.2f", n, what, what == "late" and 0.2 + rng:unit() * 2.5 or 0)
   end
   return table.concat(out, "\n") .. "\n"
+end
+
+-- Two plans, in which entries of some marks are the ones that misbehave: both servers answer 5xx to the same record
+-- entry, again and again, having applied it or not; and one ends the connection after an operation of the catalogue
+-- that the other refuses.
+function M.poison_plans(rng)
+  local one, other = {}, {}
+  for u = 12, 250 do
+    if rng:chance(0.08) then
+      for _, plan in ipairs { one, other } do
+        plan[#plan + 1] = string.format("4 %s 0 u%d of", rng:chance(0.7) and "refuse" or "500", u)
+      end
+    elseif rng:chance(0.5) then
+      local cut, reject = '1 cut 0 "u":"u' .. u .. '"', '1 reject 0 "u":"u' .. u .. '"'
+      if rng:chance(0.2) then cut, reject = reject, cut end
+      one[#one + 1], other[#other + 1] = cut, reject
+    end
+  end
+  return table.concat(one, "\n") .. "\n", table.concat(other, "\n") .. "\n"
 end
 
 function M.describe(plan)

@@ -5,9 +5,12 @@
 --       [--clients N] [--seconds N] [--balancers 1|2] [--workers N] [--chromux PATH] [--keep: folders of rounds]
 --       [--rebuilds N: copies to be made anew that a round without workers may end with]
 --
--- Without --faults each round has those of its kind: of journal's every fifth damages a server's files, of sync's
--- nearly all wipe a server, damage its files or give it an old backup. In those there are two workers unless --workers
--- says otherwise. Without --balancers every fourth round has two.
+-- Without --faults each round has those of its kind: of journal's every fifth damages a server's files, every tenth is
+-- one of sync's, and in every tenth both servers misbehave for the same entries; of sync's nearly all wipe a server,
+-- damage its files or give it an old backup. In those there are two workers unless --workers says otherwise. Without
+-- --balancers every fourth round has two.
+--
+-- In the end it says how often each named step of the protocol (core/fault.h) was met; in a long run each must be.
 --
 -- A round with workers has to end with every copy whole; then records are changed behind chromux's back, and exactly
 -- these must be repaired (heal.lua).
@@ -67,8 +70,18 @@ local function say(...)
   io.stdout:flush()
 end
 
-local function fault_names(seed)
-  if not options.faults and options.kind == "sync" then return Faults.sync_names end
+-- What kind of round a seed is: "journal", "sync" (a server loses what it has, and workers make it good) or "poison"
+-- (both servers misbehave for the same entries: what that leaves is made good by workers).
+local function kind_of(seed)
+  if options.kind == "sync" or options.faults then return options.kind end
+  return seed % 10 == 1 and "sync" or seed % 10 == 6 and "poison" or "journal"
+end
+
+local function fault_names(seed, kind)
+  if not options.faults and kind == "sync" then return Faults.sync_names end
+  if not options.faults and kind == "poison" then
+    return Faults.without(Faults.without(Faults.without(Faults.names, "break"), "primary"), "replica")
+  end
   if not options.faults then
     return seed % 5 == 4 and Faults.without(Faults.names, "wrap") or Faults.without(Faults.names, "break")
   end
@@ -79,35 +92,60 @@ end
 
 local function has(names, pattern) return #Faults.only(names, pattern) > 0 end
 
--- What a round is, all by its seed: {balancers=, workers=, plan=, wraps=, steps=, worker_steps=, stepped_workers=,
--- favour=: of Clients, longer=: seconds for which clients go on, threshold=: after so many writes Chroma keeps vectors
--- in files}
+-- The steps of a round with workers that make copies anew.
+local function sync_steps(round, rng, seed, stepped)
+  if options.kind ~= "sync" then -- few such rounds among others: steps of PROTOCOL.md in turn
+    local turn = math.floor(seed / 10)
+    round.favour, round.stepped_workers, round.longer = 0.5, 2, 0
+    if turn % 10 == 0 then
+      round.worker_steps = Faults.sync_step_plan(rng, { Faults.pass1 }, 0)
+    else
+      round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, turn)
+    end
+    return false
+  end
+  local calm
+  round.worker_steps, calm = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
+  round.favour = calm and 0.9 or 0.5
+  round.stepped_workers = calm and round.workers or rng:int(1, round.workers)
+  round.longer = calm and 6 or 0
+  if stepped and not calm then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
+  if not (stepped or calm) and rng:chance(0.5) then round.worker_steps = nil end
+  return calm
+end
+
+-- What a round is, all by its seed: {kind=, balancers=, workers=, plan=, wraps=, steps=, worker_steps=,
+-- stepped_workers=, favour=: of Clients, longer=: seconds for which clients go on, threshold=: after so many writes
+-- Chroma keeps vectors in files, settings=: of chromux}
 local function round_of(seed)
-  local names, rng = fault_names(seed), Rng.new(seed, "wraps")
-  local round = { balancers = options.balancers or seed % 4 == 3 and 2 or 1 }
+  local kind = kind_of(seed)
+  local names, rng = fault_names(seed, kind), Rng.new(seed, "wraps")
+  local round = { kind = kind, balancers = options.balancers or seed % 4 == 3 and 2 or 1, settings = {} }
   if round.balancers == 1 then names = Faults.without(names, "second") end
-  if has(names, "wrap") and (#names == 1 or rng:chance(0.4)) then
+  if kind == "poison" then
+    round.wraps = {}
+    round.wraps.primary, round.wraps.replica = Faults.poison_plans(rng)
+  elseif has(names, "wrap") and (#names == 1 or rng:chance(0.4)) then
     round.wraps = { primary = Faults.wrap_plan(rng), replica = Faults.wrap_plan(rng) }
     -- Behind a wrapper an end of the server looks like an end of its connections.
     names = Faults.without(Faults.without(names, "primary"), "replica")
   end
-  local sync = options.kind == "sync" or has(names, "break")
-  round.workers = options.workers or sync and 2 or 0
+  round.workers = options.workers or (kind ~= "journal" or has(names, "break")) and 2 or 0
   if round.workers < 2 then names = Faults.without(names, "_2$") end
   local stepped = has(names, "step") and (#names == 1 or rng:chance(0.5))
-  if options.kind == "sync" then
-    local calm
-    round.worker_steps, calm = Faults.sync_step_plan(rng, Faults.worker_steps, seed)
-    round.favour = calm and 0.9 or 0.5
-    round.stepped_workers = calm and round.workers or rng:int(1, round.workers)
-    round.longer = calm and 6 or 0
+  if kind == "sync" then
+    local calm = sync_steps(round, rng, seed, stepped)
     if calm then names = { "wipe_primary", "wipe_replica" } end
-    if stepped and not calm then round.steps = Faults.sync_step_plan(rng, Faults.holder_steps, seed) end
-    if not (stepped or calm) and rng:chance(0.5) then round.worker_steps = nil end
   elseif stepped then
-    round.steps = Faults.step_plan(rng)
+    round.steps = Faults.step_plan(rng, kind == "poison" and Faults.poison_steps or Faults.steps)
   end
-  local schedule = options.kind == "sync" and Faults.schedule_sync or Faults.schedule
+  if options.kind == "journal" and has(names, "step") and rng:chance(0.4) then
+    round.steps = Faults.make_things_happen(rng, round.steps, round.balancers)
+  end
+  if options.kind == "journal" and (rng:chance(0.2) or Faults.has_step(round.steps, "trim.before")) then
+    round.settings.JOURNAL_KEEP = "1"
+  end
+  local schedule = kind == "sync" and Faults.schedule_sync or Faults.schedule
   round.plan = schedule(Rng.new(seed, "faults"), names, options.seconds, round.workers > 0)
   for _, f in ipairs(round.plan) do
     if f.kind == "break" then round.threshold = 5 end
@@ -221,7 +259,8 @@ local function play(seed)
   local round = round_of(seed)
   local stage = Stage.new { dir = dir, steps = round.steps, worker_steps = round.worker_steps,
     stepped_workers = round.stepped_workers, balancers = round.balancers, workers = round.workers,
-    rng = Rng.new(seed, "ports" .. process.pid()), chromux = options.chromux, wraps = round.wraps }
+    settings = round.settings, rng = Rng.new(seed, "ports" .. process.pid()), chromux = options.chromux,
+    wraps = round.wraps }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
   local ops, events, violations, history, proved = {}, { plan = round.plan }, {}, nil, nil
@@ -229,8 +268,8 @@ local function play(seed)
   local ok, why = xpcall(function()
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
-      think = options.kind == "sync" and 0.01 or 0.03, favour = round.favour,
-      most = options.kind == "sync" and 100 or nil, plain = round.workers > 0 }
+      think = round.kind == "sync" and 0.01 or 0.03, favour = round.favour,
+      most = round.kind == "sync" and 100 or nil, plain = round.workers > 0 }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
@@ -265,25 +304,34 @@ local function play(seed)
   return #violations == 0
 end
 
--- How often each named step was passed and each kind of file damaged; false: in so many rounds all should have been.
+-- How often each named step was met and each kind of file damaged, and in how many of these times something was done
+-- there; false: in so many rounds all should have been met.
 local function say_hits()
   local f, hits = io.open(root .. "/hits"), {}
-  for name in f and f:lines() or function() end do hits[name] = (hits[name] or 0) + 1 end
+  for name in f and f:lines() or function() end do
+    local plain = name:match("^[^!]+")
+    hits[plain] = (hits[plain] or 0) + (Faults.made[plain] and 0 or 1)
+    if plain ~= name then
+      hits[name] = (hits[name] or 0) + 1
+      if Faults.made[plain] then hits[plain] = hits[plain] + 1 end
+    end
+  end
   if f then f:close() end
   local out, never = {}, {}
-  local function count(name, n)
-    out[#out + 1] = name .. " " .. n
+  local function count(name, n, done)
+    out[#out + 1] = string.format("  %-32s %8d%s", name, n, done and string.format(" %8d", done) or "")
     if n == 0 then never[#never + 1] = name end
   end
   if options.kind == "sync" then
     for _, list in ipairs { Faults.holder_steps, Faults.worker_steps } do
-      for _, step in ipairs(list) do count(step[1], hits[step[1]] or 0) end
+      for _, step in ipairs(list) do count(step[1], hits[step[1]] or 0, hits[step[1] .. "!"] or 0) end
     end
   else
-    for _, name in ipairs(Faults.steps) do count(name, hits[name] or 0) end
+    for _, name in ipairs(Faults.protocol) do count(name, hits[name] or 0, hits[name .. "!"] or 0) end
     for _, how in ipairs { "segment", "pickle" } do count("damaged " .. how, broken[how]) end
   end
-  say("steps passed: %s", table.concat(out, ", "))
+  say("named steps: how often they were met, and how often that was the end, a pause or what the name says:\n%s",
+    table.concat(out, "\n"))
   if #never == 0 or options.rounds < LONG[options.kind] or options.faults then return true end
   say("never met in %d rounds: %s", options.rounds, table.concat(never, ", "))
   return false

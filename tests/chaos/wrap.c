@@ -4,9 +4,11 @@
  *
  *   wrap PORT SERVER_PORT PLAN LOG
  *
- * PLAN: lines "N WHAT [SECONDS]": the Nth write that comes by, counted from 1; WHAT: 500, refuse
- * (500, nothing passed on), late, cut. LOG: a line for each request: when it came and was answered,
- * what was done to it, its line, status and body. One thread per connection. */
+ * PLAN: lines "N WHAT [SECONDS [TEXT]]": the Nth write that comes by, counted from 1, or with a
+ * TEXT, which lasts to the line's end, the first N in which that stands; WHAT: 500, refuse (500,
+ * nothing passed on), reject (400, nothing passed on), late, cut. LOG: a line for each request:
+ * when it came and was answered, what was done to it, its line, status and body. One thread per
+ * connection. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
@@ -20,11 +22,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER = 64 * 1024, PLANS = 256, SHOWN = 4000 };
+enum { BUFFER = 64 * 1024, PLANS = 512, SHOWN = 4000 };
 
 struct plan {
-    unsigned n;
-    char what[16];
+    unsigned n, met;
+    char what[16], text[32];
     double seconds;
 };
 static struct plan plans[PLANS];
@@ -134,17 +136,25 @@ static bool is_write(const char *line)
     return false;
 }
 
+static bool is_for(struct plan *p, const char *message)
+{
+    if (!*p->text)
+        return p->n == writes;
+    return p->met < p->n && strstr(message, p->text) && ++p->met;
+}
+
 static const struct plan *plan_for(const struct message *m)
 {
     if (!is_write(m->p))
         return NULL;
+    const struct plan *found = NULL;
     pthread_mutex_lock(&lock);
-    unsigned n = ++writes;
+    writes++;
+    for (unsigned i = 0; i < planned && !found; i++)
+        if (is_for(&plans[i], m->p))
+            found = &plans[i];
     pthread_mutex_unlock(&lock);
-    for (unsigned i = 0; i < planned; i++)
-        if (plans[i].n == n)
-            return &plans[i];
-    return NULL;
+    return found;
 }
 
 static void note(double came, const char *what, const struct message *q, size_t n,
@@ -159,10 +169,11 @@ static void note(double came, const char *what, const struct message *q, size_t 
     pthread_mutex_unlock(&lock);
 }
 
-static const char broken[] =
-    "HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\n"
-    "content-length: 57\r\n\r\n"
-    "{\"error\":\"InternalError\",\"message\":\"the wrapper says so\"}";
+#define SAYS(status, error)                                                                        \
+    "HTTP/1.1 " status "\r\ncontent-type: application/json\r\ncontent-length: 57\r\n\r\n"          \
+    "{\"error\":\"" error "\",\"message\":\"the wrapper says so\"}"
+static const char broken[] = SAYS("500 Internal Server Error", "InternalError");
+static const char rejected[] = SAYS("400 Bad Request", "ArgumentError");
 
 /* One request and its answer. false: the connection is over. */
 static bool exchange(int client, int server, struct message *q, size_t n)
@@ -170,9 +181,12 @@ static bool exchange(int client, int server, struct message *q, size_t n)
     const struct plan *plan = plan_for(q);
     const char *what = plan ? plan->what : "-";
     double came = clock_now();
-    if (strcmp(what, "refuse") == 0) {
-        note(came, what, q, n, broken + 9);
-        return send_all(client, broken, sizeof broken - 1);
+    const char *at_once = strcmp(what, "refuse") == 0   ? broken
+                          : strcmp(what, "reject") == 0 ? rejected
+                                                        : NULL;
+    if (at_once) {
+        note(came, what, q, n, at_once + 9);
+        return send_all(client, at_once, strlen(at_once));
     }
     if (!send_all(server, q->p, n))
         return false;
@@ -232,8 +246,8 @@ static void read_plan(const char *path)
     char line[128];
     while (planned < PLANS && fgets(line, sizeof line, f)) {
         struct plan *p = &plans[planned];
-        p->seconds = 0;
-        if (sscanf(line, "%u %15s %lf", &p->n, p->what, &p->seconds) >= 2)
+        *p = (struct plan){0};
+        if (sscanf(line, "%u %15s %lf %31[^\n]", &p->n, p->what, &p->seconds, p->text) >= 2)
             planned++;
     }
     fclose(f);
