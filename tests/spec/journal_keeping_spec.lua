@@ -501,7 +501,7 @@ describe("an answer", function()
       end }
     end
     context.settings.TRY_TIMEOUT = 1
-    l:insert { n = 1, action = "update", rest = "/update", type = "", body = "{}", tickets = {} }
+    l:insert { n = 1, action = "modify", rest = "", type = "", body = "{}", tickets = {} }
     assert.equals('{"error":"E","message":"' .. logical .. ' is odd"}', told)
   end)
 
