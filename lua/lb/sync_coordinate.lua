@@ -2,6 +2,7 @@
 -- jobs for what is to be healed or compared, and runs some of them at once (sync_job.lua).
 local Job = require("lb.sync_job")
 local Signal = require("lb.signal")
+local Store = require("lb.sync_store")
 local calls = require("lb.sync_calls")
 local choose = require("lb.sync_choose")
 local courier = require("lb.courier")
@@ -25,7 +26,7 @@ local AWAY = 10                 -- seconds that the tasks of a job wait for an i
 -- question, fault(name): a named step of a test build}
 function Coordinator.new(c)
   local self = setmetatable({ store = c.store, settings = c.settings, id = c.id, steady = c.steady, fault = c.fault,
-    alive = true, running = {}, lanes = {}, count = 0, jobs_on = {}, verifies_on = {}, progress = {}, members = {},
+    alive = true, running = {}, count = 0, jobs_on = {}, verifies_on = {}, progress = {}, members = {},
     sourceless = {}, failed_from = {}, at = {}, begun = 0, over = 0, kicks = 0, lists = 0,
     round = Signal.new(), kicked = Signal.new(), given_back = Signal.new(),
     nodes = courier.nodes, able = Coordinator.able, life = Coordinator.life }, Coordinator)
@@ -245,12 +246,12 @@ local function counted(self, job, by)
 end
 
 local function run(self, job)
-  self.running[job.id], self.lanes[job.lane] = job, job.id
+  self.running[job.id] = job
   counted(self, job, 1)
   spawn(function()
     local fine, why = xpcall(Job.run, debug.traceback, self, job)
     if not fine then log.error("sync_job_failed", why) end
-    self.running[job.id], self.lanes[job.lane], self.progress[job.id] = nil, nil, nil
+    self.running[job.id], self.progress[job.id] = nil, nil
     counted(self, job, -1)
     self:look()
   end)
@@ -270,13 +271,23 @@ local function room_for(self, job)
     and (job.kind ~= "verify" or (self.verifies_on[job.instance] or 0) < VERIFIES)
 end
 
+-- Is another one under way on its copy, or is what one of the two begins from the other's to change? All others of a
+-- collection may run at once: one on a server that hangs holds up none.
+local function in_the_way(self, job)
+  for _, other in pairs(self.running) do
+    if other.lane == job.lane and (other.instance == job.instance or other.instance == job.source
+      or other.source == job.instance) then return true end
+  end
+  return false
+end
+
 local function run_jobs(self)
   if self.count >= JOBS then return end
-  local lanes = {}
-  for lane in pairs(self.lanes) do lanes[#lanes + 1] = lane end
-  for _, job in ipairs(self.store:jobs_due(Coordinator.usable_names(), lanes, full(self.jobs_on, EACH),
+  local busy = {}
+  for _, job in pairs(self.running) do busy[#busy + 1] = Store.copy_key(job) end
+  for _, job in ipairs(self.store:jobs_due(Coordinator.usable_names(), busy, full(self.jobs_on, EACH),
     full(self.verifies_on, VERIFIES)) or {}) do
-    if room_for(self, job) and not self.running[job.id] and not self.lanes[job.lane] then run(self, job) end
+    if room_for(self, job) and not self.running[job.id] and not in_the_way(self, job) then run(self, job) end
   end
 end
 

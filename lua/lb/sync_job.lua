@@ -90,14 +90,12 @@ local function whole(context, copies, but)
   return out, any
 end
 
-local function copy_key(job) return job.lane .. "/" .. job.instance end
-
 -- After a try that came to nothing another one's, if there is one.
 local function choose_source(context, job, copies)
   local list, any = whole(context, copies, job.instance)
   if #list == 0 and any then stop("waits", "no instance with a whole copy of it can be used now") end
   if #list == 0 then stop("failed", "no_source: there is no whole copy of it to take it from") end
-  local others, failed = {}, context.failed_from[copy_key(job)]
+  local others, failed = {}, context.failed_from[Store.copy_key(job)]
   for _, copy in ipairs(list) do
     if copy.instance ~= failed then others[#others + 1] = copy end
   end
@@ -312,7 +310,7 @@ local function count_now(job, instance, physical)
 end
 
 local function rebuilt(context, job, a)
-  context.failed_from[copy_key(job)] = nil
+  context.failed_from[Store.copy_key(job)] = nil
   local p = context.progress[job.id] or {}
   local source_count = count_now(job, job.source, job.source_physical)
   local target_count = count_now(job, job.instance, job.temp)
@@ -555,7 +553,7 @@ end
 -- whose collection somebody has deleted, on either side of a comparison: a try begins with the id that it has then.
 local function start_over(context, job, why)
   job.attempts = job.attempts + 1
-  if job.kind ~= "verify" then context.failed_from[copy_key(job)] = job.source end
+  if job.kind ~= "verify" then context.failed_from[Store.copy_key(job)] = job.source end
   local bad = answers_badly(context, job, why)
   if bad and bad ~= job.instance and job.attempts >= 2 and not job.dry_run then
     calls.ask("mark", job.lane, bad, { reason = why }, CALL_SECONDS, context.store.epoch)

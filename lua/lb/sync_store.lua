@@ -21,6 +21,9 @@ function Store.new(conn, keeper, epoch) return setmetatable({ conn = conn, keepe
 
 function Store:of_coordinator(epoch) return Store.new(self.conn, self.keeper, epoch) end
 
+-- Names the copy of a job.
+function Store.copy_key(job) return string.format("%d/%s", job.lane, job.instance) end
+
 local function tell(what) return { "SELECT pg_notify($1, $2)", Store.CHANNEL, what } end
 
 -- "{1,2}" of numbers, for a parameter of type bigint[].
@@ -326,18 +329,18 @@ function Store:make_verifies(list)
 end
 
 -- Some that may be run now: neither over nor paused, on instances that can be used, with a source that can be; and
--- those that were cancelled and may have left something behind. First those of the highest priority. lanes: that are
--- busy; full: instances on which no more is to be done now; compared: on which nothing more is to be compared. One that
--- waits for a source says so first (its error).
-function Store:jobs_due(able, lanes, full, compared)
+-- those that were cancelled and may have left something behind. First those of the highest priority. busy: keys of the
+-- copies on which one is under way; full: instances on which no more is to be done now; compared: on which nothing more
+-- is to be compared. One that waits for a source says so first (its error).
+function Store:jobs_due(able, busy, full, compared)
   return self.conn:query([[SELECT * FROM sync_jobs j WHERE finished_at IS NULL AND not_before <= now()
-      AND NOT lane = ANY($2::bigint[]) AND NOT instance = ANY($3::text[])
+      AND NOT lane || '/' || instance = ANY($2::text[]) AND NOT instance = ANY($3::text[])
       AND (kind <> 'verify' OR state = 'cancelled' OR NOT instance = ANY($4::text[]))
       AND (state = 'cancelled' OR (state <> 'paused' AND instance = ANY($1::text[])
         AND CASE WHEN state <> 'waiting' THEN source = ANY($1::text[]) ELSE NOT ]] .. PAUSED .. [[
           AND (error = '' OR (SELECT bool_or(c.instance = ANY($1::text[])) FROM journal_copies c
             WHERE c.lane = j.lane AND c.instance <> j.instance AND c.state = 'ready') IS NOT FALSE) END))
-    ORDER BY priority DESC, id LIMIT 40]], texts(able), numbers(lanes), texts(full), texts(compared))
+    ORDER BY priority DESC, id LIMIT 40]], texts(able), texts(busy), texts(full), texts(compared))
 end
 
 -- One job as it is now | false | nil, why

@@ -23,9 +23,10 @@ local Work = {}
 Work.__index = Work
 
 local SLOTS = 4                       -- tasks at once
--- Tasks of all workers at once, as the store takes them; while there are clients: each of theirs may wait for one.
-local MOST = { instance = 4, source = 4, all = 8 }
-local MOST_AMONG_CLIENTS = { instance = 1, source = 4, all = 8 }
+-- Tasks of all workers at once, as the store takes them; while there are clients: each of theirs may wait for one. A
+-- source takes more than one server that hangs can keep.
+local MOST = { instance = 4, source = 6, all = 8 }
+local MOST_AMONG_CLIENTS = { instance = 1, source = 6, all = 8 }
 local READ_SECONDS, WRITE_SECONDS = 60, 120
 local PLACE_KEPT = 5                  -- seconds for which a task keeps its place while a server does not answer it
 -- Bytes of an answer: of several records, of one.
@@ -110,7 +111,7 @@ local function given_up(self, task, instance, changes, began)
     task.waits, self.active = true, self.active + 1
     spawn(slot, self)
   end
-  return not changes and not usable(self, instance)
+  return not changes and (self.stopping or not usable(self, instance))
 end
 
 local function send(self, task, side, verb, body, most)
@@ -164,7 +165,7 @@ local function ask(self, task, side, verb, body, count)
     end
     if kind == "late" and verb == "get" then
       local instance = side == "source" and task.source or task.instance
-      stop(usable(self, instance) and "again" or "back", instance .. " does not answer")
+      stop(usable(self, instance) and not self.stopping and "again" or "back", instance .. " does not answer")
     end
     local unharmed = verb == "get" or refused or kind == "not_sent" or kind == "fenced"
     if not unharmed or (status and status < 500 and not refused) then stop("over", why) end

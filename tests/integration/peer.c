@@ -98,7 +98,8 @@ bool conn_send(struct conn *c, const char *fmt, ...)
 
 bool conn_pause(struct conn *c, double seconds)
 {
-    return !await(c, c->peer->stop[0], POLLIN, seconds);
+    struct pollfd stop = {.fd = c->peer->stop[0], .events = POLLIN};
+    return poll(&stop, 1, (int)(seconds * 1000)) == 0;
 }
 
 bool conn_drip(struct conn *c, const char *text, size_t piece, double every)

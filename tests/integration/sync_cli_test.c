@@ -270,7 +270,7 @@ static void the_wait_outlives_postgresql(void **state)
 static void what_the_journal_does_not_know_is_shown_and_can_be_deleted(void **state)
 {
     struct stage *s = stage_new();
-    stage_chromux(s, "SYNC_INTERVAL=0.5", NULL);
+    stage_chromux(s, "SYNC_INTERVAL=1", NULL);
     char *id = create(s, "known");
     check_run(cli(s, "aside", NULL), 0, "the journal knows all that was found");
     char *there = chroma_create(s->server[1], "stranger", 1000);
@@ -383,13 +383,14 @@ static void a_workers_policy_that_fails_is_shown(void **state)
 {
     struct stage *s = stage_new();
     char *folder = own_policies();
-    write_file(keepf("%s/sync.lua", folder),
-               "local M = {}\n"
-               "function M.batch(s) return s.batch end\n"
-               "function M.authority(copies) return copies[1].instance end\n"
-               "function M.pace(load) if load.instance == 'replica' then error('too fast') end "
-               "return 0 end\n"
-               "return M\n");
+    char *file = keepf("%s/sync.lua", folder);
+    write_file(file, keepf("local M = (function(...)\n%s\nend)(...)\n"
+                           "function M.pace(load)\n"
+                           "  if load.instance == 'replica' then error('too fast') end\n"
+                           "  return 0\n"
+                           "end\n"
+                           "return M\n",
+                           read_file(file)));
     stage_chromux(s, keepf("POLICY_DIR=%s", folder), "DEFAULT_BATCH_SIZE=10", NULL);
     char *id = create(s, "ccc");
     check_status(post(s, of(id, "add"), records_body("r", 0, 300, "")), 201);
