@@ -177,6 +177,10 @@ local function duration(seconds)
   return ("%.1f days"):format(seconds / 86400)
 end
 
+local function times(n)
+  return n == 1 and "once" or n .. " times"
+end
+
 local function size(mb)
   return mb < 1024 and ("%.4g MB"):format(mb) or ("%.1f GB"):format(mb / 1024)
 end
@@ -284,7 +288,7 @@ local function fields_of(event)
     add("since", "Since", utc(event.since) .. ago, time(event.since) .. ago)
   end
   if event.repeats > 0 then
-    add("repeats", "Not told before", event.repeats .. " times")
+    add("repeats", "Not told before", times(event.repeats))
   end
   if event.openings > 1 then
     add("openings", "Began within the last hour", event.openings .. " times")
