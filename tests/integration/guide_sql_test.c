@@ -1,6 +1,5 @@
 /* The SQL that operators know from the guide, word for word, while sync and the monitor work: every
  * query runs at any moment and says what is so. */
-#include "fixture.h"
 #include "stage.h"
 
 #include <stdio.h>
@@ -42,19 +41,6 @@ static void check_metrics(struct stage *s)
     struct run r = run_program(lint, NULL, 10);
     if (r.status != 0)
         harness_fail(__FILE__, __LINE__, "%s", r.output);
-}
-
-/* Policies with which a request of sync is made each tenth of a second: slow enough to be watched.
- */
-static char *slow_policies(void)
-{
-    static const char head[] = "function M.pace(load)\n";
-    char *folder = own_policies(), *path = keepf("%s/sync.lua", folder);
-    char *text = read_file(path), *at = strstr(text, head);
-    check(at != NULL);
-    at += sizeof head - 1;
-    write_file(path, keepf("%.*s  do return 0.1 end\n%s", (int)(at - text), text, at));
-    return folder;
 }
 
 static void wipe(struct chroma *c)
@@ -133,8 +119,7 @@ static void the_queries_of_the_guide_say_what_is_so(void **state)
         NULL};
     struct stage *s = stage_new();
     stage_chromux(s, "SYNC_CHUNK_SIZE=100", "SYNC_INTERVAL=86400", "MONITOR_INTERVAL=0.5",
-                  "SYNC_DISTRIBUTED=true", "MAX_WORKERS=2", "POLICY_TIME=1",
-                  keepf("POLICY_DIR=%s", slow_policies()), "--role", "all", NULL);
+                  "SYNC_DISTRIBUTED=true", "MAX_WORKERS=2", "--role", "all", NULL);
     char *id = create(s, "many");
     for (unsigned from = 0; from < RECORDS; from += 500)
         check_status(post(s, of(id, "add"), records_body("r", from, 500, "")), 201);
