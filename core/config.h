@@ -130,7 +130,7 @@
       "time over which samples are looked at for recommendations")                                 \
     X(monitor_keep_days, MONITOR_KEEP_DAYS, INT, "14", 1, 3650, true,                              \
       "days that samples are kept")                                                                \
-    X(recommendations_keep_days, RECOMMENDATIONS_KEEP_DAYS, INT, "365", 1, 3650, true,             \
+    X(advice_keep_days, ADVICE_KEEP_DAYS, INT, "365", 1, 3650, true,                               \
       "days that resolved recommendations are kept")                                               \
     X(sync_interval, SYNC_INTERVAL, SECONDS, "300", 1, 864000, true, "time between verifications") \
     X(sync_distributed, SYNC_DISTRIBUTED, BOOL, "false", 0, 1, false, "several sync workers")      \

@@ -29,6 +29,10 @@ local function what_carries_on(values)
   return meanwhile .. "Look at its log and its host; once it answers, it catches up by itself."
 end
 
+local function what_decides(values) -- nothing else advises
+  return (values.file and "What is built in decides instead. " or "") .. "Mend the file and reload (send HUP)."
+end
+
 local WORDS = {
   server_down = { "Server {instance} is down", what_carries_on },
   server_up = { "Server {instance} is up again" },
@@ -79,7 +83,7 @@ local WORDS = {
   recommendation_closed = { "ChromaDB Upgrade No Longer Needed: {type} of {instance}" },
   policy_tripped = { { "Policy {file} failed too often in {process} and is set aside there",
     "Policy {file} failed too often and is set aside" },
-    "What is built in decides instead. Mend the file and reload (send HUP)." },
+    what_decides },
   policy_back = { { "Policy {file} decides again in {process}", "Policy {file} decides again" } },
   worker_dead = { "A sync worker on {host} is gone",
     "Its supervisor starts another. If this goes on, the log says why." },
@@ -175,6 +179,10 @@ local function duration(seconds)
     return ("%.1f h"):format(seconds / 3600)
   end
   return ("%.1f days"):format(seconds / 86400)
+end
+
+local function times(n)
+  return n == 1 and "once" or n .. " times"
 end
 
 local function size(mb)
@@ -284,7 +292,7 @@ local function fields_of(event)
     add("since", "Since", utc(event.since) .. ago, time(event.since) .. ago)
   end
   if event.repeats > 0 then
-    add("repeats", "Not told before", event.repeats .. " times")
+    add("repeats", "Not told before", times(event.repeats))
   end
   if event.openings > 1 then
     add("openings", "Began within the last hour", event.openings .. " times")

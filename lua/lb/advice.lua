@@ -180,7 +180,7 @@ local function decide(self, instance, window, latest, open, above)
   local statements = { timeout = 10, { STILL_MINE, instance, self.monitor.name } }
   look_at_disk(statements, instance, latest, above)
   local list, failure = policy.call("upgrade.advise", window)
-  self.failure = not list and not tostring(failure):find(" is missing$") and tostring(failure) or nil
+  if not list and not tostring(failure):find(" is missing$") then self.failure = tostring(failure) end
   if list then
     local named = {}
     for _, r in ipairs(list) do
@@ -287,6 +287,7 @@ function Advice:look()
   local windows = mine and #mine > 0 and samples_since(self, WINDOW, window_seconds(self))
   if not windows then return end
   local slopes = trends(self)
+  self.failure = nil -- of this look, about whichever instance
   for _, claim in ipairs(mine) do
     local name, open = claim.instance, {}
     for _, r in ipairs(rows) do

@@ -26,7 +26,8 @@ local OPEN = [[
 -- Whose health a monitor asks for, and what they use nobody measures.
 local UNSAMPLED = [[
   SELECT DISTINCT instance_name AS instance FROM health_metrics WHERE checked_at > now() - interval '10 minutes'
-    AND instance_name NOT IN (SELECT instance FROM monitor_instances) ORDER BY 1]]
+    AND instance_name NOT IN (SELECT instance FROM monitor_instances UNION
+      SELECT instance FROM journal_servers WHERE retired) ORDER BY 1]]
 
 local function out(...) io.stdout:write(string.format(...), "\n") end
 

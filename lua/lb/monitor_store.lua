@@ -175,7 +175,7 @@ end
 local OLD = {
   { "performance_metrics", "metric_timestamp", "MONITOR_KEEP_DAYS" },
   { "health_metrics", "checked_at", "MONITOR_KEEP_DAYS" },
-  { "upgrade_recommendations", "resolved_at", "RECOMMENDATIONS_KEEP_DAYS" },
+  { "upgrade_recommendations", "resolved_at", "ADVICE_KEEP_DAYS" },
   { "balancer_figures", "at", 1 },
   { "monitors", "last_seen", 1 },
 }

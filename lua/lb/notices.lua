@@ -262,7 +262,8 @@ local JOURNAL = {
     return { key = "journal/skipped", title = "An operator skipped a write of the journal", text = "Entry " .. reason }
   end,
   instance_retired = function(from, _, reason)
-    return { key = "server/" .. from, title = from .. " is retired", text = reason, fields = { { "instance", from } } }
+    return { key = "server/" .. from, title = from .. " is retired",
+      text = reason:gsub("^%l", string.upper) .. ".", fields = { { "instance", from } } }
   end,
 }
 

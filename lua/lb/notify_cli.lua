@@ -172,31 +172,41 @@ end
 
 -- ---- status ----------------------------------------------------------------------------------------------
 
+local function at(column)
+  return "to_char(" .. column .. " AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC'"
+end
+
+local function teller()
+  local lease = query("SELECT holder, until > now() AS held FROM notify_lease")[1]
+  if not lease or not lease.held then return "nobody: no balancer runs with this DATABASE_URL" end
+  local pid = lease.holder:match("/(%d+)/")
+  return pid and "the balancer that is process " .. pid or lease.holder
+end
+
 local function status(words)
   if #words > 0 then fail(USAGE, "status takes no arguments") end
-  local lease = query("SELECT holder, until > now() AS held FROM notify_lease")[1]
-  out("teller     %s", lease and lease.held and lease.holder or "nobody: no balancer runs with this DATABASE_URL")
-  for _, m in ipairs(query([[SELECT what, until::text AS at, who FROM notify_mutes WHERE until > now()
+  out("teller     %s", teller())
+  for _, m in ipairs(query("SELECT what, " .. at("until") .. [[ AS at, who FROM notify_mutes WHERE until > now()
       ORDER BY what]])) do
     out("%-10s %s until %s%s", m.what == "*" and "silence" or "muted", m.what == "*" and "all" or m.what, m.at,
       m.who ~= "" and " by " .. m.who or "")
   end
-  for _, e in ipairs(query([[SELECT kind, key, urgency, title, since::text AS since, known FROM notify_events
-      WHERE open ORDER BY since]])) do
-    out("goes on    %s %s (%s) since %s: %s%s", e.kind, e.key, e.urgency, e.since, e.title,
-      e.known > 0 and ", told " .. e.known .. " times" or ", not told yet")
+  for _, e in ipairs(query("SELECT kind, key, urgency, title, " .. at("since") .. [[ AS since, known
+      FROM notify_events WHERE open ORDER BY notify_events.since]])) do
+    local told = e.known == 0 and "not told yet" or e.known == 1 and "told once" or "told " .. e.known .. " times"
+    out("goes on    %s %s (%s) since %s: %s, %s", e.kind, e.key, e.urgency, e.since, e.title, told)
   end
-  for _, e in ipairs(query([[SELECT kind, key, title, reason, ask_at::text AS at FROM notify_events
+  for _, e in ipairs(query("SELECT kind, key, title, reason, " .. at("ask_at") .. [[ AS at FROM notify_events
       WHERE state = 'held' ORDER BY id]])) do
     out("held       %s %s until %s (%s): %s", e.kind, e.key, e.at or "?", e.reason, e.title)
   end
-  for _, m in ipairs(query([[SELECT sink, title, attempts, error, created_at::text AS at FROM notify_messages
+  for _, m in ipairs(query("SELECT sink, title, attempts, error, " .. at("created_at") .. [[ AS at FROM notify_messages
       WHERE state IN ('queued', 'sending') ORDER BY id LIMIT 50]])) do
     out("waits      %s since %s, %d tries%s: %s", m.sink, m.at, m.attempts,
       m.error ~= "" and " (" .. m.error .. ")" or "", m.title)
   end
-  for _, m in ipairs(query([[SELECT * FROM (SELECT id, sink, title, state, status, error,
-      COALESCE(sent_at, created_at)::text AS at FROM notify_messages WHERE state NOT IN ('queued', 'sending')
+  for _, m in ipairs(query("SELECT * FROM (SELECT id, sink, title, state, status, error, "
+      .. at("COALESCE(sent_at, created_at)") .. [[ AS at FROM notify_messages WHERE state NOT IN ('queued', 'sending')
       ORDER BY id DESC LIMIT 10) m ORDER BY id]])) do
     out("%-10s %s %s%s: %s", m.state, m.sink, m.at, m.error ~= "" and " (" .. m.error .. ")" or "", m.title)
   end

@@ -147,9 +147,8 @@ local function copies(book, name, i)
   local told = going_on(book, "copies", key)
   if told and i.retired then return raise("copy_rebuilt", key, name .. " is retired: its copies are not made anew") end
   if not told or i.copies_not_ready > 0 then return end
-  local one = told.event.kind == "copy_lost" and told.known <= 1 and told.event.fields[2]
-  raise("copy_rebuilt", key, "All copies on " .. name .. " are whole again", { { "instance", name },
-    { "collection", one and one[2] or "all" } })
+  local one = told.event.kind == "copy_lost" and told.known <= 1 and told.event.fields[2] or nil
+  raise("copy_rebuilt", key, "All copies on " .. name .. " are whole again", { { "instance", name }, one })
 end
 
 local function lag(self, book, name, i, up)
@@ -174,8 +173,8 @@ end
 -- What was told of making a copy anew (rebuild.lua, sync_job.lua) is over when it is made, or nobody wants it any more.
 local function rebuilds(book, context)
   local there, made = {}, {}
-  for key, r in pairs(context.rebuilds and context.rebuilds.by_copy or {}) do
-    there[r.instance .. "/" .. r.lane.id] = key ~= nil
+  for _, r in pairs(context.rebuilds and context.rebuilds.by_copy or {}) do
+    there[r.instance .. "/" .. r.lane.id] = true
   end
   for _, s in pairs(book.stories) do
     local instance, id = s.event.key:match("^rebuild/([^/]+)/(%d+)$")
@@ -256,7 +255,7 @@ local function workers(store, book)
     working = working or w.alive
     if w.dead and not going_on(book, "worker", key) then
       raise("worker_dead", key, "The sync " .. w.role .. " on " .. host .. " is silent, and nobody coordinates",
-        { { "host", host }, { "process", pid }, { "task", w.current_task_id or "none" } })
+        { { "host", host }, { "process", pid }, w.current_task_id and { "task", w.current_task_id } or nil })
     elseif w.alive and going_on(book, "worker", key) then
       raise("worker_back", key, "A sync worker on " .. host .. " is at work", { { "host", host } })
     end

@@ -12,6 +12,7 @@ local courier = require("lb.courier")
 local notices = require("lb.notices")
 local process = require("lb.process")
 local schema = require("lb.schema")
+local tripped = require("lb.tripped")
 local copies = require("chromux.copies")
 
 local M = {}
@@ -76,6 +77,7 @@ local function beat()
     return
   end
   S.silent = false
+  tripped.look("sync " .. S.settings.role)
   extend(boottime + lease)
   if S.work then S.work:renewed(own, at) end
 end

@@ -150,8 +150,9 @@ local function reap(self)
         local host, pid = process.host_of(w.worker_id), process.pid_of(w.worker_id)
         choose.notice { kind = "worker_dead", key = "worker/" .. host,
           title = "A sync worker on " .. host .. " is gone",
-          text = string.format("%s; %d tasks go to others.", (text:gsub("^%l", string.upper)), n),
-          fields = { { "host", host }, { "process", pid }, { "task", w.task or "none" } } }
+          text = (dead and "It ended" or "It was silent beyond its lease") .. (n > 0 and "; " .. n
+            .. " tasks go to others." or ", without a task."),
+          fields = { { "host", host }, { "process", pid }, w.task and { "task", w.task } or nil } }
       end
     end
   end

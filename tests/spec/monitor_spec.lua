@@ -319,6 +319,27 @@ describe("advice", function()
     assert.are.same({ "policy_tripped", "policy_back" }, kinds())
   end)
 
+  it("tells of a policy that fails about one server of several", function()
+    local query, rows = conn.query, {}
+    for i, name in ipairs { "a", "b" } do
+      rows[i] = { instance = name, samples = 20, seconds = 570, memory_mean = 90, memory_p95 = 91, memory_max = 92 }
+    end
+    function conn.query(self, sql, ...)
+      if sql:find("INSERT INTO monitor_instances", 1, true) then return { { instance = "a" }, { instance = "b" } } end
+      if sql:find("percentile_cont", 1, true) then return rows end
+      return query(self, sql, ...)
+    end
+    monitor.settings.instances = { { name = "a" }, { name = "b" } }
+    monitor.samples.here = function() return { "a", "b" } end
+    monitor.latest.b = monitor.latest.a
+    policy.call = function(_, window)
+      if window.instance == "a" then return nil, "upgrade.lua:7: oops" end
+      return {}
+    end
+    for _ = 1, 5 do advice:look() end
+    assert.are.same({ "policy_tripped" }, kinds())
+  end)
+
   it("closes nothing that it cannot measure", function()
     for i, kind in ipairs { "cpu", "memory", "licences" } do
       open[i] = { id = i, instance = "a", type = kind, urgency = "medium", value = 88, since = 900, reason = "r",
