@@ -24,7 +24,8 @@ local function comment(line)
     if rest ~= "counter" and rest ~= "gauge" and rest ~= "histogram" then fault("TYPE of %s: %s", name, rest) end
     types[name] = rest
     if (rest == "counter") ~= (name:find("_total$") ~= nil) then fault("%s is a %s", name, rest) end
-    if not name:find("^chromux_[a-z0-9_]+$") and not name:find("^process_[a-z_]+$") then fault("a name: %s", name) end
+    -- Those of any process have names of Prometheus's own.
+    if not (name:find("^chromux_[a-z0-9_]+$") or name:find("^process_[a-z0-9_]+$")) then fault("a name: %s", name) end
   end
 end
 
