@@ -11,8 +11,10 @@ local IDS, GROUPS, NAMES = 9, 4, 3 -- ids of each collection, unless the workloa
 
 -- {urls={one for each balancer}, ops={}: where operations are recorded, think=seconds at most between two,
 --  sync=after so many writes Chroma keeps a collection's vectors in files, favour=share of operations on what stays
---  that go to the first of it, most=number of ids, plain=true: no update has a vector. (Chroma may give that of an
---  update of nothing to a later record, see model.lua, and that long after: copies that were equal differ then.)}
+--  that go to the first of it, catalogue_share=that of operations of the catalogue, odd=that of writes with vectors of
+--  another dimension, which are refused, and with them the group in which they go, most=number of ids,
+--  plain=true: no update has a vector. (Chroma may give that of an update of nothing to a later record, see model.lua,
+--  and that long after: copies that were equal differ then.)}
 function M.new(w)
   w.known = {}       -- {logical=, name=}: collections that somebody was told of, to be renamed and deleted
   w.lasting = {}     -- those that stay
@@ -88,9 +90,9 @@ local function vector(rng, u, dimension)
   return out
 end
 
-local function records_body(rng, u, action, most, prefix, plain)
+local function records_body(rng, u, action, most, prefix, plain, odd)
   local body = { ids = some_ids(rng, most, prefix) }
-  local dimension = rng:chance(0.02) and 4 or 3
+  local dimension = rng:chance(odd or 0.02) and 4 or 3
   local with_doc, with_meta = action == "add" or rng:chance(0.8), action == "add" or rng:chance(0.8)
   local with_emb = action ~= "update" or (rng:chance(0.5) and not plain)
   if not (with_doc or with_meta) then with_doc = true end
@@ -130,7 +132,7 @@ function M:write(rng, c, prefix)
   local action = rng:weighted { { 3, "upsert" }, { 2, "add" }, { 2, "update" }, { 2, "delete" } }
   local u = self:mark()
   local body = action == "delete" and delete_body(rng, u, self.most, prefix)
-    or records_body(rng, u, action, self.most, prefix, self.plain)
+    or records_body(rng, u, action, self.most, prefix, self.plain, not prefix and self.odd or nil)
   self:send({ class = "write", action = action, token = "u" .. u, logical = c.logical, body = body }, "POST",
     API .. "/" .. c.logical .. "/" .. action, json.encode(body))
 end
@@ -276,7 +278,7 @@ function M:run(rng, till)
     local list = (#self.known == 0 or rng:chance(0.7)) and self.lasting or self.known
     local c = #list > 0 and (list == self.lasting and rng:chance(self.favour or 0) and list[1] or rng:pick(list))
     local dice = rng:unit()
-    if not c or dice < 0.05 then self:catalogue(rng)
+    if not c or dice < (self.catalogue_share or 0.05) then self:catalogue(rng)
     elseif dice < 0.6 then self:write(rng, c)
     else self:read(rng, c) end
     sleep(rng:unit() * self.think)

@@ -81,11 +81,11 @@ M.protocol = {
 -- What these say happens only when it is made to: passing by is no hit of them. seconds: of what is late or stands
 -- still; again: so many hits in a row; two: there must be two balancers.
 M.made = {
-  ["append.delayed_commit"] = { one_of = 60, what = "make", seconds = 3 },
-  ["position.delayed_update"] = { one_of = 40, what = "delay", seconds = 3 },
+  ["append.delayed_commit"] = { one_of = 20, what = "make", seconds = 3 },
+  ["position.delayed_update"] = { one_of = 20, what = "delay", seconds = 3 },
   ["lease.renew_lost"] = { one_of = 6, what = "make", again = 6 },
-  ["notify.lost"] = { one_of = 40, what = "make", again = 2, two = true },
-  ["pg.rolled_back"] = { one_of = 100, what = "make", again = 2 },
+  ["notify.lost"] = { one_of = 20, what = "make", again = 2, two = true },
+  ["pg.rolled_back"] = { one_of = 40, what = "make", again = 3 },
   ["drain.begin"] = { one_of = 1, what = "make", seconds = 0.6, again = 6 }, -- how long a drain may be: drain.cap
 }
 local MADE = sorted_names(M.made)
@@ -288,18 +288,23 @@ end
 
 -- Two plans, in which entries of some marks are the ones that misbehave: both servers answer 5xx to the same record
 -- entry, again and again, having applied it or not; and one ends the connection after an operation of the catalogue
--- that the other refuses.
+-- that the other refuses. Late answers make others wait, who then go as groups.
 function M.poison_plans(rng)
   local one, other = {}, {}
   for u = 12, 250 do
-    if rng:chance(0.08) then
+    if rng:chance(0.1) then
       for _, plan in ipairs { one, other } do
         plan[#plan + 1] = string.format("4 %s 0 u%d of", rng:chance(0.7) and "refuse" or "500", u)
       end
-    elseif rng:chance(0.5) then
+    elseif rng:chance(0.6) then
       local cut, reject = '1 cut 0 "u":"u' .. u .. '"', '1 reject 0 "u":"u' .. u .. '"'
       if rng:chance(0.2) then cut, reject = reject, cut end
       one[#one + 1], other[#other + 1] = cut, reject
+    end
+  end
+  for n = 10, 400, 10 do
+    for _, plan in ipairs { one, other } do
+      plan[#plan + 1] = string.format("%d late %.2f", n + rng:int(1, 9), 0.1 + rng:unit() * 0.7)
     end
   end
   return table.concat(one, "\n") .. "\n", table.concat(other, "\n") .. "\n"

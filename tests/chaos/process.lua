@@ -17,7 +17,7 @@ local M = {}
 local Process = {}
 Process.__index = Process
 
-M.KILL, M.QUIT, M.INT, M.TERM, M.CONT, M.STOP = 9, 3, 2, 15, 18, 19
+M.KILL, M.QUIT, M.INT, M.TERM, M.CONT, M.STOP, M.USR1 = 9, 3, 2, 15, 18, 19, 10
 local PR_SET_PDEATHSIG, WNOHANG, SIGPIPE = 1, 1, 13
 local APPEND = 1 + 64 + 1024 -- O_WRONLY | O_CREAT | O_APPEND
 

@@ -123,7 +123,7 @@ local function round_of(seed)
   local round = { kind = kind, balancers = options.balancers or seed % 4 == 3 and 2 or 1, settings = {} }
   if round.balancers == 1 then names = Faults.without(names, "second") end
   if kind == "poison" then
-    round.wraps = {}
+    round.wraps, round.favour = {}, 0.7
     round.wraps.primary, round.wraps.replica = Faults.poison_plans(rng)
   elseif has(names, "wrap") and (#names == 1 or rng:chance(0.4)) then
     round.wraps = { primary = Faults.wrap_plan(rng), replica = Faults.wrap_plan(rng) }
@@ -245,6 +245,9 @@ local function judge(stage, round, ops)
 end
 
 local HEAL_SECONDS = 60
+-- Of the clients, by the kind of round.
+local HABITS = { journal = { think = 0.03 }, sync = { think = 0.01, most = 100 },
+  poison = { think = 0.03, most = 40, catalogue_share = 0.15, odd = 0.1 } }
 
 local function describe(round, proved)
   return (round.balancers > 1 and "two balancers " or "") .. (round.wraps and "wrap " or "")
@@ -264,12 +267,12 @@ local function play(seed)
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
   local ops, events, violations, history, proved = {}, { plan = round.plan }, {}, nil, nil
-  local began = now()
+  local began, habits = now(), HABITS[round.kind]
   local ok, why = xpcall(function()
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
-      think = round.kind == "sync" and 0.01 or 0.03, favour = round.favour,
-      most = round.kind == "sync" and 100 or nil, plain = round.workers > 0 }
+      favour = round.favour, plain = round.workers > 0, think = habits.think, most = habits.most,
+      catalogue_share = habits.catalogue_share, odd = habits.odd }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()

@@ -151,8 +151,12 @@ function M:await_journal_of(name, patience)
   error("the journal does not start: " .. tostring(last) .. "; see " .. self[name].log, 0)
 end
 
--- Whatever was done to them, all run and answer.
+-- Whatever was done to them, all run and answer; where workers are to make good what was done, wrappers behave, so that
+-- it can come to an end.
 function M:mend()
+  for _, name in ipairs(#self.workers > 0 and { "wrap_primary", "wrap_replica" } or {}) do
+    if self[name] then self[name]:signal(process.USR1) end
+  end
   for _, name in ipairs { "postgres", "primary", "replica", unpack(self.ours) } do
     self[name]:resume()
     self[name]:await()

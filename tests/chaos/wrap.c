@@ -31,6 +31,7 @@ struct plan {
 };
 static struct plan plans[PLANS];
 static unsigned planned, writes;
+static volatile sig_atomic_t behaves;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *log_file;
 static int server_port;
@@ -145,7 +146,7 @@ static bool is_for(struct plan *p, const char *message)
 
 static const struct plan *plan_for(const struct message *m)
 {
-    if (!is_write(m->p))
+    if (behaves || !is_write(m->p))
         return NULL;
     const struct plan *found = NULL;
     pthread_mutex_lock(&lock);
@@ -253,6 +254,11 @@ static void read_plan(const char *path)
     fclose(f);
 }
 
+static void behave(int sig)
+{
+    behaves = sig;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 5 || !(log_file = fopen(argv[4], "a"))) {
@@ -260,6 +266,7 @@ int main(int argc, char **argv)
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGUSR1, behave);
     server_port = atoi(argv[2]);
     read_plan(argv[3]);
     int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;

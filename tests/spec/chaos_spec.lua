@@ -410,3 +410,29 @@ describe("what workers did", function()
     assert.equal("left over", found(function(s) s.names.a[2] = "c-aside-01234567" end))
   end)
 end)
+
+describe("the fault points that the protocol names", function()
+  it("are each a call, and those in which something is made to happen can be planned", function()
+    local f = assert(io.popen("cat lua/lb/*.lua core/courier.c"))
+    local text = f:read("*a")
+    f:close()
+    local called = {}
+    for name in text:gmatch('fault[%w_]*(%b())') do
+      for point in name:gmatch('"([%w_.]+)"') do called[point] = true end
+    end
+    for _, name in ipairs(Faults.protocol) do assert.is_true(called[name], name .. " is no call") end
+    for _, list in ipairs { Faults.steps, Faults.poison_steps } do
+      for _, name in ipairs(list) do assert.is_true(called[name], name .. " is no call") end
+    end
+    for name in pairs(Faults.made) do assert.is_true(called[name], name .. " is no call") end
+  end)
+
+  it("are planned by the seed alone", function()
+    local function plan(seed)
+      local rng = Rng.new(seed, "x")
+      return table.concat(Faults.make_things_happen(rng, Faults.step_plan(rng, Faults.steps), 2), " | ")
+    end
+    for seed = 1, 20 do assert.equal(plan(seed), plan(seed)) end
+    assert.is_true(plan(1) ~= plan(2))
+  end)
+end)
