@@ -23,8 +23,8 @@ local function plan(rng, list)
   return out
 end
 
--- A plan for wrap.c: of some of the first writes of records it does that to the first `times` requests. Each time it is
--- called with the same seed the same ones.
+-- A plan for wrap.c: of some of the first writes of records it does that to the first `times` requests. A seed's are
+-- always the same ones.
 local function marked(seed, times, what)
   local out, mark, rng = {}, 0, Rng.new(seed, "marks")
   for i = 1, 20 do
@@ -44,9 +44,9 @@ local function counted(rng, most, what)
   return table.concat(out)
 end
 
--- name of the bug -> {finding=pattern of it, round=function(rng, seed) -> a round as round_of() of run.lua makes it; besides
---   clients=, think=, seconds=: in place of what other rounds have, settings=of chromux, rebuilds=copies that may be
---   set aside, rest=seconds until what does not come to rest is judged nevertheless}
+-- name of the bug -> {finding=pattern of it, round=function(rng, seed) -> a round as round_of() of run.lua makes it;
+--   besides clients=, think=, seconds=: in place of what other rounds have, settings=of chromux, rebuilds=copies that
+--   may be set aside, rest=seconds until what does not come to rest is judged nevertheless}
 local NEEDS = {
   -- Many writes of which the commit is under way when chromux dies.
   ["answer before the append commits"] = { finding = "^lost: .* is not in the journal$", round = function(rng)
@@ -68,8 +68,9 @@ local NEEDS = {
       wraps = { primary = marked(seed, 1, "500 0"), replica = marked(seed, 9, "reject 0.7") } }
   end },
   -- What the primary refuses the replica would take.
-  ["rejected entry replayed"] = { finding = "^rebuild: .* applied entry %d+, which is rejected", round = function(_, seed)
-    return { seconds = 1.5, think = 0.01, plan = {}, wraps = { primary = marked(seed, 9, "reject 0"), replica = "" } }
+  ["rejected entry replayed"] = { finding = "^rebuild: .* applied entry %d+, which is rej", round = function(_, seed)
+    return { seconds = 1.5, think = 0.01, plan = {},
+      wraps = { primary = marked(seed, 9, "reject 0"), replica = "" } }
   end },
   -- A replica that comes when others wait behind it.
   ["lane order swapped"] = { finding = "^diverged: ", round = function(rng)
