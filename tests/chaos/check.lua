@@ -383,6 +383,16 @@ function M.rest(h, x, v)
   end
 end
 
+-- Is the record one of those that a copy with all entries up to p may have?
+local function fits(lane, id, record, p)
+  for _, version in ipairs(Model.versions_from(lane.model, id, p)) do
+    if Model.text(version.record) == Model.text(record) and Model.may_have(version.record, Model.vector(record)) then
+      return true
+    end
+  end
+  return false
+end
+
 local function judge_copy(v, lane, c, held)
   local where = string.format("%s (lane %d) on %s", lane.collection.name, c.lane, c.instance)
   if not held then return complain(v, "diverged", "%s: its collection %s is not there", where, c.physical) end
@@ -395,8 +405,7 @@ local function judge_copy(v, lane, c, held)
   for id in pairs(held.records) do ids[id] = true end
   for id in pairs(ids) do
     local want, have = lane.model.records[id], held.records[id]
-    if not Model.is_hazy(lane.model, id)
-      and (Model.text(want) ~= Model.text(have) or not Model.may_have(want, Model.vector(have))) then
+    if not Model.is_hazy(lane.model, id) and not fits(lane, id, have, c.position) then
       local versions = lane.model.versions[id]
       complain(v, "diverged", "%s: %s is %s [%s], should be %s [%s]%s", where, id, Model.text(have),
         Model.vector(have), Model.text(want), Model.vector(want),

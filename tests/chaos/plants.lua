@@ -1,8 +1,8 @@
 -- plants.lua: is the history checker any good? Each bug of bugs.lua is planted into the real program, and must be
 -- found within SEEDS rounds: by a finding that is this bug's, in a round that is clean without the bug.
 --
---   find(name, s) -> passed, failed    name: of a bug, or "all"; s: {play(seed, {round=, bug=}) -> violations,
---                                      say(format, ...), now()}
+--   find(name, s) -> passed, failed    name: of a bug, or "all"
+--       s: {play(seed, {name=what its folder's name ends with, round=, bug=}) -> violations, say(format, ...), now()}
 local Faults = require("faults")
 local Rng = require("rng")
 local bugs = require("bugs")
@@ -34,19 +34,19 @@ local function marked(seed, times, what)
   return table.concat(out)
 end
 
--- The same of requests by their number.
-local function counted(rng, most, what)
+-- Another: many are answered with an error and not done, whatever they are.
+local function refusals(rng)
   local out, at = {}, 0
-  while at < most do
-    at = at + rng:int(4, 16)
-    out[#out + 1] = string.format("%d %s\n", at, what)
+  for i = 1, 80 do
+    at = at + rng:int(2, 8)
+    out[i] = at .. " refuse\n"
   end
   return table.concat(out)
 end
 
 -- name of the bug -> {finding=pattern of it, round=function(rng, seed) -> a round as round_of() of run.lua makes it;
---   besides clients=, think=, seconds=: in place of what other rounds have, settings=of chromux, rebuilds=copies that
---   may be set aside, rest=seconds until what does not come to rest is judged nevertheless}
+--   besides clients=, think=, most=, seconds=: in place of what other rounds have, settings=of chromux, rebuilds=copies
+--   that may be set aside, rest=seconds until what does not come to rest is judged nevertheless}
 local NEEDS = {
   -- Many writes of which the commit is under way when chromux dies.
   ["answer before the append commits"] = { finding = "^lost: .* is not in the journal$", round = function(rng)
@@ -77,14 +77,16 @@ local NEEDS = {
     return { clients = 4, think = 0.01, seconds = 2, rest = 1, settings = { REQUEST_TIMEOUT = "2" },
       plan = plan(rng, { { "pause_replica", 0.2, 1.0 } }) }
   end },
-  -- A holder that stands still past its lease, and gets writes meanwhile.
+  -- A holder that does not come to renew its lease until another has taken it. Each of its clients waits from its next
+  -- write on: so they are many, and come slowly.
   ["epoch not checked"] = { finding = "^old holder: ", round = function(rng)
-    return { balancers = 2, clients = 10, seconds = 2, plan = plan(rng, { { "pause_chromux", 0.5, 3.3 } }) }
+    return { balancers = 2, clients = 40, think = 1.5, seconds = 4, plan = {},
+      steps = { string.format("lease.expired_unaware=3:delay:%.2f", 3.2 + 0.5 * rng:unit()) } }
   end },
-  -- Requests of several entries that get no definite answer.
+  -- Requests of several entries, as ids that seldom meet allow, that get no definite answer.
   ["group resent out of order"] = { finding = "^diverged: ", round = function(rng)
-    return { clients = 14, think = 0.002, favour = 0.9, seconds = 2, rest = 1, settings = { REQUEST_TIMEOUT = "2" },
-      plan = {}, wraps = { primary = counted(rng, 400, "refuse"), replica = counted(rng, 400, "refuse") } }
+    return { clients = 14, think = 0.002, favour = 0.9, most = 400, seconds = 2, rest = 1, plan = {},
+      settings = { REQUEST_TIMEOUT = "2" }, wraps = { primary = refusals(rng), replica = refusals(rng) } }
   end },
 }
 
@@ -96,6 +98,8 @@ end
 
 -- ---- finding them ----------------------------------------------------------------------------------------
 
+local function folder(bug) return "-" .. bug.name:gsub("%W", "-") end
+
 local function first_that(violations, pattern)
   for _, text in ipairs(violations) do
     if text:find(pattern) then return text end
@@ -106,7 +110,7 @@ end
 local function find_one(bug, play)
   local instead
   for seed = 1, SEEDS do
-    local violations = play(seed, { round = round_for(bug, seed), bug = bug })
+    local violations = play(seed, { name = folder(bug), round = round_for(bug, seed), bug = bug })
     local finding = first_that(violations, NEEDS[bug.name].finding)
     if finding then return seed, finding end
     instead = violations[1] or instead
@@ -127,7 +131,7 @@ function M.find(name, s)
       else
         local round = round_for(bug, seed)
         round.rest = nil
-        problem = s.play(seed, { round = round })[1]
+        problem = s.play(seed, { name = folder(bug) .. "-clean", round = round })[1]
         problem = problem and "seed " .. seed .. " is not clean without it: " .. problem
       end
       if problem then failed = failed + 1 else passed = passed + 1 end

@@ -257,9 +257,9 @@ local function describe(round, proved)
     .. Faults.describe(round.plan) .. (proved and "; " .. proved or "")
 end
 
--- planted: of plants.lua, {round=, bug=}: the violations are returned. Otherwise they are told; was it clean?
+-- planted: of plants.lua, {name=, round=, bug=}: the violations are returned. Otherwise they are told; was it clean?
 local function play(seed, planted)
-  local dir = root .. "/" .. seed
+  local dir = root .. "/" .. seed .. (planted and planted.name or "")
   os.execute("mkdir " .. dir)
   local round = planted and planted.round or round_of(seed)
   local stage = Stage.new { dir = dir, steps = round.steps, worker_steps = round.worker_steps,
@@ -274,7 +274,7 @@ local function play(seed, planted)
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
       think = round.think or round.kind == "sync" and 0.01 or 0.03, favour = round.favour,
-      most = round.kind == "sync" and 100 or nil, plain = round.workers > 0 }
+      most = round.most or round.kind == "sync" and 100 or nil, plain = round.workers > 0 }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
@@ -289,7 +289,8 @@ local function play(seed, planted)
   if not ok then violations[#violations + 1] = "round: " .. why end
   if planted then
     stage:strike()
-    if not options.keep then os.execute("rm -rf " .. dir) end
+    if not options.keep then os.execute("rm -rf " .. dir)
+    else write_down(dir .. "/history", history or { ops = ops }, events, violations) end
     return violations
   end
   local t = tally(ops)

@@ -296,6 +296,10 @@ describe("the checker", function()
     local h = two()
     h.copies[4].position = 1
     assert.equal("behind", kinds(h))
+    h.servers.b.Pb.records = { x = record(1) } -- as it was then
+    assert.equal("behind", kinds(h))
+    h.servers.b.Pb.records = { x = record(2), y = record(1) }
+    assert.equal("behind diverged", kinds(h))
     h = two()
     h.entries[3].verdict = nil
     assert.truthy(kinds(h):find("undecided", 1, true))
