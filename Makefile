@@ -13,7 +13,7 @@ ORDER := base end log buf metrics roster value config slice records \
          http1_bytes http1_chunks http1 body reply route wheel dns stream fetch \
          pg_url pg_pipe pg_news pg kernel disk usage \
          fleet copies pool fault courier \
-         script sandbox cage ask lb loader verdict settings policy kit \
+         plant script sandbox cage ask lb loader verdict settings policy kit \
          pg_lua task api api_slice api_records api_route api_policy api_copies api_courier api_usage engine \
          access health session mapped onward exchange proxy journal probe admin \
          listener role supervise main
@@ -59,6 +59,7 @@ help:
 	@echo 'make test-rounds  servers and chromux killed and stopped under load, 20 rounds of each (ROUNDS=N)'
 	@echo 'make chaos      200 rounds of seeded faults, each judged by what clients and servers saw; CHAOS="--seed N"'
 	@echo 'make chaos-sync 20 such rounds with workers, in which servers lose what they have'
+	@echo 'make chaos-plants  whether such rounds see bugs that are put into the program; PLANT="name of one"'
 	@echo 'make fuzz       fuzz targets in turn, 10 minutes in all; FUZZ_SECONDS=N for N each'
 	@echo 'make bench      chromux against HAProxy, nginx and a bare relay (MODE=quick: a short look)'
 	@echo 'make bench-writes bench-reads    the journal against one Chroma server alone; MODE=quick here too'
@@ -191,6 +192,9 @@ chaos: setup-test
 chaos-sync: setup-test
 	@$(MAKE) -s --no-print-directory -j$(JOBS) chaos-build
 	@$(RUN_CHAOS) --kind sync --rounds $(or $(CHAOS_ROUNDS),20) $(CHAOS)
+chaos-plants: setup-test
+	@$(MAKE) -s --no-print-directory -j$(JOBS) chaos-build
+	@$(RUN_CHAOS) --plant '$(or $(PLANT),all)' $(CHAOS)
 
 # ---- installing ----------------------------------------------------------------------------------
 SHARE = $(DESTDIR)$(PREFIX)/share/chromux
@@ -208,4 +212,4 @@ clean:
 -include $(OBJS:.o=.d) $(UNIT_BINS:=.d) $(HARNESS:=.d) $(INTEGRATION_BINS:=.d) \
     $(FUZZ_BINS:=.d) $(FUZZ_HELP:=.d)
 .PHONY: all help run reload test check print-ORDER unit unit-build spec sim integration integration-build \
-    test-newest test-rounds asan asan-build chaos chaos-sync chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync bench-monitor install clean
+    test-newest test-rounds asan asan-build chaos chaos-sync chaos-plants chaos-build fuzz fuzz-build bench bench-writes bench-reads bench-sync bench-monitor install clean

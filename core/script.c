@@ -2,6 +2,8 @@
  * frees it. The allocator's account is the VM's userdata and dies after it. */
 #include "script.h"
 
+#include "plant.h"
+
 #include <stdlib.h>
 
 enum { COPY_DEPTH = 16, COPY_VALUES = 10000 };
@@ -49,7 +51,9 @@ static int search_embedded(lua_State *L)
         return 1;
     }
     const char *chunk = lua_pushfstring(L, "=lua/%s", f->name);
-    if (luaL_loadbuffer(L, f->p, (size_t)(f->end - f->p), chunk) != 0)
+    size_t n = (size_t)(f->end - f->p);
+    const char *text = plant_text(L, f->name, f->p, &n);
+    if (luaL_loadbuffer(L, text, n, chunk) != 0)
         return luaL_error(L, "error loading module '%s': %s", module, lua_tostring(L, -1));
     return 1;
 }

@@ -8,6 +8,9 @@
 --                  resolved=, logical=, name=, new_name=}
 --   h.collections  {lane=, logical=, name=, deleted=}
 --   h.copies       {lane=, instance=, physical=, position=, state=, reason=, head=}
+--   h.appends      each entry as it was appended, in that order: {lane=, n=, epoch=, holder=: of the lease, backend=the
+--                  process of PostgreSQL that served whoever did it}
+--   h.wire         deletes of records that servers were sent, where wrap.c saw them: {server=, action=, raw=, body=}
 --   h.servers      instance -> physical id -> {name=, records=id -> {doc=, meta=, emb=} | error=why it can't be read}
 --   h.broken       instance -> physical id -> how its files were damaged: such a copy is right, or set aside; nil: no
 --                  files may be damaged
@@ -143,7 +146,8 @@ function M.fates(h, x, v)
           complain(v, "lost", "%s was acknowledged; %s", name_of(op), entry_name(e))
         end
       elseif op.outcome == "ack" and not (op.action == "create_collection" and op.get_or_create) then
-        complain(v, "unnamed", "%s was acknowledged without an entry's number", name_of(op))
+        complain(v, e and "unnamed" or "lost", "%s was acknowledged without an entry's number%s", name_of(op),
+          e and "" or " and is not in the journal")
       elseif op.outcome == "reject" and e and e.verdict ~= "rejected" then
         local closed = e.verdict == nil and x.lanes[e.lane] and x.lanes[e.lane].collection.deleted
         if not closed then complain(v, "rejected", "%s was rejected; %s", name_of(op), entry_name(e)) end
@@ -341,6 +345,28 @@ function M.reads(h, x, v)
   end
 end
 
+-- Whoever appends holds the lease. What a process of PostgreSQL is sent comes from one balancer: from the first whose
+-- entry it wrote.
+function M.holders(h, _, v)
+  local whose = {}
+  for _, a in ipairs(h.appends or {}) do
+    whose[a.backend] = whose[a.backend] or a.holder
+    if whose[a.backend] ~= a.holder then
+      complain(v, "old holder", "entry %d/%d was appended by %s when %s had the lease, epoch %d", a.lane, a.n,
+        whose[a.backend], a.holder, a.epoch)
+    end
+  end
+end
+
+-- A filter is resolved to ids before anything is sent, the same on every server.
+function M.wire(h, _, v)
+  for _, q in ipairs(h.wire or {}) do
+    if q.action == "delete" and q.body.where then
+      complain(v, "filter sent", "%s was sent a filter to delete by: %s", q.server, q.raw)
+    end
+  end
+end
+
 -- The journal has come to rest: nothing undecided, every ready copy at its lane's head.
 function M.rest(h, x, v)
   for _, e in ipairs(h.entries) do
@@ -357,6 +383,16 @@ function M.rest(h, x, v)
   end
 end
 
+-- Is the record one of those that a copy with all entries up to p may have?
+local function fits(lane, id, record, p)
+  for _, version in ipairs(Model.versions_from(lane.model, id, p)) do
+    if Model.text(version.record) == Model.text(record) and Model.may_have(version.record, Model.vector(record)) then
+      return true
+    end
+  end
+  return false
+end
+
 local function judge_copy(v, lane, c, held)
   local where = string.format("%s (lane %d) on %s", lane.collection.name, c.lane, c.instance)
   if not held then return complain(v, "diverged", "%s: its collection %s is not there", where, c.physical) end
@@ -369,8 +405,7 @@ local function judge_copy(v, lane, c, held)
   for id in pairs(held.records) do ids[id] = true end
   for id in pairs(ids) do
     local want, have = lane.model.records[id], held.records[id]
-    if not Model.is_hazy(lane.model, id)
-      and (Model.text(want) ~= Model.text(have) or not Model.may_have(want, Model.vector(have))) then
+    if not Model.is_hazy(lane.model, id) and not fits(lane, id, have, c.position) then
       local versions = lane.model.versions[id]
       complain(v, "diverged", "%s: %s is %s [%s], should be %s [%s]%s", where, id, Model.text(have),
         Model.vector(have), Model.text(want), Model.vector(want),
@@ -472,6 +507,8 @@ function M.all(h)
   replay_records(h, x)
   M.fates(h, x, v)
   M.order(h, x, v)
+  M.holders(h, x, v)
+  M.wire(h, x, v)
   M.rest(h, x, v)
   local aside = M.copies(h, x, v)
   M.reads(h, x, v)

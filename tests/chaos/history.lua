@@ -97,11 +97,29 @@ function M.read_server(url)
   return out
 end
 
+-- What wrap.c saw of writes of records, below the folder of a round.
+function M.read_wire(dir)
+  local out = {}
+  for _, server in ipairs { "primary", "replica" } do
+    local f = io.open(dir .. "/" .. server .. ".wire")
+    for line in f and f:lines() or function() end do
+      local path, raw = line:match("^%S+ %S+ %S+ POST (%S+) %S+ %-> %S+ (.*)$")
+      local action = path and path:match("/collections/[^/]+/(%a+)$")
+      if action == "delete" then
+        out[#out + 1] = { server = server, action = action, raw = raw, body = json.decode(raw) or {} }
+      end
+    end
+    if f then f:close() end
+  end
+  return out
+end
+
 -- Everything, for check.all. servers: name -> url; broken: name -> physical id -> how its files were damaged, nil where
 -- none may be.
 function M.gather(ops, servers, rebuild_most, broken)
   local h = { ops = ops, rebuild_most = rebuild_most, broken = broken, servers = {}, entries = read_entries() }
   h.collections = rows("SELECT lane, logical, name, deleted FROM journal_collections")
+  h.appends = rows("SELECT lane, n, epoch, holder, backend FROM chaos_appends ORDER BY at")
   h.copies = rows([[SELECT c.lane, c.instance, c.physical, c.position, c.state, c.reason, l.next - 1 AS head
     FROM journal_copies c JOIN journal_lanes l USING (lane)]])
   for name, url in pairs(servers) do h.servers[name] = M.read_server(url) end

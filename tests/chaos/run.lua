@@ -4,6 +4,7 @@
 --   build/chromux script tests/chaos/run.lua [--kind journal|sync] [--rounds N] [--seed S] [--faults a,b|none]
 --       [--clients N] [--seconds N] [--balancers 1|2] [--workers N] [--chromux PATH] [--keep: folders of rounds]
 --       [--rebuilds N: copies to be made anew that a round without workers may end with]
+--       [--plant NAME|all: instead of rounds, is this bug of bugs.lua found? (plants.lua)]
 --
 -- Without --faults each round has those of its kind: of journal's every fifth damages a server's files, every tenth is
 -- one of sync's, and in every tenth both servers misbehave for the same entries; of sync's nearly all wipe a server,
@@ -60,6 +61,7 @@ local History = require("history")
 local Check = require("check")
 local CheckSync = require("check_sync")
 local Heal = require("heal")
+local Plants = require("plants")
 
 local root = os.getenv("CHAOS_DIR")
 local postgres -- one for all rounds
@@ -188,9 +190,9 @@ local broken = { segment = 0, pickle = 0 } -- collections whose files were damag
 local function trouble(stage, round, seed, workload, events)
   local plan = round.plan
   local began, tasks, over = now(), {}, false
-  local till = began + options.seconds + (round.longer or 0)
+  local till = began + (round.seconds or options.seconds) + (round.longer or 0)
   for _, f in ipairs(plan) do till = math.max(till, began + f.until_ + 0.5) end
-  for i = 1, options.clients do
+  for i = 1, round.clients or options.clients do
     tasks[i] = spawn(function()
       workload:at((i - 1) % round.balancers + 1):run(Rng.new(seed, "client" .. i), till)
     end)
@@ -224,15 +226,17 @@ end
 -- What is found when it is all over: history, violations.
 local function judge(stage, round, ops)
   local violations, history = {}, nil
-  local unrest = History.await_rest(40, function() stage:revive() end)
-  if unrest then violations[1] = "unrest: 40 s after the last fault: " .. unrest end
+  local rest = round.rest or 40
+  local unrest = History.await_rest(rest, function() stage:revive() end)
+  if unrest then violations[1] = "unrest: " .. rest .. " s after the last fault: " .. unrest end
   local broken_files = round.workers == 0 and round.threshold and stage.broken
   local patience = now() + 15
   repeat -- until damage is found
     if history then sleep(0.2) end
-    history = History.gather(ops, stage.servers, options.rebuilds, broken_files or nil)
+    history = History.gather(ops, stage.servers, round.rebuilds or options.rebuilds, broken_files or nil)
   until not (broken_files and History.unreadable(history)) or now() > patience
   history.healed = round.workers > 0
+  history.wire = round.wraps and History.read_wire(stage.dir)
   local found, aside = Check.all(history)
   if history.healed then
     local fine, sync = pcall(History.gather_sync, stage.servers)
@@ -256,14 +260,15 @@ local function describe(round, proved)
     .. Faults.describe(round.plan) .. (proved and "; " .. proved or "")
 end
 
-local function play(seed)
-  local dir = root .. "/" .. seed
+-- planted: of plants.lua, {name=, round=, bug=}: the violations are returned. Otherwise they are told; was it clean?
+local function play(seed, planted)
+  local dir = root .. "/" .. seed .. (planted and planted.name or "")
   os.execute("mkdir " .. dir)
-  local round = round_of(seed)
+  local round = planted and planted.round or round_of(seed)
   local stage = Stage.new { dir = dir, steps = round.steps, worker_steps = round.worker_steps,
     stepped_workers = round.stepped_workers, balancers = round.balancers, workers = round.workers,
     settings = round.settings, rng = Rng.new(seed, "ports" .. process.pid()), chromux = options.chromux,
-    wraps = round.wraps }
+    wraps = round.wraps, bug = planted and planted.bug }
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
   local ops, events, violations, history, proved = {}, { plan = round.plan }, {}, nil, nil
@@ -271,8 +276,8 @@ local function play(seed)
   local ok, why = xpcall(function()
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
-      favour = round.favour, plain = round.workers > 0, think = habits.think, most = habits.most,
-      catalogue_share = habits.catalogue_share, odd = habits.odd }
+      favour = round.favour, plain = round.workers > 0, think = round.think or habits.think,
+      most = round.most or habits.most, catalogue_share = habits.catalogue_share, odd = habits.odd }
     workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
@@ -285,6 +290,12 @@ local function play(seed)
     for i, text in ipairs(unproved) do table.insert(violations, i, text) end
   end, function(e) return debug.traceback(tostring(e), 2) end)
   if not ok then violations[#violations + 1] = "round: " .. why end
+  if planted then
+    stage:strike()
+    if not options.keep then os.execute("rm -rf " .. dir)
+    else write_down(dir .. "/history", history or { ops = ops }, events, violations) end
+    return violations
+  end
   local t = tally(ops)
   say("seed %d: %.0f s, %d operations: %d acknowledged, %d rejected, %d not kept, %d kept, %d unknown; %d reads, %d of "
     .. "them failed; %d copies set aside; faults: %s; %s", seed, now() - began, #ops, t.ack, t.reject,
@@ -341,14 +352,18 @@ local function say_hits()
 end
 
 local passed, failed = 0, 0
-say("%d rounds of %s from seed %d, %d clients, faults: %s", options.rounds, options.kind, first_seed, options.clients,
-  options.faults or "of its kind in each round")
-for i = 0, options.rounds - 1 do
-  if play(first_seed + i) then passed = passed + 1 else failed = failed + 1 end
+if options.plant then
+  passed, failed = Plants.find(options.plant, { play = play, say = say, now = now })
+else
+  say("%d rounds of %s from seed %d, %d clients, faults: %s", options.rounds, options.kind, first_seed,
+    options.clients, options.faults or "of its kind in each round")
+  for i = 0, options.rounds - 1 do
+    if play(first_seed + i) then passed = passed + 1 else failed = failed + 1 end
+  end
 end
 if postgres then postgres:kill(process.QUIT) end
 os.execute("scripts/pg.sh drop " .. os.getenv("CHAOS_PG") .. " 2>/dev/null")
-if not say_hits() then failed = failed + 1 end
+if not (options.plant or say_hits()) then failed = failed + 1 end
 if failed == 0 and not options.keep then os.execute("rm -rf " .. root) end
 say("%d passed, %d failed, 0 skipped", passed, failed)
 os.exit(failed == 0 and 0 or 1)

@@ -31,7 +31,8 @@ end
 
 -- {dir=, rng=, chromux=path of the program, settings={...},
 --  balancers=1 or 2: how many chromux; workers=how many; wraps={primary=plan, replica=plan}: what wrap.c does between
---  chromux and them; steps, worker_steps: of core/fault.h, for each start; stepped_workers=how many have these}
+--  chromux and them; steps, worker_steps: of core/fault.h, for each start; stepped_workers=how many have these;
+--  bug=of bugs.lua, which is planted into chromux}
 function M.new(s)
   local ports = {}
   for _, name in ipairs { "primary", "replica", "chromux", "second" } do ports[name] = process.free_port(s.rng) end
@@ -63,6 +64,10 @@ function M.new(s)
   env_chromux.FAULT_LOG = os.getenv("CHAOS_DIR") .. "/hits"
   for k, v in pairs(SETTINGS) do env_chromux[k] = v end
   for k, v in pairs(s.settings or {}) do env_chromux[k] = v end
+  if s.bug then
+    env_chromux.PLANT_FILE = "lb/" .. s.bug.module .. ".lua"
+    env_chromux.PLANT_TEXT, env_chromux.PLANT_INSTEAD = s.bug.text, s.bug.instead
+  end
   stage.postgres = process.new { name = "postgres", argv = { "scripts/pg.sh", "run", os.getenv("CHAOS_PG") or "" },
     env = { PG_FSYNC = "off", DATABASE_URL = false }, log = os.getenv("CHAOS_DIR") .. "/postgres.log",
     ready = function() return pg.query { "SELECT 1", timeout = 1 } ~= nil end }
@@ -103,6 +108,12 @@ local KEEP = { "CREATE TABLE chaos_entries (LIKE journal_entries)",
   [[CREATE FUNCTION chaos_keep() RETURNS trigger LANGUAGE plpgsql AS
     'BEGIN INSERT INTO chaos_entries VALUES (OLD.*); RETURN OLD; END']],
   "CREATE TRIGGER chaos_keep BEFORE DELETE ON journal_entries FOR EACH ROW EXECUTE FUNCTION chaos_keep()",
+  -- Who had the lease when an entry was appended, and which connection it came by.
+  "CREATE TABLE chaos_appends (at bigserial, lane bigint, n bigint, epoch bigint, holder text, backend int)",
+  [[CREATE FUNCTION chaos_append() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO chaos_appends (lane, n, epoch, holder, backend)
+      SELECT NEW.lane, NEW.n, epoch, holder, pg_backend_pid() FROM journal_lease; RETURN NULL; END']],
+  "CREATE TRIGGER chaos_append AFTER INSERT ON journal_entries FOR EACH ROW EXECUTE FUNCTION chaos_append()",
   "CREATE TABLE chaos_chunks (LIKE sync_chunks)",
   [[CREATE FUNCTION chaos_keep_chunk() RETURNS trigger LANGUAGE plpgsql AS
     'BEGIN INSERT INTO chaos_chunks VALUES (OLD.*); RETURN OLD; END']],

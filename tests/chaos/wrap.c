@@ -6,9 +6,9 @@
  *
  * PLAN: lines "N WHAT [SECONDS [TEXT]]": the Nth write that comes by, counted from 1, or with a
  * TEXT, which lasts to the line's end, the first N in which that stands; WHAT: 500, refuse (500,
- * nothing passed on), reject (400, nothing passed on), late, cut. LOG: a line for each request:
- * when it came and was answered, what was done to it, its line, status and body. One thread per
- * connection. */
+ * nothing passed on), reject (400 after so long, nothing passed on), late, cut. LOG: a line for
+ * each request: when it came and was answered, what was done to it, its line, status and body. One
+ * thread per connection. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
@@ -186,6 +186,7 @@ static bool exchange(int client, int server, struct message *q, size_t n)
                           : strcmp(what, "reject") == 0 ? rejected
                                                         : NULL;
     if (at_once) {
+        nap(plan->seconds);
         note(came, what, q, n, at_once + 9);
         return send_all(client, at_once, strlen(at_once));
     }

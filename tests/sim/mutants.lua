@@ -7,14 +7,18 @@ package.path = here .. "/?.lua;" .. here .. "/../chaos/?.lua;" .. package.path
 local Balancer = require("balancer")
 local Postgres = require("postgres")
 local Simulation = require("simulation")
+local bugs = require("bugs")
 
-local CHECK = "SELECT 1 / (epoch = $1 AND renewed >= $2%s)::int AS mine FROM journal_lease FOR SHARE"
-local UNCHECKED = CHECK:gsub("epoch = %$1 AND renewed >= %$2", "$1 + $2 > 0")
-Postgres.define((UNCHECKED:gsub("%%s", " AND substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = $3")),
-  function(_, tx)
-    tx.checked = true
-    return { { mine = 1 } }
-  end)
+-- What the stand-in for PostgreSQL is asked when the epoch is not checked.
+for _, bug in ipairs(bugs) do
+  if bug.name == "epoch not checked" then
+    Postgres.define((bug.instead:gsub("%%s", " AND substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) = $3")),
+      function(_, tx)
+        tx.checked = true
+        return { { mine = 1 } }
+      end)
+  end
+end
 
 local TASKS, NONE = "WHERE j.rebuild = b.id AND", "WHERE false AND"
 local at, till = Postgres.SWAP:find(TASKS, 1, true)
@@ -23,27 +27,9 @@ Postgres.define(Postgres.SWAP:sub(1, at - 1) .. NONE .. Postgres.SWAP:sub(till +
 -- Seeds in which copies are made anew all the time, by workers that die.
 local ANEW = { sync = true, anew = 1, workers = 0.3, nemesis = 2.5, slow = 0.02 }
 
--- what it is, module, text, what it becomes, faults of the seeds (nil: their own), seeds at most (nil: SEEDS)
+-- what it is, module, text, what it becomes, faults of the seeds (nil: their own), seeds at most (nil: SEEDS); those of
+-- bugs.lua are added
 local MUTANTS = {
-  { "answer before the append commits", "journal", [[  Roles.fault("append.before_commit")]],
-    [[  send(t, { status = 200, type = "application/json", body = "{}" })]] },
-  { "position before the answer", "attempt", "function M.transmit(lane, copy, group, late)",
-    [[function M.transmit(lane, copy, group, late)
-      lane.context.store:commit { Store.position(lane.id, copy, group[#group].n) }]] },
-  { "filter delete replayed as a filter", "groups", "if not e.resolved then return { e.body } end",
-    "if not e.resolved or e.verdict then return { e.body } end" },
-  { "in-doubt copy readable", "lanes", "context.trusted and copy.doubt == 0 and copy.server:readable()",
-    "context.trusted and copy.server:readable()" },
-  { "rejected entry replayed", "lanes", [[if copy.doubt >= e.n and e.verdict ~= "skipped"]],
-    [[if e.verdict ~= "skipped"]] },
-  { "lane order swapped", "lanes", [[local n = copy.p + 1
-  if not lane.context.drives or not lane.open]],
-    [[local n = copy.p + (lane.entries[copy.p + 2] and 2 or 1)
-  if not lane.context.drives or not lane.open]] },
-  { "epoch not checked", "store", CHECK, UNCHECKED },
-  { "group resent out of order", "groups", "if not first or (copy.alone_until or 0) >= e.n then return group end",
-    [[if (copy.alone_until or 0) >= e.n then return { lane.entries[copy.alone_until] or e } end
-    if not first then return group end]] },
   { "swap without the last pass", "rebuild", "  if #last.ids == 0 then return true end",
     "  if #last.ids >= 0 then return true end", ANEW },
   { "hold not taken", "hold", "while not why and (copy.running or in_doubt(copy)) do", "while false do",
@@ -60,6 +46,8 @@ local MUTANTS = {
   { "names put right beside the catalogue", "leftovers", "if member then member.held = UNFINISHED end", "",
     ANEW },
 }
+
+for i, bug in ipairs(bugs) do table.insert(MUTANTS, i, { bug.name, bug.module, bug.text, bug.instead }) end
 
 local seeds = tonumber(arg[1]) or 100
 local missed, began = 0, os.clock()

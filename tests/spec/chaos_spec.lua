@@ -6,6 +6,8 @@ local Check = require("check")
 local Rng = require("rng")
 local Faults = require("faults")
 local CheckSync = require("check_sync")
+local Plants = require("plants")
+local bugs = require("bugs")
 
 local NULL = (require("cjson")).null
 
@@ -139,6 +141,32 @@ describe("the checker", function()
     assert.equal("lost", kinds(h))
   end)
 
+  it("finds a write that was acknowledged before it was anything", function()
+    local h = two()
+    h.ops[3].lane, h.ops[3].n = nil, nil
+    assert.equal("unnamed", kinds(h))
+    h.ops[3].token = "u7"
+    assert.equal("lost", kinds(h))
+  end)
+
+  it("finds an entry that comes over the connection of who had the lease before", function()
+    local h = two()
+    h.appends = { { lane = 1, n = 1, epoch = 1, holder = "one", backend = 11 },
+      { lane = 1, n = 2, epoch = 2, holder = "two", backend = 12 },
+      { lane = 1, n = 3, epoch = 3, holder = "one", backend = 11 } }
+    assert.equal("", kinds(h))
+    h.appends[3].holder, h.appends[3].epoch = "two", 2
+    assert.equal("old holder", kinds(h))
+  end)
+
+  it("finds a filter where ids should be", function()
+    local h = two()
+    h.wire = { { server = "b", action = "delete", raw = "", body = { ids = { "x" } } } }
+    assert.equal("", kinds(h))
+    h.wire[1].body = { where = { g = 1 } }
+    assert.equal("filter sent", kinds(h))
+  end)
+
   it("finds an acknowledged write that was rejected, and a rejected one that was applied", function()
     local h = history { upsert(1, "x") }
     h.entries[2].verdict = "rejected"
@@ -268,6 +296,10 @@ describe("the checker", function()
     local h = two()
     h.copies[4].position = 1
     assert.equal("behind", kinds(h))
+    h.servers.b.Pb.records = { x = record(1) } -- as it was then
+    assert.equal("behind", kinds(h))
+    h.servers.b.Pb.records = { x = record(2), y = record(1) }
+    assert.equal("behind diverged", kinds(h))
     h = two()
     h.entries[3].verdict = nil
     assert.truthy(kinds(h):find("undecided", 1, true))
@@ -316,6 +348,40 @@ describe("the checker", function()
     assert.equal("", kinds(h))
     h.servers.b.Pb.records.x.doc = "other"
     assert.equal("diverged", kinds(h))
+  end)
+end)
+
+describe("a planted bug", function()
+  -- What is said of the first bug when rounds are as play() says.
+  local function told(play)
+    local out = {}
+    local passed, failed = Plants.find(bugs[1].name, { play = play, now = os.clock,
+      say = function(...) out[#out + 1] = string.format(...) end })
+    return passed, failed, out[1]
+  end
+  local LOST = "lost: op 1 was acknowledged without an entry's number and is not in the journal"
+
+  it("is found by what is its own, in a round that is clean without it", function()
+    local passed, failed, text = told(function(seed, planted)
+      return planted.bug and seed == 3 and { "stale: x", LOST } or planted.bug and { "stale: x" } or {}
+    end)
+    assert.same({ 1, 0 }, { passed, failed })
+    assert.truthy(text:find("^ok .*seed 3, .*not in the journal"))
+  end)
+
+  it("is not by anything else, nor if the same round has findings without it", function()
+    local passed, failed, text = told(function() return { "round: it crashed" } end)
+    assert.same({ 0, 1 }, { passed, failed })
+    assert.truthy(text:find("^MISSED .*20 rounds; round: it crashed"))
+    passed, failed, text = told(function() return { LOST } end)
+    assert.same({ 0, 1 }, { passed, failed })
+    assert.truthy(text:find("^MISSED .*not clean"))
+  end)
+
+  it("has a round of its own, each", function()
+    assert.equal(8, #bugs)
+    assert.same({ 0, #bugs }, { Plants.find("all", { play = function() return {} end, now = os.clock,
+      say = function() end }) })
   end)
 end)
 
