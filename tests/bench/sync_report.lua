@@ -38,7 +38,8 @@ print()
 if load then
   print(string.format("Under a rebuild of %.0f records/s %d requests at 100/s: p50 %.1f ms, p99 %.1f ms (%.1f ms "
     .. "before it), longest %.0f ms. Reads: p99 %.1f ms (%.1f ms), writes: p99 %.1f ms (%.1f ms).", load.rate,
-    load.requests, load.p50, load.p99, load.before, load.longest, load.reads, load.before_reads, load.writes, load.before_writes))
+    load.requests, load.p50, load.p99, load.before, load.longest, load.reads, load.before_reads, load.writes,
+    load.before_writes))
   print()
 end
 local function ratio(text, a, b, least)

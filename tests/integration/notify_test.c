@@ -172,9 +172,8 @@ static void a_webhook_that_is_taken_out_leaves_nothing_waiting(void **state)
                      "sink = 'slack'"),
               "given_up: its sink is not configured any more");
     check_has(chromux_log(s->x), "message_given_up");
-    check_soon(sql_number(s, "SELECT count(*) FROM notify_events WHERE open OR state <> 'told'") ==
-                   0,
-               5);
+    check_soon(
+        sql_number(s, "SELECT count(*) FROM notify_events WHERE open OR state <> 'told'") == 0, 5);
     check_no_secret(s);
 }
 
