@@ -149,23 +149,29 @@ local function width(text, i)
   return n > 0 and n or nil
 end
 
--- Any value as text of at most so many characters: escaped, without control characters.
+-- Any value as text of at most so many characters: escaped, without control characters. Plain ASCII is
+-- taken in runs, since each character by itself would cost a long message its budget.
 local function fit(value, most)
   local text, out, used, i = tostring(value), {}, 0, 1
   while i <= #text do
-    local n = width(text, i)
-    local c = n and text:sub(i, i + n - 1) or "?"
-    if n == 1 and c:byte() < 32 and c ~= "\n" or c == "\127" then
-      c = " "
+    local c = text:match("^[^%c&<>\128-\255]+", i)
+    local bytes, length = c and #c, c and #c
+    if not c then
+      bytes = width(text, i) or 1
+      c = width(text, i) and text:sub(i, i + bytes - 1) or "?"
+      if c ~= "\n" and c:find("^%c") then
+        c = " "
+      end
+      c = ESCAPED[c] or c
+      length = c:byte() < 0x80 and #c or 1
     end
-    c = ESCAPED[c] or c
-    used = used + (c:byte() < 0x80 and #c or 1)
-    if used >= most and (used > most or i + (n or 1) <= #text) then
+    used, i = used + length, i + bytes
+    if used > most or used == most and i <= #text then
+      out[#out + 1] = length == bytes and bytes > 1 and c:sub(1, most - used + length - 1) or nil
       out[#out + 1] = "…"
       break
     end
     out[#out + 1] = c
-    i = i + (n or 1)
   end
   return #out > 0 and table.concat(out) or "-"
 end

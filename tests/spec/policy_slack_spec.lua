@@ -236,4 +236,18 @@ describe("a group", function()
     has(payload, "and 70 more")
     assert.equal(33, #payload.blocks)
   end)
+
+  local in_vm = kit.native_kit() and it or pending
+  in_vm("as large as one can be is made within a policy's budget", function()
+    local group = {}
+    for i = 1, 30 do
+      local fields = { { "instance", ("a"):rep(63) }, { "collection", ("<"):rep(1000) }, { "cause", ("é"):rep(500) } }
+      for k = 4, 10 do
+        fields[k] = { "n" .. k, ("&"):rep(1000) }
+      end
+      group[i] = kit.event("copy_lost", { title = ("t"):rep(200), text = ("x"):rep(2000), fields = fields })
+    end
+    local payload = kit.native(PATH).format(kit.event("group", { group = group }))
+    assert.equal(32, #payload.blocks)
+  end)
 end)
