@@ -152,7 +152,7 @@ end
 -- Any value as text of at most so many characters: escaped, without control characters. Plain ASCII is
 -- taken in runs, since each character by itself would cost a long message its budget.
 local function fit(value, most)
-  local text, out, used, i = tostring(value), {}, 0, 1
+  local text, out, used, i = tostring(value):sub(1, 4 * most + 4), {}, 0, 1 -- as much as that can take, and more
   while i <= #text do
     local c = text:match("^[^%c&<>\128-\255]+", i)
     local bytes, length = c and #c, c and #c

@@ -247,7 +247,9 @@ describe("a group", function()
       end
       group[i] = kit.event("copy_lost", { title = ("t"):rep(200), text = ("x"):rep(2000), fields = fields })
     end
-    local payload = kit.native(PATH).format(kit.event("group", { group = group }))
-    assert.equal(32, #payload.blocks)
+    local native = kit.native(PATH)
+    assert.equal(32, #native.format(kit.event("group", { group = group })).blocks)
+    local long = kit.event("brand_new", { title = ("<"):rep(50000), text = ("ab "):rep(50000) })
+    assert.equal(4, #native.format(long).blocks)
   end)
 end)
