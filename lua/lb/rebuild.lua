@@ -211,7 +211,6 @@ local function await_source(self, a, lane)
 end
 
 local function pin_dimension(self, r, d)
-  if not d.dimension or r.pinned then return "applied" end
   local add, delete = exact.pin_bodies(d, r.token)
   local at = base_of(self, r.lane) .. "/" .. r.temp
   local kind, answer = deeds.send(self.context, r.server, "POST", at .. "/add", add, r.temp, nil, ANSWER_MOST)
@@ -241,8 +240,6 @@ local function make(self, r, description)
     kind, answer = deeds.send(self.context, r.server, "PUT", base .. "/" .. r.temp, later, r.temp)
     if kind ~= "applied" then return nil, "it takes no metadata on " .. r.instance .. ": " .. said(kind, answer) end
   end
-  kind, answer = pin_dimension(self, r, description)
-  if kind ~= "applied" then return nil, "its dimension can't be set on " .. r.instance .. ": " .. said(kind, answer) end
   return true
 end
 
@@ -265,7 +262,6 @@ local function prepare(self, r)
   local description, why = exact.read(r.from.server, base, self.context.encode(r.lane.name))
   if not description then return nil, "it can't be read on " .. r.source .. ": " .. tostring(why or "404") end
   if description.id ~= r.from.physical then return nil, r.source .. " has another collection of that name" end
-  r.dimension = description.dimension
   if r.adopt then
     local fine
     fine, why = may_adopt(self, r, description)
@@ -445,11 +441,19 @@ local function bring(self, r, last, until_)
   return insist(self, r, "/add", body, until_)
 end
 
--- The dimension may have been set since the beginning, by records that are gone again. false: not now
-local function same_dimension(self, r)
-  if r.dimension or r.adopt then return true end
-  local d = exact.read(r.from.server, base_of(self, r.lane), self.context.encode(r.lane.name))
-  return d and pin_dimension(self, r, d) == "applied"
+-- Records bring their dimension along; the source may have one by records that are gone. false: not now | nil, why
+local function give_dimension(self, r)
+  if r.adopt or r.pinned then return true end
+  local base, encode = base_of(self, r.lane), self.context.encode
+  local mine = exact.read(r.server, base, encode(r.temp_name))
+  if not mine then return false end
+  if mine.dimension then return true end
+  local d = exact.read(r.from.server, base, encode(r.lane.name))
+  if not d then return false end
+  if not d.dimension then return true end
+  local kind, answer = pin_dimension(self, r, d)
+  if kind == "applied" then return true end
+  return nil, "its dimension can't be set on " .. r.instance .. ": " .. said(kind, answer)
 end
 
 -- A stamp that says: what was written before it is on the server (R9). false: not in time
@@ -509,7 +513,9 @@ local function finish(self, r, a)
   local fine, why = bring(self, r, last, a.until_)
   if not fine then return nil, why end
   self.context.fault("rebuild.copied_not_swapped")
-  if not same_dimension(self, r) or not stamp(self, r, a.until_) then
+  fine, why = give_dimension(self, r)
+  if fine == nil then return nil, why end
+  if not fine or not stamp(self, r, a.until_) then
     why = ended(self, r)
     if why then return nil, why end
     return { more = 0, position = last.position, from = from }

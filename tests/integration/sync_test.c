@@ -190,11 +190,14 @@ static void check_described_equally(struct stage *s, const char *path)
 
 static void all_kinds_of_collections_and_records_survive(void **state)
 {
-    enum { L2, IP, COSINE, WITH_SCHEMA, EMPTY, KINDS };
+    enum { L2, IP, COSINE, WITH_SCHEMA, EMPTIED, EMPTY, KINDS };
     static const char *const more[] = {
         ",\"configuration\":{\"hnsw\":{\"space\":\"l2\",\"ef_construction\":77}}",
         ",\"configuration\":{\"hnsw\":{\"space\":\"ip\"}}",
-        ",\"configuration\":{\"hnsw\":{\"space\":\"cosine\"}}", "," SCHEMA, ""};
+        ",\"configuration\":{\"hnsw\":{\"space\":\"cosine\"}}",
+        "," SCHEMA,
+        "",
+        ""};
     struct stage *s = stage_raise();
     sync_process(s, "worker", "SYNC_INTERVAL=1");
     const char *odd = odd_place(s);
@@ -210,6 +213,11 @@ static void all_kinds_of_collections_and_records_survive(void **state)
         paths[i] = keepf("%s/Odd.%u-_name", place, i);
         if (i != EMPTY)
             check_status(post(s, keepf("%s/%s/add", place, ids[i]), every_type), 201);
+        if (i == EMPTIED)
+            check_status(
+                post(s, keepf("%s/%s/delete", place, ids[i]),
+                     "{\"ids\":[\"\xc3\xa9\",\"q\\\"\\\\\",\"a/b\",\"\\ud83d\\ude00\",\"e\"]}"),
+                200);
     }
     check_caught_up(s, 20);
     chroma_wipe(s->server[1]);
