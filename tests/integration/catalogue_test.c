@@ -239,8 +239,13 @@ static void a_name_that_cannot_be_kept_stops_no_start(void **state)
     struct stage *s = stage_new();
     char *mine = stand(s, 0, CHROMA_DB, "mine", ""), *large = keep(3001);
     memset(large, 'n', 3000);
+    if (ask_server(s->server[0], "POST", "/api/v2/tenants/default_tenant/databases",
+                   "{\"name\":\"nul\\u0000nul\"}")
+            ->status == 400) {
+        print_message("this Chroma takes no such names: skipped\n");
+        skip();
+    }
     make(s, 0, "/api/v2/tenants/default_tenant/databases", large);
-    make(s, 0, "/api/v2/tenants/default_tenant/databases", "nul\\u0000nul");
     make(s, 0, "/api/v2/tenants/default_tenant/databases", "fine");
     stage_chromux(s, NULL);
     check_str(get(s, of(mine, "count"))->body, "2");

@@ -303,8 +303,10 @@ static void errors_name_the_logical_id(void **state)
         /* Whatever its spelling, it is named as Chroma does. */
         a = post(s, of(bare(upper(unknown)), verbs[i]), body);
         check_status(a, 404);
-        check_str(a->body,
-                  ask_server(s->server[0], "POST", of(bare(upper(unknown)), verbs[i]), body)->body);
+        check_has(a->body,
+                  keepf("Collection [%s] does not exist", unknown)); /* "exists" to 1.5.2 */
+        check_has(ask_server(s->server[0], "POST", of(bare(upper(unknown)), verbs[i]), body)->body,
+                  keepf("Collection [%s] does not exist", unknown));
         a = post(s, of("no-uuid", verbs[i]), body);
         struct answer *b = ask_server(s->server[0], "POST", of("no-uuid", verbs[i]), body);
         check_status(a, b->status);
@@ -372,7 +374,8 @@ static void collections_are_listed_in_one_order(void **state)
     }
 }
 
-/* Chroma takes any; the catalogue would stand still for everybody behind one that can't be kept. */
+/* Chroma takes any up to 1.5.2, later ones limit those of databases; the catalogue would stand
+ * still for everybody behind one that can't be kept. */
 static void a_name_that_cannot_be_kept_is_refused(void **state)
 {
     struct stage *s = stage_raise();
@@ -389,15 +392,20 @@ static void a_name_that_cannot_be_kept_is_refused(void **state)
     check_status(post(s, keepf("/api/v2/tenants/%s/databases", name), "{\"name\":\"ddd\"}"), 400);
     name[800] = 0;
     check_status(post(s, "/api/v2/tenants", keepf("{\"name\":\"%s\"}", name)), 200);
+    const char *databases = keepf("/api/v2/tenants/%s/databases", name);
+    struct answer *a = post(s, databases, keepf("{\"name\":\"%s\"}", name));
     check_status(
-        post(s, keepf("/api/v2/tenants/%s/databases", name), keepf("{\"name\":\"%s\"}", name)),
-        200);
+        a,
+        ask_server(s->server[0], "POST", databases, keepf("{\"name\":\"%s\"}", name))->status == 400
+            ? 400
+            : 200);
     char collection[513];
     memcpy(collection, name, 512);
     collection[512] = 0;
-    check_status(post(s, keepf("/api/v2/tenants/%s/databases/%s/collections", name, name),
-                      keepf("{\"name\":\"%s\"}", collection)),
-                 200);
+    if (a->status == 200)
+        check_status(post(s, keepf("%s/%s/collections", databases, name),
+                          keepf("{\"name\":\"%s\"}", collection)),
+                     200);
     /* Text that is no UTF-8, and names that collections have while they are deleted. */
     check_status(post(s, "/api/v2/tenants/%ff/databases", "{\"name\":\"ddd\"}"), 400);
     check_status(post(s, "/collections", "{\"name\":\"chromux-tomb-1\"}"), 400);
