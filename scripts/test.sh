@@ -8,15 +8,16 @@
 #   asan is unit, spec and integration again: the unit tests, and the program that runs the specs and
 #   that the integration tests drive, with sanitizers.
 # Runners run side by side, those that measure something one by one behind them (`alone`).
-# environment: BUILD (build), RUNNERS (2) side by side, TEST_TIMEOUT (600 s for one runner), ONLY (a
-#   pattern for names of runners, such as 'integration/proxy*'), TEST_SLOW (what the deadlines of
-#   integration tests are multiplied by: 2, with sanitizers 4). Logs are in $BUILD/log.
+# environment: BUILD (build), RUNNERS (3) side by side, which mostly wait, TEST_TIMEOUT (600 s for one
+#   runner), ONLY (a pattern for names of runners, such as 'integration/proxy*'), TEST_SLOW (what the
+#   deadlines of integration tests are multiplied by: 1 alone, 2 side by side, 4 with sanitizers).
+#   Logs are in $BUILD/log.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . scripts/lib.sh
 
 BUILD=${BUILD:-build}
-RUNNERS=${RUNNERS:-2}
+RUNNERS=${RUNNERS:-3}
 TEST_TIMEOUT=${TEST_TIMEOUT:-600}
 logs=$BUILD/log
 mkdir -p "$logs"
@@ -112,7 +113,7 @@ one() {
     shift 2
     case $name in
     asan/*) export CHROMUX=$program_asan TEST_ASAN=1 TEST_SLOW=${TEST_SLOW:-4} ;;
-    *) export CHROMUX=$program TEST_SLOW=${TEST_SLOW:-2} ;;
+    *) export CHROMUX=$program TEST_SLOW=${TEST_SLOW:-$(alone "$name" && echo 1 || echo 2)} ;;
     esac
     timeout -k 10 "$TEST_TIMEOUT" "$@" </dev/null >"$log" 2>&1
     status=$?
@@ -148,11 +149,11 @@ one() {
 
 # These have the machine for themselves, each for what it measures.
 alone() { # alone NAME
-    case ${1#asan/} in
-    integration/crowd | integration/bulk | integration/peer) ;;       # processor time, memory, paces
-    integration/failover | integration/journal_failover) ;;           # how long clients wait
-    integration/health) ;;                                            # how soon a server is known to be down
-    chaos*) ;;                                                        # as the above, and loads both processors
+    case $1 in
+    integration/failover | integration/journal_failover | integration/balancers) ;; # how long clients wait
+    integration/health | integration/retry | integration/limits | integration/names) ;; # how soon they are answered
+    integration/peer | integration/bulk) ;;                 # time-outs, paces, memory
+    integration/crowd | asan/integration/crowd) ;;          # processor time
     *) return 1 ;;
     esac
 }

@@ -81,9 +81,9 @@ static void reads_never_notice_a_server_dying(void **state)
     int rounds = wanted ? atoi(wanted) : 20;
     struct chroma *pair[2];
     chroma_pair(&pair[0], &pair[1], fill);
-    struct chromux *x =
-        chromux_start(keepf("PRIMARY_URL=%s", pair[0]->url), keepf("REPLICA_URL=%s", pair[1]->url),
-                      "UNREPLICATED_READS=any", keepf("PROBE_TIMEOUT=%g", slow(1)), NULL);
+    struct chromux *x = chromux_start(
+        keepf("PRIMARY_URL=%s", pair[0]->url), keepf("REPLICA_URL=%s", pair[1]->url),
+        "UNREPLICATED_READS=any", "CHECK_INTERVAL=0.3", keepf("PROBE_TIMEOUT=%g", slow(1)), NULL);
     chromux_wait_healthy(x, 2);
     char **vectors = keep(sizeof *vectors * RECORDS);
     for (unsigned n = 0; n < RECORDS; n++)

@@ -164,7 +164,8 @@ static void add_one(struct crowd *c, unsigned client)
 static void many_collections_are_served(void **state)
 {
     unsigned wanted = long_run() ? 10000 : 1000;
-    struct stage *s = stage_raise();
+    struct stage *s = stage_new();
+    stage_chromux(s, "REQUEST_TIMEOUT=60", NULL);
     many = keep(sizeof *many * wanted);
     many_count = wanted;
     for (unsigned i = 0; i < wanted; i++)

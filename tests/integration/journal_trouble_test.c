@@ -93,7 +93,7 @@ static void a_locked_table_holds_writes_until_their_deadline(void **state)
     enum { N = 3 };
     struct answer *a[N];
     struct stage *s = stage_new();
-    stage_chromux(s, "REQUEST_TIMEOUT=1.5", "LEASE_TIMEOUT=20", NULL);
+    stage_chromux(s, keepf("REQUEST_TIMEOUT=%g", slow(1.5)), "LEASE_TIMEOUT=20", NULL);
     char *id = filled(s, 3);
     sql(s, "BEGIN");
     sql(s, "LOCK TABLE journal_entries IN ACCESS EXCLUSIVE MODE");
@@ -134,8 +134,8 @@ static char *limited_url(struct stage *s)
 
 static void stage_limited(struct stage *s)
 {
-    stage_chromux(s, keepf("DATABASE_URL=%s", limited_url(s)), "REQUEST_TIMEOUT=1.5",
-                  "LEASE_TIMEOUT=20", NULL);
+    stage_chromux(s, keepf("DATABASE_URL=%s", limited_url(s)),
+                  keepf("REQUEST_TIMEOUT=%g", slow(1.5)), "LEASE_TIMEOUT=20", NULL);
 }
 
 static void a_refused_login_is_said_and_ends(void **state)

@@ -303,8 +303,9 @@ static void no_figure_stands_at_zero_whatever_happens(void **state)
     memset(&figures, 0, sizeof figures);
     stage_chromux(s, keepf("PRIMARY_URL=http://127.0.0.1:%u", tap_port(tap[0])),
                   keepf("REPLICA_URL=http://127.0.0.1:%u", tap_port(tap[1])), "JOURNAL_KEEP=1",
-                  "JOURNAL_KEEP_BYTES=20k", "JOURNAL_MAX_BYTES=64k", "SYNC_INTERVAL=1",
-                  "JOURNAL_MEMORY_BYTES=80k", "REQUEST_TIMEOUT=60", "TRY_TIMEOUT=1", NULL);
+                  "JOURNAL_KEEP_BYTES=20k", "JOURNAL_MAX_BYTES=64k", "JOURNAL_MEMORY_BYTES=128k",
+                  "DRAIN_TIMEOUT=1", "SYNC_INTERVAL=1", "REQUEST_TIMEOUT=60", "TRY_TIMEOUT=1",
+                  NULL);
     char *id = create(s, "ccc"), *other = create(s, "other");
     add(s, id, "r");
     add(s, other, "r");
@@ -343,6 +344,9 @@ static void no_figure_stands_at_zero_whatever_happens(void **state)
     for (unsigned i = 0; i < 6; i++)
         send_upsert(s, other, big_body(keepf("full%u", i), 15000));
     check_soon(has_moved(s, "chromux_journal_full"), 10);
+    /* Those that were taken are held, and leave too little memory for this one. */
+    send_upsert(s, other, big_body("more", 100000));
+    check_soon(has_moved(s, "chromux_journal_bodies_waiting"), 10);
     check_soon(has_moved(s, "chromux_journal_table_bytes"), 10);
     tap_hold_requests(tap[0], NULL);
     tap_hold_requests(tap[1], NULL);
