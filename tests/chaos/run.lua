@@ -139,10 +139,11 @@ local function round_of(seed)
     local calm = sync_steps(round, rng, seed, stepped)
     if calm then names = { "wipe_primary", "wipe_replica" } end
   elseif stepped then
-    round.steps = Faults.step_plan(rng, kind == "poison" and Faults.poison_steps or Faults.steps)
+    round.steps = Faults.step_plan(rng, kind == "poison" and Faults.poison_steps or Faults.steps,
+      kind == "poison" and math.floor(seed / 10) or seed)
   end
   if options.kind == "journal" and has(names, "step") and rng:chance(0.4) then
-    round.steps = Faults.make_things_happen(rng, round.steps, round.balancers)
+    round.steps = Faults.make_things_happen(rng, round.steps, round.balancers, seed)
   end
   if options.kind == "journal" and (rng:chance(0.2) or Faults.has_step(round.steps, "trim.before")) then
     round.settings.JOURNAL_KEEP = "1"
