@@ -241,12 +241,15 @@ local function step_part(rng, name)
     what_happens(rng, LONGEST[name] or 3.5))
 end
 
--- FAULT_POINTS for each start of chromux in turn: it dies or stands still, first at the one of `first` whose turn it is.
+-- FAULT_POINTS for each start of chromux in turn: it dies or stands still, first at the one of `first` whose turn it
+-- is.
 function M.step_plan(rng, first, turn)
   local out = {}
   for i = 1, rng:int(1, 3) do
     local parts = {}
-    for j = 1, rng:int(1, 2) do parts[j] = step_part(rng, i + j == 2 and first[turn % #first + 1] or rng:pick(M.steps)) end
+    for j = 1, rng:int(1, 2) do
+      parts[j] = step_part(rng, i + j == 2 and first[turn % #first + 1] or rng:pick(M.steps))
+    end
     out[i] = table.concat(parts, ",")
   end
   return out

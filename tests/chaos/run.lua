@@ -143,7 +143,8 @@ local function round_of(seed)
       kind == "poison" and math.floor(seed / 10) or seed)
   end
   if options.kind == "journal" and has(names, "step") and rng:chance(0.4) then
-    round.steps = Faults.make_things_happen(rng, round.steps, round.balancers, seed)
+    round.steps = Faults.make_things_happen(rng, round.steps, round.balancers,
+      math.floor(seed / 4))
   end
   if options.kind == "journal" and (rng:chance(0.2) or Faults.has_step(round.steps, "trim.before")) then
     round.settings.JOURNAL_KEEP = "1"
