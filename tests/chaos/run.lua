@@ -142,7 +142,7 @@ local function round_of(seed)
     round.steps = Faults.step_plan(rng, kind == "poison" and Faults.poison_steps or Faults.steps,
       kind == "poison" and math.floor(seed / 10) or seed)
   end
-  if options.kind == "journal" and has(names, "step") and rng:chance(0.4) then
+  if options.kind == "journal" and has(names, "step") and rng:chance(0.4 * round.balancers) then
     round.steps = Faults.make_things_happen(rng, round.steps, round.balancers,
       math.floor(seed / 4))
   end
