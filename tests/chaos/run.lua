@@ -274,7 +274,7 @@ local function play(seed, planted)
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
   local ops, events, violations, history, proved = {}, { plan = round.plan }, {}, nil, nil
-  local began, habits = now(), HABITS[round.kind]
+  local began, habits = now(), HABITS[round.kind or "journal"]
   local ok, why = xpcall(function()
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
