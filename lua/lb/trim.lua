@@ -67,12 +67,22 @@ local function mark(lane, least, t, keep)
   if not last or (least > last.n and t >= last.t + keep / 8) then marks[#marks + 1] = { n = least, t = t } end
 end
 
+-- The lane's least position. An instance that has yet to make the collection will need all of its entries; once the
+-- journal is full that does not count, and its copy is to be made anew.
+local function least_of(self, lane)
+  for _, member in ipairs(self.full and {} or self.names.order) do
+    local comes = (member.state == "ready" or member.state == "unverified") and not member.server.retired
+    if comes and member.p < self.names.head and not lane.copies[member.instance] then return 0 end
+  end
+  return lane:least()
+end
+
 -- Entries that were everywhere for long enough; then, while there are too many bytes, the oldest of the others.
 local function trim_lanes(self)
   local settings, t = self.context.settings, now()
   local due, waiting = {}, {}
   for _, lane in pairs(self.names.by_logical) do
-    local least = lane:least()
+    local least = least_of(self, lane)
     if least and least > lane.trimmed then
       mark(lane, least, t, settings.JOURNAL_KEEP)
       for _, m in ipairs(lane.marks) do
@@ -83,13 +93,13 @@ local function trim_lanes(self)
   end
   for _, d in ipairs(due) do
     -- It may have been deleted, or pinned, meanwhile.
-    if d.lane.open and not cut_lane(self, d.lane, math.min(d.n, d.lane:least() or 0)) then return end
+    if d.lane.open and not cut_lane(self, d.lane, math.min(d.n, least_of(self, d.lane) or 0)) then return end
   end
   if self.bytes <= settings.JOURNAL_KEEP_BYTES then return end
   table.sort(waiting, function(a, b) return a.t < b.t end)
   for _, w in ipairs(waiting) do
     local size = settings.JOURNAL_KEEP_BYTES
-    if w.lane.open and not cut_lane(self, w.lane, math.min(w.n, w.lane:least() or 0), size) then return end
+    if w.lane.open and not cut_lane(self, w.lane, math.min(w.n, least_of(self, w.lane) or 0), size) then return end
   end
 end
 

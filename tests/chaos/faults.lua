@@ -241,25 +241,28 @@ local function step_part(rng, name)
     what_happens(rng, LONGEST[name] or 3.5))
 end
 
--- FAULT_POINTS for each start of chromux in turn: it dies or stands still, first at one of `first`.
-function M.step_plan(rng, first)
+-- FAULT_POINTS for each start of chromux in turn: it dies or stands still, first at the one of `first` whose turn it
+-- is.
+function M.step_plan(rng, first, turn)
   local out = {}
   for i = 1, rng:int(1, 3) do
     local parts = {}
-    for j = 1, rng:int(1, 2) do parts[j] = step_part(rng, rng:pick(i + j == 2 and first or M.steps)) end
+    for j = 1, rng:int(1, 2) do
+      parts[j] = step_part(rng, i + j == 2 and first[turn % #first + 1] or rng:pick(M.steps))
+    end
     out[i] = table.concat(parts, ",")
   end
   return out
 end
 
--- What else is made to happen in all these starts, or in the only one. steps: FAULT_POINTS for each, or nil
-function M.make_things_happen(rng, steps, balancers)
+-- What else is made to happen in all these starts, or in the only one, in turn. steps: FAULT_POINTS for each, or nil
+function M.make_things_happen(rng, steps, balancers, turn)
   local out, names = steps or { false }, {}
   for _, name in ipairs(MADE) do
     if balancers > 1 or not M.made[name].two then names[#names + 1] = name end
   end
   for i, points in ipairs(out) do
-    local part = made_part(rng, rng:pick(names))
+    local part = made_part(rng, names[(turn + i) % #names + 1])
     out[i] = points and points .. "," .. part or part
   end
   return out

@@ -124,13 +124,11 @@ end
 
 -- Starts chromux again whenever it has died by itself, with the next of its steps; until over().
 function M.watch(stage, over, note)
-  local at = {}
   while not over() do
     stage:revive(function(p)
       note({ name = "step" }, p.name .. " died: " .. tostring(p.env.FAULT_POINTS))
-      at[p] = (at[p] or 1) + 1
-      p.env.FAULT_POINTS = p.steps and p.steps[at[p]] or false
-      sleep(0.05 * at[p])
+      stage.next_steps(p)
+      sleep(0.05 * p.start_number)
       return not p.held and p:ended()
     end)
     sleep(0.02)

@@ -139,10 +139,12 @@ local function round_of(seed)
     local calm = sync_steps(round, rng, seed, stepped)
     if calm then names = { "wipe_primary", "wipe_replica" } end
   elseif stepped then
-    round.steps = Faults.step_plan(rng, kind == "poison" and Faults.poison_steps or Faults.steps)
+    round.steps = Faults.step_plan(rng, kind == "poison" and Faults.poison_steps or Faults.steps,
+      kind == "poison" and math.floor(seed / 10) or seed)
   end
-  if options.kind == "journal" and has(names, "step") and rng:chance(0.4) then
-    round.steps = Faults.make_things_happen(rng, round.steps, round.balancers)
+  if options.kind == "journal" and has(names, "step") and rng:chance(0.4 * round.balancers) then
+    round.steps = Faults.make_things_happen(rng, round.steps, round.balancers,
+      math.floor(seed / 4))
   end
   if options.kind == "journal" and (rng:chance(0.2) or Faults.has_step(round.steps, "trim.before")) then
     round.settings.JOURNAL_KEEP = "1"
@@ -272,7 +274,7 @@ local function play(seed, planted)
   stage.postgres = postgres or stage.postgres
   postgres = stage.postgres
   local ops, events, violations, history, proved = {}, { plan = round.plan }, {}, nil, nil
-  local began, habits = now(), HABITS[round.kind]
+  local began, habits = now(), HABITS[round.kind or "journal"]
   local ok, why = xpcall(function()
     stage:raise()
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,

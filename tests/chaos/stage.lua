@@ -152,6 +152,10 @@ function M:await_journal_of(name, patience)
   local till = now() + patience
   local last
   while now() < till do
+    if self[name]:ended() then -- it died at a step before it came so far
+      M.next_steps(self[name])
+      self[name]:start()
+    end
     local a = fetch { url = "http://127.0.0.1:" .. self.ports[name] .. "/status", timeout = 2 }
     local s = a and a.status == 200 and json.decode(a.body)
     last = s and (s.journal and tostring(s.journal.state) .. " " .. tostring(s.journal.why) or s.replication)
@@ -182,6 +186,13 @@ function M:strike()
       self[name]:kill(process.KILL)
     end
   end
+end
+
+-- Before a process of ours that has died starts again: with the next of its steps.
+function M.next_steps(p)
+  p.start_number = (p.start_number or 1) + 1
+  p.env.FAULT_POINTS = p.steps and p.steps[p.start_number] or false
+  return true
 end
 
 -- Those of chromux that have ended run again; before(process) is called first.

@@ -157,6 +157,23 @@ describe("retention", function()
     assert.equals(9, fourth.trimmed)
   end)
 
+  it("is held back by an instance that has yet to make the collection, but not when the journal is full", function()
+    local context, a, b = world(trimming(100))
+    context.settings.JOURNAL_KEEP = 0
+    local l = lane(context, 1, 9, { a = 9 })
+    local trim = require("lb.trim").new(context, names { l })
+    trim.names.head, trim.names.order = 5, { { instance = "a", server = a, state = "ready", p = 5 },
+      { instance = "b", server = b, state = "ready", p = 4 } }
+    trim:step()
+    assert.equals(0, l.trimmed)
+    trim.full = true
+    trim:step()
+    assert.equals(9, l.trimmed)
+    trim.full, l.trimmed, trim.names.order[2].p = false, 0, 5
+    trim:step()
+    assert.equals(9, l.trimmed)
+  end)
+
   it("trims no more by size than it must", function()
     local context = world(trimming(100))
     context.settings.JOURNAL_KEEP_BYTES = 650
