@@ -92,7 +92,7 @@ local NEEDS = {
 
 local function round_for(bug, seed)
   local round = NEEDS[bug.name].round(Rng.new(seed, bug.name), seed)
-  round.balancers, round.workers = round.balancers or 1, 0
+  round.kind, round.balancers, round.workers = "journal", round.balancers or 1, 0
   return round
 end
 
