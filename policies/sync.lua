@@ -88,7 +88,7 @@ end
 -- While there are clients, requests of sync take a share of the time. It is found as a congestion
 -- window is: doubled until clients wait longer than they are used to, halved each time they do, and
 -- raised step by step while they do not.
-local SHARE_FIRST, SHARE_LEAST, SHARE_STEP = 0.25, 0.05, 0.05
+local SHARE_FIRST, SHARE_LEAST, SHARE_STEP = 0.125, 0.1, 0.1
 local BEARABLE = 1.5 -- times as long as usual, for the slowest of a hundred requests,
 local NOTICEABLE = 0.005 -- and at least so much longer, in seconds
 local USUAL = 0.02 -- where it is not known, in seconds

@@ -138,9 +138,10 @@ end
 
 -- ---- tasks, as a worker ----------------------------------------------------------------------------------
 
--- busy: tasks under way on each instance, which is that of the task and the one that it is copied from.
-local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOIN sync_jobs j ON j.id = t.job
-      WHERE task_status = 'processing'),
+-- busy: tasks under way on each instance, which is that of the task and the one that it is copied from. Workers share
+-- what an instance takes: one alone may have all of it.
+local CLAIM = [[WITH works AS (SELECT t.instance, j.source, t.worker_id
+      FROM sync_tasks t JOIN sync_jobs j ON j.id = t.job WHERE task_status = 'processing'),
     busy AS (SELECT name, count(*) AS n FROM (SELECT instance AS name FROM works UNION ALL SELECT source FROM works) w
       GROUP BY name),
     free AS (SELECT t.id FROM sync_tasks t JOIN sync_jobs j ON j.id = t.job
@@ -150,6 +151,8 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source FROM sync_tasks t JOI
         AND COALESCE((SELECT n FROM busy b WHERE b.name = t.instance), 0) < $4
         AND COALESCE((SELECT n FROM busy b WHERE b.name = j.source), 0) < $5
         AND (SELECT count(*) FROM works) < $6
+        AND (SELECT count(*) FROM works w WHERE w.worker_id = $1 AND w.instance = t.instance) < ceil($4::float8
+          / GREATEST((SELECT count(*) FROM sync_workers WHERE role = 'worker' AND lease_until > now()), 1))
       ORDER BY (t.kind = 'touched') DESC, j.priority DESC, t.id LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
     UPDATE sync_tasks t SET task_status = 'processing', worker_id = $1, started_at = now(), completed_at = NULL,
       epoch = t.epoch + 1, lease_until = now() + $2 * interval '1 second'

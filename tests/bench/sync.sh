@@ -5,7 +5,8 @@
 # rate    The plain script fills an empty server from the primary; chromux rebuilds the wiped replica; records that are
 #         ready to be sent are added by nobody in particular, which is what the server can take. In turns.
 # quota   With CPU quotas that leave who copies as what limits: the script, one worker, two workers.
-# load    A rebuild under 50 writes and 50 reads a second: no error, how long lanes were held, equal at the end.
+# load    50 writes and 50 reads a second: on both servers, on the primary alone, and under a rebuild of the replica: no
+#         error, how long lanes were held, equal at the end.
 # verify  A verification of equal servers: CPU of each server against one full read of it, memory of the worker.
 #
 # Prints medians and says of each goal whether it was met. Exit code 1 when a measurement is not to be trusted (errors,
@@ -13,7 +14,7 @@
 #
 # usage: sync.sh [quick]
 # environment, with defaults: PARTS="rate quota load verify" ROUNDS=1 COLLECTIONS=20 RECORDS=5000 (of each)
-#   WORKER_QUOTA=2000 (µs of 100,000) QUIET=30 (seconds of load before the rebuild) ACCESS_LOG=off
+#   WORKER_QUOTA=2000 (µs of 100,000) QUIET=20 (seconds of load before the rebuild) ACCESS_LOG=off
 #   BUILD=build CHROMUX=$BUILD/chromux
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,7 +28,7 @@ ROUNDS=${ROUNDS:-1}
 COLLECTIONS=${COLLECTIONS:-20}
 RECORDS=${RECORDS:-$(pick 500 5000)}
 WORKER_QUOTA=${WORKER_QUOTA:-2000}
-QUIET=${QUIET:-30}
+QUIET=${QUIET:-20}
 BUILD=${BUILD:-build}
 CHROMUX=${CHROMUX:-$BUILD/chromux}
 . "$here/lib.sh"
@@ -79,9 +80,12 @@ start_worker() {
 quota() { for w in 1 2; do echo "$1" >"$group-worker$w/cpu.cfs_quota_us"; done; }
 
 # The replica loses its data directory and comes back empty.
-wipe() {
-    kill -KILL "${pid[replica]}"
+kill_replica() {
+    kill -KILL "${pid[replica]}" 2>/dev/null || true
     wait "${pid[replica]}" 2>/dev/null || true
+}
+wipe() {
+    kill_replica
     rm -rf "${run:?}/replica"
     start_chroma replica
     await_chroma replica
@@ -204,11 +208,15 @@ rebuild_replica() {
 }
 
 measure_load() {
-    local since requests errors p50 p99 longest reads writes before before_reads before_writes
+    local since requests errors p50 p99 longest reads writes before before_reads before_writes alone
     say "rebuild under load"
     [ -n "${pid[worker1]:-}" ] && kill -0 "${pid[worker1]}" 2>/dev/null || start_worker 1
     load_while sleep "$QUIET"
     read -r _ _ _ before _ before_reads before_writes <"$run/load"
+    kill_replica
+    sleep 5 # until it is out of everybody's way
+    load_while sleep "$QUIET"
+    read -r _ _ _ alone _ <"$run/load"
     since=$(sql "SELECT now()")
     load_while rebuild_replica
     sleep 2
@@ -217,7 +225,7 @@ measure_load() {
         distrust "$errors of $requests requests failed under a rebuild: $(tail -n 1 "$run/load.log")"
     held=$(sql "SELECT COALESCE(max(hold_ms), -1) FROM sync_jobs WHERE created_at > '$since'")
     printf '%s\t' load "$requests" "$p50" "$p99" "$longest" "$before" "$held" "$reads" "$writes" "$before_reads" \
-        "$before_writes" >>"$out/sync.tsv"
+        "$before_writes" "$alone" >>"$out/sync.tsv"
     echo $((all * 1000000 / took)) >>"$out/sync.tsv"
     check_equal "under load"
 }

@@ -9,7 +9,7 @@ for _, r in ipairs(tables.rows(arg[1])) do
   local label = r[1]
   if label == "load" then
     load = { requests = r[2], p50 = r[3], p99 = r[4], longest = r[5], before = r[6], held = r[7], reads = r[8],
-      writes = r[9], before_reads = r[10], before_writes = r[11], rate = r[12] }
+      writes = r[9], before_reads = r[10], before_writes = r[11], alone = r[12], rate = r[13] }
   elseif label == "memory" then
     memory = r[2] / 1024
   elseif cpu[label] then
@@ -36,10 +36,12 @@ for _, t in ipairs(TEXT) do
 end
 print()
 if load then
-  print(string.format("Under a rebuild of %.0f records/s %d requests at 100/s: p50 %.1f ms, p99 %.1f ms (%.1f ms "
-    .. "before it), longest %.0f ms. Reads: p99 %.1f ms (%.1f ms), writes: p99 %.1f ms (%.1f ms).", load.rate,
-    load.requests, load.p50, load.p99, load.before, load.longest, load.reads, load.before_reads, load.writes,
-    load.before_writes))
+  local l = load
+  print(string.format("At 100 requests/s the p99 of clients is %.1f ms, %.1f ms with the primary alone, and "
+    .. "%.1f ms under a rebuild of %.0f records/s (p50 %.1f ms, longest of %d %.0f ms).", l.before, l.alone, l.p99, l.rate,
+    l.p50, l.requests, l.longest))
+  print(string.format("Reads: %.1f ms under the rebuild, %.1f ms before it; writes: %.1f ms, %.1f ms.", l.reads,
+    l.before_reads, l.writes, l.before_writes))
   print()
 end
 local function ratio(text, a, b, least)

@@ -376,6 +376,58 @@ static void without_a_whole_copy_nothing_is_overwritten(void **state)
     check_soon(sync_jobs(s, "rebuild", "done") == 0 && sync_jobs(s, "rebuild", "waiting") == 0, 10);
 }
 
+/* Who answered a read. */
+static const char *reader(struct stage *s, const char *id)
+{
+    struct answer *a = ask_with(s, "GET", of(id, "count"), "", NULL);
+    check_status(a, 200);
+    return head_field(a->head, "X-Chromux-Instance");
+}
+
+static bool read_by_the_primary(struct stage *s, const char *id, unsigned times)
+{
+    while (times > 0 && strcmp(reader(s, id), "primary") == 0)
+        times--;
+    return times == 0;
+}
+
+/* The copy that is made anew is whole, so it might be read. sync.lua takes its time, and says what
+ * it knows of clients. */
+static void reads_spare_a_server_that_is_filled_and_workers_hear_of_clients(void **state)
+{
+    struct stage *s = stage_new();
+    char *policies = keepf("%s/policies", temp_folder());
+    const char *const copy[] = {"cp", "-r", "policies", policies, NULL};
+    check_int(run_program(copy, NULL, 10).status, 0);
+    write_file(
+        keepf("%s/sync.lua", policies),
+        "return {\n"
+        "  batch = function(sample) return math.min(50, sample.most) end,\n"
+        "  authority = function(copies)\n"
+        "    for _, c in ipairs(copies) do if c.state == 'ready' then return c.instance end end\n"
+        "    return nil, 'none'\n"
+        "  end,\n"
+        "  pace = function(load)\n"
+        "    if load.waits then print('clients wait ' .. load.waits) end\n"
+        "    return 0.3\n"
+        "  end }\n");
+    stage_chromux(s, keepf("POLICY_DIR=%s", policies), NULL);
+    struct chromux *worker = sync_process(s, "worker", NULL);
+    char *id = create(s, "many");
+    add_many(s, id, 0, 1000);
+    check_caught_up(s, 10);
+    check_soon(strcmp(reader(s, id), "replica") == 0, 10);
+    sql(s, "INSERT INTO sync_jobs (kind, lane, instance, collection_name, asked_by) SELECT "
+           "'rebuild', lane, 'replica', 'many', 'ann' FROM journal_collections");
+    check_soon(tasks(s, "processing") == 1, 20);
+    check_soon(read_by_the_primary(s, id, 10), 10);
+    while (tasks(s, "processing") == 1)
+        check(read_by_the_primary(s, id, 2));
+    check(strstr(chromux_log(worker), "clients wait ") != NULL);
+    sync_check_jobs(s, "rebuild", "done", 1, 30);
+    check_soon(strcmp(reader(s, id), "replica") == 0, 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -387,6 +439,7 @@ int main(void)
         STAGE_TEST(what_was_not_heard_of_is_made_good),
         STAGE_TEST(servers_and_the_database_fail_in_the_middle),
         STAGE_TEST(without_a_whole_copy_nothing_is_overwritten),
+        STAGE_TEST(reads_spare_a_server_that_is_filled_and_workers_hear_of_clients),
     };
     return STAGE_RUN(tests);
 }
