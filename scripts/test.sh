@@ -83,7 +83,8 @@ mishaps() { # mishaps KIND LOG
             name = ""
         }
         /^tests\/|^chromux (reported|ended)|Sanitizer: |runtime error: / { if (!said) said = $0 }
-        /^\[  ERROR   \] --- / { if (!error) error = substr($0, 18) }
+        /^ERROR: / { if (!error) error = substr($0, 8) }
+        /^\[  ERROR   \] --- / { sub(/^\[  ERROR   \] --- /, ""); if (!error && !/^\[/) error = $0 }
         /^\[   LINE   \] --- / { if (!line) line = substr($0, 18) }
         !/^ *[0-9.]+ s( waited at .*)?$/ && /./ { last = $0 }
         END { if (name) print "FAILED " name ": " (said ? said : "did not end") }' "$2"

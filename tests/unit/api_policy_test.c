@@ -140,7 +140,7 @@ static void a_broken_file_is_refused_with_its_place(void **state)
     } cases[] = {
         {"return load.x.y", "sync.lua:7: attempt to index"},
         {"return -1", "sync.lua:6: answered -1, not 0 to 60 seconds (wrong_answer, tried on a"},
-        {"if load.usual == 5 then return 61 end return 1", "tried on a sample: a load 4)"},
+        {"if load.waits == 0.02 then return 61 end return 1", "tried on a sample: a load 4)"},
         {"while true do end", "sync.lua:7: used more than 2000000 instructions"},
         {"return {", "sync.lua:8: unexpected symbol"},
         {"return 1 end M.batch = nil if false then", "sync.lua: has no function batch()"},
