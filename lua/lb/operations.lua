@@ -28,19 +28,26 @@ local function id_by_name(self, copy, tenant, database, name)
   return deeds.id_by_name(self.context, copy.server, self:path(tenant, database, "/collections"), name)
 end
 
+local function tomb_of(copy, lane_id) return "chromux-tomb-" .. lane_id .. "-" .. copy.incarnation end
+
+-- The second half of kill(): there may be a collection of that name.
+local function bury(self, copy, tenant, database, tomb, late)
+  local kind, answer = send(self, copy, "DELETE", self:path(tenant, database, "/collections/" .. tomb), nil, nil, late)
+  if type(answer) == "table" and answer.status == 404 then return "applied", words.EMPTY end
+  -- An error may come after the deed: the server tells.
+  if kind == "unsure" and id_by_name(self, copy, tenant, database, tomb) == false then return "applied", words.EMPTY end
+  return kind, answer
+end
+
 -- Ends a collection by its id: under a name of its own first, so that nobody else's can be hit.
 local function kill(self, copy, tenant, database, physical, lane_id, late)
-  local tomb = "chromux-tomb-" .. lane_id .. "-" .. copy.incarnation
+  local tomb = tomb_of(copy, lane_id)
   local kind, answer = send(self, copy, "PUT", self:path(tenant, database, "/collections/" .. physical),
     json.encode { new_name = tomb }, physical, late)
   if kind == "lost" then return "applied", words.EMPTY end
   if kind ~= "applied" then return kind, answer end
   self.context.fault("delete.renamed_not_deleted")
-  kind, answer = send(self, copy, "DELETE", self:path(tenant, database, "/collections/" .. tomb), nil, nil, late)
-  if type(answer) == "table" and answer.status == 404 then return "applied", words.EMPTY end
-  -- An error may come after the deed: the server tells.
-  if kind == "unsure" and id_by_name(self, copy, tenant, database, tomb) == false then return "applied", words.EMPTY end
-  return kind, answer
+  return bury(self, copy, tenant, database, tomb, late)
 end
 
 -- ---- the operations --------------------------------------------------------------------------------------
@@ -273,9 +280,11 @@ Op.create_collection = {
   end,
   undo = function(self, copy, e, p)
     local is, said, id = Op.create_collection.look(self, copy, e, p)
-    if is ~= "done" then return is and "applied" or "later", said end
+    if not is then return "later", said end
+    local as = "undone-" .. e.n
+    if is == "undone" then return (bury(self, copy, p.tenant, p.database, tomb_of(copy, as))) end -- half of it was done
     self.context.fault("ghost.found")
-    return (kill(self, copy, p.tenant, p.database, id, "undone-" .. e.n))
+    return (kill(self, copy, p.tenant, p.database, id, as))
   end,
 }
 

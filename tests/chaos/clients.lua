@@ -180,7 +180,10 @@ end
 
 -- The collections that stay; all but the last have `bulk` records from the beginning.
 function M:found(rng, n, bulk)
-  for i = 1, n do self:create(rng, "main" .. i, true) end
+  for i = 1, n do -- whatever comes in between
+    local till = now() + 30
+    repeat self:create(rng, "main" .. i, true) until #self.lasting == i or now() > till
+  end
   for i = 1, bulk and n - 1 or 0 do self:fill(rng, self.lasting[i], bulk) end
 end
 

@@ -192,6 +192,14 @@ local broken = { segment = 0, pickle = 0 } -- collections whose files were damag
 local function trouble(stage, round, seed, workload, events)
   local plan = round.plan
   local began, tasks, over = now(), {}, false
+  local function note(f, what) events[#events + 1] = { at = now() - began, fault = f.name, what = what } end
+  local watcher = spawn(Nemesis.watch, stage, function() return over end, note)
+  local found, why = pcall(workload.found, workload, Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
+  if not found then
+    over = true
+    error(why, 0)
+  end
+  began = now()
   local till = began + (round.seconds or options.seconds) + (round.longer or 0)
   for _, f in ipairs(plan) do till = math.max(till, began + f.until_ + 0.5) end
   for i = 1, round.clients or options.clients do
@@ -199,8 +207,6 @@ local function trouble(stage, round, seed, workload, events)
       workload:at((i - 1) % round.balancers + 1):run(Rng.new(seed, "client" .. i), till)
     end)
   end
-  local function note(f, what) events[#events + 1] = { at = now() - began, fault = f.name, what = what } end
-  local watcher = spawn(Nemesis.watch, stage, function() return over end, note)
   Nemesis.play(stage, plan, note)
   for _, t in ipairs(tasks) do assert(t:wait()) end
   over = true
@@ -280,7 +286,6 @@ local function play(seed, planted)
     local workload = Clients.new { urls = stage.urls, ops = ops, sync = round.threshold,
       favour = round.favour, plain = round.workers > 0, think = round.think or habits.think,
       most = round.most or habits.most, catalogue_share = habits.catalogue_share, odd = habits.odd }
-    workload:found(Rng.new(seed, "found"), 3, round.workers > 0 and BULK or nil)
     trouble(stage, round, seed, workload, events)
     stage:mend()
     stage:await_journal(30)

@@ -230,6 +230,20 @@ describe("a collection that stands under the name of one that may have been made
     return is or "later"
   end
 
+  it_("is deleted under its tomb's name when that is all an earlier try had done", function()
+    local asked = {}
+    local server = { ask = function() return { status = 404, body = "{}" } end }
+    function server.send(_, r)
+      asked[#asked + 1] = r.method .. " " .. r.target
+      return { wait = function() return { status = 200, body = "{}" } end }
+    end
+    local names = { physical = {}, context = { encode = tostring, settings = {}, fault = silent },
+      path = function(_, _, _, rest) return rest end }
+    local kind = require("lb.operations").create_collection.undo(names,
+      { instance = "a", server = server, incarnation = 1 }, { n = 4 }, { tenant = "t", database = "d", name = "x" })
+    assert.same({ "applied", { "DELETE /collections/chromux-tomb-undone-4-1" } }, { kind, asked })
+  end)
+
   it_("is that one only while it is empty", function()
     assert.same({ "done", "undone", "later" }, { looked_at("[]"), looked_at('["r"]'), looked_at(nil) })
   end)
