@@ -89,7 +89,7 @@ end
 -- window is: doubled until clients wait longer than they are used to, halved each time they do, and
 -- raised step by step while they do not.
 local SHARE_FIRST, SHARE_LEAST, SHARE_STEP = 0.125, 0.1, 0.1
-local BEARABLE = 1.5 -- times as long as usual, for the slowest of a hundred requests,
+local BEARABLE = 1.75 -- times as long as usual, for the slowest of a hundred requests,
 local NOTICEABLE = 0.005 -- and at least so much longer, in seconds
 local USUAL = 0.02 -- where it is not known, in seconds
 local REST_MOST = 5 -- seconds

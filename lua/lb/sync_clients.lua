@@ -15,14 +15,15 @@ local EVERY = 1        -- seconds between looks
 local LINGERS = 3      -- seconds that an instance counts as written to after its last task
 local WINDOW = 3       -- seconds over which is said how long clients wait
 local QUIET_AFTER = 10 -- seconds without tasks after which clients count as undisturbed
-local QUIET = 300      -- seconds over which is said how long they wait then; twice that at most
+local SPAN = 10        -- seconds of each of the spans by which is said how long they wait then,
+local QUIET = 300      -- and for how long one of them counts
 local ENOUGH = 50      -- requests that tell something
 
 local TASKS = [[SELECT instance, count(*) FILTER (WHERE kind <> 'compare')::int AS writing FROM sync_tasks
   WHERE task_status = 'processing' GROUP BY instance]]
 
--- What was seen: recent= {{at=, counted=}, ...} of the last WINDOW; quiet= {from=, at=, counted=, before=}: counts
--- at the beginning of the undisturbed time, and of the QUIET seconds before.
+-- What was seen: recent= {{at=, counted=}, ...} of the last WINDOW; span= {at=, counted=} at the beginning of an
+-- undisturbed one; spans= {{at=, waits=}, ...} those before.
 local seen
 
 -- p99 (s) of the requests between two counts, and how many they were; nil, n: too few to tell.
@@ -40,19 +41,24 @@ local function remember(at, counted)
   while recent[2] and recent[2].at <= at - WINDOW do table.remove(recent, 1) end
 end
 
--- Nothing of sync was under way for a while: what clients wait now is what they usually wait.
+-- Nothing of sync was under way for a while: what clients wait now is what they usually wait. The best of some spans
+-- counts, so that a bulk load does not make others' long waits usual.
 local function undisturbed(at, counted)
-  local q = seen.quiet
-  if not q then
-    seen.quiet = { at = at, from = counted }
-  elseif at - q.at > QUIET then
-    seen.quiet = { at = at, from = counted, before = q.from }
-    q = seen.quiet
+  local span, spans = seen.span, seen.spans
+  if not span then
+    seen.span = { at = at, counted = counted }
+  elseif at - span.at >= SPAN then
+    local waits = M.between(counted, span.counted, ENOUGH)
+    if waits then spans[#spans + 1] = { at = at, waits = waits } end
+    while spans[2] and spans[1].at < at - QUIET do table.remove(spans, 1) end
+    seen.span = { at = at, counted = counted }
   end
-  if q then
-    local usual = M.between(counted, q.before or q.from, ENOUGH)
-    seen.usual = usual or seen.usual
-  end
+end
+
+local function usual()
+  local least
+  for _, span in ipairs(seen.spans) do least = math.min(least or span.waits, span.waits) end
+  return least
 end
 
 local function tell(conn, at, counted)
@@ -60,7 +66,7 @@ local function tell(conn, at, counted)
   local waits, n = M.between(counted, first.counted, 1)
   seen.told_at = at
   conn:query({ "SELECT pg_notify($1, $2)", timeout = 5 }, Load.CHANNEL, json.encode { balancer = journal.state.name,
-    requests = at > first.at and n / (at - first.at) or 0, waits = waits, usual = seen.usual })
+    requests = at > first.at and n / (at - first.at) or 0, waits = waits, usual = usual() })
 end
 
 -- One look. rows: {{instance=, writing=}, ...}
@@ -77,7 +83,7 @@ local function heed(conn, rows)
     if over then seen.written[instance] = nil end
   end
   if #rows > 0 then
-    seen.quiet = nil
+    seen.span = nil
     if at - seen.told_at >= WINDOW then tell(conn, at, counted) end
   elseif at - seen.busy_at > QUIET_AFTER then
     undisturbed(at, counted)
@@ -86,7 +92,7 @@ end
 
 -- Runs beside the journal for as long as the process. While PostgreSQL is away nothing is known to be under way.
 function M.start()
-  seen = { recent = {}, written = {}, busy_at = now() - QUIET_AFTER, told_at = 0 }
+  seen = { recent = {}, spans = {}, written = {}, busy_at = now() - QUIET_AFTER, told_at = 0 }
   spawn(function()
     while true do
       if journal.state.phase ~= "starting" then

@@ -314,6 +314,15 @@ describe("how clients fare", function()
     assert.equal(0.01, b.told[#b.told].usual)
   end)
 
+  it("was as in the best seconds before, whatever was loaded then", function()
+    local b = balancer()
+    for _ = 1, 30 do b.look({}, 3, 10) end
+    for _ = 1, 21 do b.look({}, 1, 10) end
+    for _ = 1, 200 do b.look({}, 3, 10) end
+    b.look({ { instance = "b", writing = 0 } })
+    assert.equal(0.01, b.told[1].usual)
+  end)
+
   it("comes with the figure of who is written to, which outlasts a pause between two tasks", function()
     local b = balancer()
     b.look({ { instance = "a", writing = 0 }, { instance = "b", writing = 2 } })
