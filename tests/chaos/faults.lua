@@ -255,6 +255,13 @@ function M.step_plan(rng, first, turn)
   return out
 end
 
+-- FAULT_POINTS for each start, or nil: with this part in each, or in the only one.
+function M.with(steps, part)
+  local out = {}
+  for i, points in ipairs(steps or { false }) do out[i] = points and points .. "," .. part or part end
+  return out
+end
+
 -- What else is made to happen in all these starts, or in the only one, in turn. steps: FAULT_POINTS for each, or nil
 function M.make_things_happen(rng, steps, balancers, turn)
   local out, names = steps or { false }, {}
@@ -307,7 +314,8 @@ function M.poison_plans(rng)
   end
   for n = 10, 400, 10 do
     for _, plan in ipairs { one, other } do
-      plan[#plan + 1] = string.format("%d late %.2f", n + rng:int(1, 9), 0.1 + rng:unit() * 0.7)
+      local seconds = rng:chance(0.25) and 1.5 + rng:unit() or 0.1 + rng:unit() * 0.7
+      plan[#plan + 1] = string.format("%d late %.2f", n + rng:int(1, 9), seconds)
     end
   end
   return table.concat(one, "\n") .. "\n", table.concat(other, "\n") .. "\n"

@@ -146,6 +146,7 @@ local function round_of(seed)
     round.steps = Faults.make_things_happen(rng, round.steps, round.balancers,
       math.floor(seed / 4))
   end
+  if kind == "poison" then round.steps = Faults.with(round.steps, "drain.begin=*:make:0.3") end
   if options.kind == "journal" and (rng:chance(0.2) or Faults.has_step(round.steps, "trim.before")) then
     round.settings.JOURNAL_KEEP = "1"
   end
