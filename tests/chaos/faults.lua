@@ -92,11 +92,11 @@ local MADE = sorted_names(M.made)
 
 -- Where chromux is killed or stands still, in any round: name -> one of so many hits.
 local STEPS = {
-  ["append.before_commit"] = 150, ["append.committed_unanswered"] = 150, ["resolve.read"] = 12,
-  ["resolve.recorded"] = 12, ["send.after_lease_check"] = 200, ["send.before_last_byte"] = 200, ["send.sent"] = 150,
-  ["recv.2xx_before_decision"] = 150, ["recv.4xx_before_decision"] = 8, ["decision.before_commit"] = 150,
-  ["verdict.committed_unanswered"] = 150, ["answer.before"] = 150, ["position.before"] = 60, ["position.after"] = 60,
-  ["group.sent"] = 6, ["group.refused_unwinding"] = 1, ["doubt.next_copy_chosen"] = 2, ["drain.late_answer"] = 2,
+  ["append.before_commit"] = 60, ["append.committed_unanswered"] = 60, ["resolve.read"] = 6,
+  ["resolve.recorded"] = 6, ["send.after_lease_check"] = 100, ["send.before_last_byte"] = 100, ["send.sent"] = 60,
+  ["recv.2xx_before_decision"] = 60, ["recv.4xx_before_decision"] = 3, ["decision.before_commit"] = 60,
+  ["verdict.committed_unanswered"] = 60, ["answer.before"] = 60, ["position.before"] = 60, ["position.after"] = 60,
+  ["group.sent"] = 6, ["group.refused_unwinding"] = 1, ["doubt.next_copy_chosen"] = 1, ["drain.late_answer"] = 1,
   ["drain.cap"] = 1, ["settle.begin"] = 3, ["settle.end"] = 3, ["lease.expired_unaware"] = 10,
   ["takeover.before_load"] = 2, ["fenced.answering"] = 1, ["create.sent"] = 6, ["create.answered_unmapped"] = 6,
   ["create.by_name_found"] = 1, ["delete.renamed_not_deleted"] = 3, ["trim.before"] = 3,
