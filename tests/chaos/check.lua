@@ -10,7 +10,8 @@
 --   h.copies       {lane=, instance=, physical=, position=, state=, reason=, head=}
 --   h.appends      each entry as it was appended, in that order: {lane=, n=, epoch=, holder=: of the lease, backend=the
 --                  process of PostgreSQL that served whoever did it}
---   h.wire         deletes of records that servers were sent, where wrap.c saw them: {server=, action=, raw=, body=}
+--   h.wire         writes of records that servers were sent, where wrap.c saw them: {server=, action=, raw=,
+--                  marks=tokens of its entries, body=of a delete, came=, answered=, done=: whatever was answered}
 --   h.servers      instance -> physical id -> {name=, records=id -> {doc=, meta=, emb=} | error=why it can't be read}
 --   h.broken       instance -> physical id -> how its files were damaged: such a copy is right, or set aside; nil: no
 --                  files may be damaged
@@ -310,6 +311,22 @@ local function judge_name(v, op, x, name, logical, floor)
   end
 end
 
+local KNOWN_AFTER = 0.3 -- seconds, until whoever sent it has taken the answer
+
+-- Was the server doing something then that has not counted in the end? Who reads from it may see that as long as it is
+-- not known to be in doubt.
+local function beside_undone(h, x, op, lane)
+  for _, q in ipairs(h.wire or {}) do
+    if q.done and q.server == op.instance and q.came <= op.stop and op.start <= q.answered + KNOWN_AFTER then
+      for _, token in ipairs(q.marks) do
+        local e = x.by_token[token] and x.by_token[token][1]
+        if e and e.lane == lane.collection.lane and e.verdict ~= "applied" then return true end
+      end
+    end
+  end
+  return false
+end
+
 -- No read saw an older state than the same balancer had acknowledged when it began, nor one that never was.
 function M.reads(h, x, v)
   local began, by_balancer = {}, {}
@@ -339,7 +356,11 @@ function M.reads(h, x, v)
           op.logical, name_of(deleter))
       elseif Read[op.action] and not (gone and (not deleter or deleter.start < op.stop)) then
         -- (While it deletes a collection Chroma takes the records away first: anything may be missing then.)
-        Read[op.action](v, op, lane, (floor_of(lane.collection.lane, op.start)))
+        local found = {}
+        Read[op.action](found, op, lane, (floor_of(lane.collection.lane, op.start)))
+        if #found > 0 and not beside_undone(h, x, op, lane) then
+          for _, text in ipairs(found) do v[#v + 1] = text end
+        end
       end
     end
   end

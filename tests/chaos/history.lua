@@ -97,16 +97,23 @@ function M.read_server(url)
   return out
 end
 
+local WRITES = { add = true, upsert = true, update = true, delete = true }
+
 -- What wrap.c saw of writes of records, below the folder of a round.
 function M.read_wire(dir)
   local out = {}
   for _, server in ipairs { "primary", "replica" } do
     local f = io.open(dir .. "/" .. server .. ".wire")
     for line in f and f:lines() or function() end do
-      local path, raw = line:match("^%S+ %S+ %S+ POST (%S+) %S+ %-> %S+ (.*)$")
+      local came, answered, path, status, raw = line:match("^(%S+) (%S+) %S+ POST (%S+) %S+ %-> (%S+) (.*)$")
       local action = path and path:match("/collections/[^/]+/(%a+)$")
-      if action == "delete" then
-        out[#out + 1] = { server = server, action = action, raw = raw, body = json.decode(raw) or {} }
+      if WRITES[action] then
+        local q = { server = server, action = action, raw = raw, marks = {}, came = tonumber(came),
+          answered = tonumber(answered), done = status:sub(1, 1) == "2" }
+        for u in raw:gmatch('"u":(%d+)') do table.insert(q.marks, "u" .. u) end
+        for u in raw:gmatch('"(u%d+) of') do table.insert(q.marks, u) end
+        q.body = action == "delete" and json.decode(raw) or {}
+        out[#out + 1] = q
       end
     end
     if f then f:close() end

@@ -28,7 +28,7 @@ end
 local function marked(seed, times, what)
   local out, mark, rng = {}, 0, Rng.new(seed, "marks")
   for i = 1, 20 do
-    mark = mark + rng:int(12, 24)
+    mark = mark + rng:int(6, 14)
     out[i] = string.format("%d %s u%d of\n", times, what, mark)
   end
   return table.concat(out)
@@ -64,8 +64,8 @@ local NEEDS = {
   end },
   -- What the primary has done without saying so is refused by the replica, after a while in which it can be read.
   ["in-doubt copy readable"] = { finding = "^unknown state: ", round = function(_, seed)
-    return { clients = 14, seconds = 3, rebuilds = 99, plan = {},
-      wraps = { primary = marked(seed, 1, "500 0"), replica = marked(seed, 9, "reject 0.7") } }
+    return { clients = 20, seconds = 4, rebuilds = 99, plan = {}, settings = { TRY_TIMEOUT = "3" },
+      wraps = { primary = marked(seed, 1, "500 0"), replica = marked(seed, 9, "reject 1.2") } }
   end },
   -- What the primary refuses the replica would take.
   ["rejected entry replayed"] = { finding = "^rebuild: .* applied entry %d+, which is rej", round = function(_, seed)

@@ -159,6 +159,20 @@ describe("the checker", function()
     assert.equal("old holder", kinds(h))
   end)
 
+  it("lets a read see what the server was doing just then and is rejected, and no other", function()
+    local h = two()
+    h.ops[4] = { id = 3, class = "write", action = "upsert", token = "u3", start = 30, stop = 33, outcome = "reject",
+      status = 400, lane = 1, n = 3, logical = "L", body = upsert(3, "x").body }
+    h.entries[4] = { lane = 1, n = 3, action = "upsert", token = "u3", verdict = "rejected", body = h.ops[4].body }
+    for _, c in ipairs(h.copies) do if c.lane == 1 then c.head, c.position = 3, 3 end end
+    h.ops[5] = read("get_ids", 31, { x = record(3) }, { ids = { "x" } })
+    assert.equal("unknown state", kinds(h))
+    h.wire = { { server = "a", action = "upsert", marks = { "u3" }, came = 30.9, answered = 31.5, done = true } }
+    assert.equal("", kinds(h))
+    h.wire[1].came, h.wire[1].answered = 30.1, 30.2
+    assert.equal("unknown state", kinds(h))
+  end)
+
   it("finds a filter where ids should be", function()
     local h = two()
     h.wire = { { server = "b", action = "delete", raw = "", body = { ids = { "x" } } } }
