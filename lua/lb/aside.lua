@@ -89,6 +89,16 @@ function Aside:look()
   self.list, self.count, self.by_instance, self.seen = list, count, by_instance, seen
 end
 
+-- The collection gets this name of ours, if nothing is to be done in the catalogue there. A word of deeds.lua | nil
+local function entomb(self, c, server, member, tomb)
+  if member.p < self.names.head or (self.names.physical[c.instance] or {})[c.id]
+    or self.context.rebuilds:knows(c.instance, c.name) then
+    return nil
+  end
+  return (deeds.send(self.context, server, "PUT", base_of(self, c) .. "/" .. c.id, json.encode { new_name = tomb },
+    c.id))
+end
+
 -- Deletes one for good. a: {instance=, id=, by= who asks}. It gets a name of ours first, while nothing is done in the
 -- catalogue there: what has the name when it is deleted is this one, and no copy. true | nil, why
 function Aside:discard(a)
@@ -100,15 +110,11 @@ function Aside:discard(a)
   end
   local hold, why = Hold.take(self.names, member, PATIENCE)
   if not hold then return nil, a.instance .. ": " .. why end
-  if member.p < self.names.head or (self.names.physical[a.instance] or {})[c.id]
-    or self.context.rebuilds:knows(a.instance, c.name) then
-    hold:release()
-    return nil, a.instance .. " has things to do in the catalogue; try again"
-  end
   local tomb = "chromux-tomb-0-" .. c.id:sub(1, 8)
-  local kind = deeds.send(self.context, server, "PUT", base_of(self, c) .. "/" .. c.id, json.encode { new_name = tomb },
-    c.id)
+  local ok, kind = pcall(entomb, self, c, server, member, tomb)
   hold:release()
+  if not ok then error(kind, 0) end
+  if not kind then return nil, a.instance .. " has things to do in the catalogue; try again" end
   if kind ~= "applied" and kind ~= "lost" then return nil, a.instance .. " does not give it another name: " .. kind end
   if kind == "applied" then
     local answer

@@ -18,7 +18,8 @@ Names.__index = Names
 local LANE = 0
 local FAILED_AFTER = 2   -- errors on every instance so often: nobody does it
 local DIVERGED_AFTER = 8 -- errors of one on what another has done
-local BLIND_AFTER = 8    -- errors of one that is asked what it has done
+local BLIND_AFTER = 8    -- errors of one that is asked what it has done,
+local BLIND_FOR = 10     -- which span so many seconds: one that is merely ill for a moment answers after that
 local STOP, GO, PAUSE = "stop", "go", "pause"
 
 -- context: as for lanes, with lane_new(row) -> lane
@@ -280,11 +281,27 @@ local function failed_everywhere(self, e)
   return true
 end
 
--- The instance answers with an error when it is asked what it has done of the entry: often enough to be no passing one?
-local function is_blind(copy, e)
+-- The instance answers with an error when it is asked what it has done of the entry (why: "perform" or "undo"): is that
+-- no passing one, in this life of the server, with no look between that told?
+local function is_blind(copy, e, why)
+  local whose = why .. " " .. copy.instance
   e.blind = e.blind or {}
-  e.blind[copy.instance] = (e.blind[copy.instance] or 0) + 1
-  return e.blind[copy.instance] >= BLIND_AFTER
+  local b = e.blind[whose]
+  if not b or b.life ~= copy.server.incarnation then
+    b = { count = 0, since = now(), life = copy.server.incarnation }
+    e.blind[whose] = b
+  end
+  b.count = b.count + 1
+  return b.count >= BLIND_AFTER and now() - b.since >= BLIND_FOR
+end
+
+local function has_seen(copy, e, why)
+  if e.blind then e.blind[why .. " " .. copy.instance] = nil end
+end
+
+-- An answer that says neither that it is done nor that it is to be asked later.
+local function is_error(answer)
+  return type(answer) == "table" and answer.status >= 400 and answer.status ~= 503 and answer.status ~= 429
 end
 
 -- Not done, whatever the status: an error in Chroma's words; "": a route that this Chroma does not have.
@@ -302,7 +319,8 @@ local function perform(self, copy, e, p, late)
   if kind == "unsure" and not op.ends then
     local is, shown, id = op.look(self, copy, e, p)
     if is == "done" then return "applied", shown, id end
-    if not is and shown and is_blind(copy, e) then is = "dark" end
+    if is then has_seen(copy, e, "perform") end
+    if not is and shown and is_blind(copy, e, "perform") then is = "dark" end
     kind = is or kind
     if is == "dark" then e.dark = true end
   end
@@ -408,13 +426,27 @@ local function follow(self, copy, e)
   return GO
 end
 
+-- Is there another good copy, from which this instance's can be made anew now?
+local function good_elsewhere(lane, copy)
+  for _, other in ipairs(lane.order) do
+    if other.instance ~= copy.instance and other.state == "ready" and not other.server.retired
+      and other.server:usable() then
+      return true
+    end
+  end
+  return false
+end
+
 -- What the instance has of an entry that is not to have an effect will never be known: a collection that it may have
--- changed is made anew there, and one that it may have made stays, and is shown as one that stands aside.
+-- changed is made anew there, unless it is the only good copy, which is worth more than that; and one that it may have
+-- made stays, and is shown as one that stands aside.
 local function not_undone(self, copy, e)
   local lane = self.by_lane[parameters(e).lane or 0]
   local held = lane and lane.copies[copy.instance]
-  log.warn("catalogue_not_undone", copy.instance .. ": entry 0/" .. e.n .. ", which is " .. e.verdict)
-  if held then lane:mark(held, "rebuild", "what it did of entry 0/" .. e.n .. " can't be seen") end
+  local anew = held and good_elsewhere(lane, copy)
+  log.warn("catalogue_not_undone", copy.instance .. ": entry 0/" .. e.n .. ", which is " .. e.verdict
+    .. (held and not anew and "; its copy of " .. lane.name .. " stays, as there is no other good one" or ""))
+  if anew then lane:mark(held, "rebuild", "what it did of entry 0/" .. e.n .. " can't be seen") end
 end
 
 local function step(self, copy)
@@ -430,7 +462,7 @@ local function step(self, copy)
     local op = Op[e.action]
     if op.undo and e.verdict ~= "void" and e.authority ~= copy.instance and (copy.attempted[n] or copy.doubt >= n) then
       local kind, said = op.undo(self, copy, e, parameters(e))
-      if kind ~= "applied" and not (said and is_blind(copy, e)) then return PAUSE end
+      if kind ~= "applied" and not (is_error(said) and is_blind(copy, e, "undo")) then return PAUSE end
       if kind ~= "applied" then not_undone(self, copy, e) end
     end
     local rows = self.context.store:commit { Store.position(LANE, copy, n) }
@@ -456,8 +488,9 @@ local function step(self, copy)
   return decide(self, copy, e)
 end
 
+-- Instances that take turns at an entry nobody can do wait longer and longer too.
 local function drive(self, copy)
-  local wait = 0.01
+  local wait = copy.stuck == copy.p and copy.pause or 0.01
   repeat
     copy.again = false
     local ok, what = xpcall(step, debug.traceback, self, copy)
@@ -472,6 +505,7 @@ local function drive(self, copy)
     elseif what == PAUSE then
       sleep(wait)
       wait, copy.again = math.min(wait * 2, 0.5), true
+      copy.stuck, copy.pause = copy.p, wait
     end
   until not copy.again
   copy.running = false

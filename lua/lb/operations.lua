@@ -210,6 +210,44 @@ local function is_empty(self, copy, p, id)
   return #ids == 0
 end
 
+-- Creates of a name that may have left a collection on a server though they have none in the catalogue. A refusal
+-- because the name was taken, there or here, has left none. Lane 0 is kept whole.
+local REMAINS = [[SELECT rest FROM journal_entries WHERE lane = 0 AND action = 'create_collection'
+  AND (verdict IN ('failed', 'skipped') OR (verdict = 'rejected' AND status <> 409)) AND strpos(rest, $1) > 0
+  ORDER BY n DESC LIMIT 64]]
+
+local function may_have_left(self, p)
+  for _, row in ipairs(self.context.store.reader:query(REMAINS, json.encode(p.name)) or {}) do
+    local of = json.decode(row.rest) or {}
+    if of.name == p.name and of.tenant == p.tenant and of.database == p.database then return true end
+  end
+  return false
+end
+
+-- The server has a collection of a name that is free in the catalogue. An empty one that no lane owns makes way when
+-- an earlier create of ours may have left it there. nil: it is not such a one; otherwise kill()'s word.
+local function make_way(self, copy, e, p, late)
+  local is, _, id = Op.create_collection.look(self, copy, e, p)
+  if is ~= "done" or not p.name or not may_have_left(self, p) then return nil end
+  log.warn("ghost_found", copy.instance .. " has " .. p.name .. " (" .. id .. "), which an earlier create has left")
+  self.context.fault("ghost.found")
+  return (kill(self, copy, p.tenant, p.database, id, "ghost-" .. e.n, late))
+end
+
+-- Words of a kill that is to be tried again. One that is executed late does no harm: it can hit nothing else.
+local PASSING = { not_sent = true, later = true, over = true, unknown = true }
+
+local function send_create(self, copy, e, p, late)
+  local target = self:path(p.tenant, p.database, "/collections")
+  local kind, a = send(self, copy, "POST", target, plain_create(e.body), nil, late)
+  self.context.fault("create.sent")
+  if kind ~= "applied" then return kind, a end
+  local c = slice.collection(a.body)
+  if not c then return "unsure", a end
+  self.context.fault("create.answered_unmapped")
+  return kind, a, c.id
+end
+
 Op.create_collection = {
   check = function(self, e, p)
     local lane = p.name and self:find(p.tenant, p.database, p.name)
@@ -229,19 +267,16 @@ Op.create_collection = {
         return "applied", answer, id
       end
     end
-    local target = self:path(p.tenant, p.database, "/collections")
-    local kind, a = send(self, copy, "POST", target, plain_create(e.body), nil, late)
-    self.context.fault("create.sent")
-    if kind == "applied" then
-      local c = slice.collection(a.body)
-      if not c then return "unsure", a end
-      self.context.fault("create.answered_unmapped")
-      return kind, a, c.id
+    local kind, a, id = send_create(self, copy, e, p, late)
+    if kind == "refused" and a.status == 409 and not e.verdict then
+      local gone = make_way(self, copy, e, p, late)
+      if PASSING[gone] then return "later", a end
+      if gone == "applied" then kind, a, id = send_create(self, copy, e, p, late) end
     end
     if kind == "refused" and a.status == 409 and e.verdict == "applied" then
       return "conflict", a -- a name that the catalogue says is free: somebody made it past chromux
     end
-    return kind, a
+    return kind, a, id
   end,
   -- An empty collection of that name which no lane owns is ours: the name was free. One with records was made past
   -- chromux: nobody has written to ours yet.

@@ -210,17 +210,6 @@ local function await_source(self, a, lane)
   end
 end
 
-local function pin_dimension(self, r, d)
-  local add, delete = exact.pin_bodies(d, r.token)
-  local at = base_of(self, r.lane) .. "/" .. r.temp
-  local kind, answer = deeds.send(self.context, r.server, "POST", at .. "/add", add, r.temp, nil, ANSWER_MOST)
-  if kind == "applied" then
-    kind, answer = deeds.send(self.context, r.server, "POST", at .. "/delete", delete, r.temp, nil, ANSWER_MOST)
-  end
-  r.pinned = kind == "applied"
-  return kind, answer
-end
-
 local function said(kind, answer)
   return type(answer) == "table" and "answered " .. answer.status .. ": " .. answer.body:sub(1, 300)
     or kind .. (answer and ": " .. tostring(answer) or "")
@@ -405,8 +394,8 @@ local function last_records(self, r, upto, until_)
   return nil, #touched.list, from.p
 end
 
--- Sends it until it is done; a definite "not now" only costs time. true | nil, why
-local function insist(self, r, rest, body, until_)
+-- Sends it until it is done; a definite "not now" only costs time. what: it is, for messages. true | nil, why
+local function insist(self, r, rest, body, until_, what)
   local pause = FIRST_PAUSE
   while true do
     local why = ended(self, r)
@@ -417,7 +406,7 @@ local function insist(self, r, rest, body, until_)
     if (kind ~= "later" and kind ~= "not_sent") or now() > until_ then
       -- What stands there will be written to again.
       if kind == "unknown" and r.adopt then r.server:settle(r.server:horizon_after(answer)) end
-      return nil, r.instance .. " did not take the last records: " .. said(kind, answer)
+      return nil, r.instance .. " did not take " .. what .. ": " .. said(kind, answer)
     end
     sleep(pause)
     pause = math.min(pause * 2, LAST_PAUSE)
@@ -434,15 +423,15 @@ local function bring(self, r, last, until_)
     return nil, string.format("%d records have vectors that hold what is no number (NaN), which cannot be copied: "
       .. "%s, %s", #nulls, named, words.HOPELESS)
   end
-  local fine, why = insist(self, r, "/delete", slice.ids_body(last.ids), until_)
+  local fine, why = insist(self, r, "/delete", slice.ids_body(last.ids), until_, "the last records")
   if not fine then return nil, why end
   self.context.fault("reconcile.deleted_not_added")
   if count == 0 then return true end
-  return insist(self, r, "/add", body, until_)
+  return insist(self, r, "/add", body, until_, "the last records")
 end
 
 -- Records bring their dimension along; the source may have one by records that are gone. false: not now | nil, why
-local function give_dimension(self, r)
+local function give_dimension(self, r, until_)
   if r.adopt or r.pinned then return true end
   local base, encode = base_of(self, r.lane), self.context.encode
   local mine = exact.read(r.server, base, encode(r.temp_name))
@@ -450,10 +439,13 @@ local function give_dimension(self, r)
   if mine.dimension then return true end
   local d = exact.read(r.from.server, base, encode(r.lane.name))
   if not d then return false end
+  if d.id ~= r.from.physical then return nil, r.source .. " has another collection of that name" end
   if not d.dimension then return true end
-  local kind, answer = pin_dimension(self, r, d)
-  if kind == "applied" then return true end
-  return nil, "its dimension can't be set on " .. r.instance .. ": " .. said(kind, answer)
+  local add, delete = exact.pin_bodies(d, r.token)
+  local fine, why = insist(self, r, "/add", add, until_, "its dimension")
+  if fine then fine, why = insist(self, r, "/delete", delete, until_, "its dimension") end
+  r.pinned = fine
+  return fine, why
 end
 
 -- A stamp that says: what was written before it is on the server (R9). false: not in time
@@ -513,7 +505,7 @@ local function finish(self, r, a)
   local fine, why = bring(self, r, last, a.until_)
   if not fine then return nil, why end
   self.context.fault("rebuild.copied_not_swapped")
-  fine, why = give_dimension(self, r)
+  fine, why = give_dimension(self, r, a.until_)
   if fine == nil then return nil, why end
   if not fine or not stamp(self, r, a.until_) then
     why = ended(self, r)

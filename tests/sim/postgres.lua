@@ -255,6 +255,20 @@ define("SELECT physical FROM journal_copies WHERE lane = $1 AND instance = $2 AN
     return c and c.physical ~= "" and { { physical = c.physical } } or {}
   end)
 
+define([[SELECT rest FROM journal_entries WHERE lane = 0 AND action = 'create_collection'
+    AND (verdict IN ('failed', 'skipped') OR (verdict = 'rejected' AND status <> 409)) AND strpos(rest, $1) > 0
+    ORDER BY n DESC LIMIT 64]], function(db, _, name)
+  local out = {}
+  for n = db.lanes[0].next - 1, 1, -1 do
+    local e = db.entries[0][n]
+    if e and e.action == "create_collection" and e.rest:find(name, 1, true) and #out < 64
+      and (e.verdict == "failed" or e.verdict == "skipped" or (e.verdict == "rejected" and e.status ~= 409)) then
+      out[#out + 1] = { rest = e.rest }
+    end
+  end
+  return out
+end)
+
 -- Entries.
 define([[WITH l AS (UPDATE journal_lanes SET next = next + 1
       WHERE lane = $1 AND open AND NOT EXISTS (SELECT 1 FROM journal_entries WHERE token = $2)

@@ -6,14 +6,14 @@ local GLOBALS = { "now", "sleep", "spawn", "log", "pg", "json" }
 local CONFIG = '"dimension":null,"tenant":"t","database":"d","configuration_json":{"hnsw":{"ef_search":100}}'
 
 local it_ = pcall(require, "chromux.slice") and require("chromux.slice").members and it or pending
-local saved, tasks
+local saved, tasks, clock
 
 local function silent() end
 
 local function set_up()
-  saved, tasks = {}, {}
+  saved, tasks, clock = {}, {}, 1000
   for _, name in ipairs(GLOBALS) do saved[name] = rawget(_G, name) end
-  rawset(_G, "now", function() return 1000 end)
+  rawset(_G, "now", function() return clock end)
   rawset(_G, "spawn", function(fn, ...) tasks[#tasks + 1] = { fn, ... } end)
   rawset(_G, "log", { debug = silent, info = silent, warn = silent, error = silent })
   rawset(_G, "pg", { bytes = function(s) return { bytes = s } end })
@@ -62,7 +62,8 @@ local function world(at_put)
     local lane = { id = row.id, logical = row.logical, tenant = "t", database = "d", name = row.name, copies = {},
       order = {} }
     function lane.copy_add(_, c)
-      lane.copies[c.instance] = { instance = c.instance, physical = c.physical, state = c.state or "ready" }
+      lane.copies[c.instance] = { instance = c.instance, server = c.server, physical = c.physical,
+        state = c.state or "ready" }
       lane.order[#lane.order + 1] = lane.copies[c.instance]
       return lane.copies[c.instance]
     end
@@ -80,9 +81,9 @@ local function world(at_put)
   end
   w.names, w.a, w.b = names, a, b
   local rounds = 0
-  rawset(_G, "sleep", function()
-    rounds = rounds + 1
-    if rounds > 100 then context.drives = false end
+  rawset(_G, "sleep", function(seconds)
+    rounds, clock = rounds + 1, clock + seconds
+    if rounds > 200 then context.drives = false end
   end)
   function w.go_on() rounds, context.drives = 0, true end
   function w.enter(e)
@@ -209,6 +210,112 @@ describe("an instance that answers with 500 whatever it is asked", function()
       rest = '{"tenant":"t","database":"d","collection":"y","new_name":"newer"}' }
     assert.equals(2, w.names.copies.a.p)
     assert.same({ "a" }, w.marked)
+  end)
+
+  it_("keeps its copy when there is no other good one, whatever it has done of a skipped entry", function()
+    for _, lack in ipairs { function(w) w.lane.copies.b.state = "rebuild" end,
+      function(w) w.b.usable = function() return false end end } do
+      local w = world(silent)
+      ill(w.a)
+      lack(w)
+      w.names.copies.a.doubt = 1
+      w.enter { action = "update_collection", body = '{"new_metadata":{"k":1}}', verdict = "skipped",
+        rest = '{"tenant":"t","database":"d","collection":"x","lane":1}' }
+      assert.equals(1, w.names.copies.a.p)
+      assert.same({ "ready", 0 }, { w.lane.copies.a.state, #w.marked })
+    end
+  end)
+
+  -- How long it is asked what it has done of a create that was rejected; ill_for: how many times it answers so.
+  local function asked_for(ill_for)
+    local w, errors = world(silent), 0
+    local killed = {}
+    function w.a.ask(_, _, target)
+      if target:find("/get$") then return { status = 200, body = '{"ids":[]}' } end
+      errors = errors + 1
+      if errors <= ill_for then return { status = 500, body = '{"error":"InternalError","message":"m"}' } end
+      return { status = 200, body = '{"id":"00000000-0000-4000-8000-000000000009","name":"new",' .. CONFIG .. "}" }
+    end
+    function w.a.send(_, r)
+      killed[#killed + 1] = r.method
+      return { wait = function() return { status = 200, type = "application/json", body = "{}" } end }
+    end
+    w.names.copies.a.doubt = 1
+    w.enter { action = "create_collection", body = '{"name":"new"}', verdict = "rejected",
+      rest = '{"tenant":"t","database":"d","name":"new"}' }
+    assert.equals(1, w.names.copies.a.p)
+    return clock - 1000, killed
+  end
+
+  it_("is asked for ten seconds what it has done, not for a moment", function()
+    local seconds, killed = asked_for(1000)
+    assert.is_true(seconds >= 10 and seconds < 15)
+    assert.same({}, killed)
+    clock = 1000
+    seconds, killed = asked_for(12)
+    assert.is_true(seconds < 10)
+    assert.same({ "PUT", "DELETE" }, killed)
+  end)
+end)
+
+describe("a create of a free name that the instance says is taken", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  local GHOST = "00000000-0000-4000-8000-000000000009"
+
+  -- The instance has a collection of that name. recorded: the rests of creates that may have left it; ids: of its
+  -- records. The verdict, its status, and what was sent.
+  local function created(recorded, ids, body)
+    local w, sent, there = world(silent), {}, "new"
+    w.b.usable = function() return false end
+    function w.names.context.store.reader.query(_, sql, name)
+      if not sql:find("journal_entries", 1, true) then return {} end
+      assert.equals('"new"', name)
+      local rows = {}
+      for i, rest in ipairs(recorded) do rows[i] = { rest = rest } end
+      return rows
+    end
+    function w.a.ask(_, _, target)
+      if target:find("/get$") then return { status = 200, body = '{"ids":' .. ids .. "}" } end
+      if there ~= "new" then return { status = 404, body = "{}" } end
+      return { status = 200, body = '{"id":"' .. GHOST .. '","name":"new",' .. CONFIG .. "}" }
+    end
+    function w.a.send(_, r)
+      local a = { status = 200, type = "application/json", body = "{}" }
+      sent[#sent + 1] = r.method .. " " .. r.target:match("/collections(.*)$")
+      if r.method == "POST" and there == "new" then
+        a.status, a.body = 409, '{"error":"UniqueConstraintError","message":"m"}'
+      elseif r.method == "POST" then
+        assert.is_nil(r.body:find("get_or_create", 1, true))
+        a.body = '{"id":"00000000-0000-4000-8000-000000000008","name":"new",' .. CONFIG .. "}"
+      elseif r.method == "PUT" then
+        there = json.decode(r.body).new_name
+      end
+      return { wait = function() return a end }
+    end
+    w.enter { action = "create_collection", body = body or '{"name":"new"}',
+      rest = '{"tenant":"t","database":"d","name":"new"}' }
+    return w.told[1][1], w.told[1][2], sent
+  end
+
+  local OURS = { '{"tenant":"t","database":"d","name":"new","lane":4}' }
+
+  it_("is done once the empty one has made way that an earlier create has left there", function()
+    for _, body in ipairs { '{"name":"new"}', '{"name":"new","get_or_create":true}' } do
+      local verdict, status, sent = created(OURS, "[]", body)
+      assert.same({ "applied", 200 }, { verdict, status })
+      assert.same({ "POST ", "PUT /" .. GHOST, "DELETE /chromux-tomb-ghost-1-1", "POST " }, sent)
+    end
+  end)
+
+  it_("is rejected when that one has records, or no create of ours has left it there", function()
+    for _, case in ipairs { { OURS, '["r"]' }, { {}, "[]" },
+      { { '{"tenant":"t","database":"other","name":"new"}', '{"tenant":"t","database":"d","name":"newer"}' },
+        "[]" } } do
+      local verdict, status, sent = created(case[1], case[2])
+      assert.same({ "rejected", 409, { "POST " } }, { verdict, status, sent })
+    end
   end)
 end)
 

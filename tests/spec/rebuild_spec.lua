@@ -191,6 +191,36 @@ describe("the end of a rebuild", function()
     for _, s in ipairs(w.store.statements) do assert.is_nil(s[1]:find("^WITH r AS")) end
   end)
 
+  -- A source without records has a dimension, in a collection with this id. What finish() answers, and what is sent.
+  local function with_dimension(id, busy)
+    local finishing = false
+    local w = world(function(s, method, rest)
+      if method ~= "GET" or rest ~= "/red" or s.name ~= "a" then return nil end
+      local said = described(finishing and id or OLD, "red"):gsub('"dimension":null', '"dimension":2')
+      return answer(200, said)
+    end)
+    local r = assert(w.rebuilds:begin { lane = 1, instance = "b", source = "a", until_ = time + 60 })
+    local send, sent = w.b.send, {}
+    function w.b.send(s, request)
+      sent[#sent + 1] = request.target:match("/(%w+)$")
+      if #sent > busy then return send(s, request) end
+      return { wait = function() return answer(503) end }
+    end
+    finishing = true
+    return w.rebuilds:finish { lane = 1, instance = "b", rebuild = r.rebuild, upto = 0, settle = 0,
+      until_ = time + 60 }, table.concat(sent, " ")
+  end
+
+  it_("gives it the dimension of an empty source, also when the instance is busy for a moment", function()
+    local a, sent = with_dimension(OLD, 2)
+    assert.same({ true, "add add add delete" }, { a.done, sent })
+  end)
+
+  it_("does not take the dimension of another collection that has the source's name", function()
+    local a, sent = with_dimension(NEW, 0)
+    assert.same({ "a has another collection of that name", "" }, { a.gone, sent })
+  end)
+
   local function rebuilt(w)
     local r = assert(w.rebuilds:begin { lane = 1, instance = "b", source = "a", until_ = time + 60 })
     assert.is_true(w.rebuilds:finish { lane = 1, instance = "b", rebuild = r.rebuild, upto = 0, settle = 0,
@@ -264,6 +294,24 @@ describe("a collection that nobody knows, with a name of chromux's own", functio
 
   it_("is shown and not touched when it is not", function()
     assert.same({ "chromux-temp-of-somebody", 1 }, { looked_at(false) })
+  end)
+end)
+
+describe("a collection that an operator has deleted", function()
+  before_each(set_up)
+  after_each(tear_down)
+
+  it_("leaves the catalogue of its instance free also when something breaks", function()
+    local w = world()
+    w.names.databases, w.names.head, w.context.rebuilds = { ["t\0d"] = true }, 0, w.rebuilds
+    w.names.physical.a[OLD], w.names.physical.b[OLD] = w.lane, w.lane
+    w.b.names[NEW] = "strange"
+    local aside = require("lb.aside").new(w.context, w.names)
+    aside:look()
+    aside:look()
+    w.b.send = function() error("broken", 0) end
+    assert.has_error(function() aside:discard { instance = "b", id = NEW, by = "me" } end, "broken")
+    assert.is_nil(w.names.copies.b.held)
   end)
 end)
 
