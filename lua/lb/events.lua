@@ -1,7 +1,8 @@
 -- events.lua: rows of failover_events: what happened to the service, for people who look later.
 --
 --   instance_down, instance_up        health; from_instance is the instance
---   failover, failback                writes are decided by to_instance instead of from_instance
+--   failover, failback                writes are decided by to_instance instead of from_instance, but not because sync
+--                                     fills that one, which is up
 --   copy_lost                         a copy is out of use until it is made anew; from_instance has it
 --   server_lost_data                  a server came back without what it had
 --   lease_taken, postgres_restored, journal_filling, journal_full, entry_skipped, instance_retired
@@ -66,11 +67,18 @@ local function place(self, server)
   return math.huge
 end
 
+-- Nothing is wrong with the server, but sync fills it, or did when what is decided now began: the route policy spares
+-- it.
+local function only_spared(server)
+  return server.health == "up" and server:usable() and now() - (server.filled_at or -math.huge) < WINDOW
+end
+
 -- The lane's newest verdict is this server's. A change of server is a failover or, towards one that is preferred, a
 -- failback; the first lane to change tells for all.
 function Events:decided(lane, server)
   if not self.context.holder then return end
   local was = lane.decided_on
+  if was and place(self, server) > place(self, was) and only_spared(was) then return end
   lane.decided_on = server
   if not was or was == server then return end
   local where = "seen first at " .. (lane.logical and "collection " .. lane.logical or "the catalogue")

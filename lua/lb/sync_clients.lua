@@ -1,8 +1,8 @@
 -- sync_clients.lua: what sync and clients learn of each other, in every balancer that has a journal.
 --
--- Each second it looks which instances sync writes to: the route policy sees it (node.syncing). While tasks are under
--- way it tells workers how long clients wait, and how long they waited when there were none: policies/sync.lua makes
--- room for them (sync_load.lua).
+-- Each second it looks which instances sync writes to: the route policy sees it (node.syncing), and events.lua when it
+-- was last so (server.filled_at). While tasks are under way it tells workers how long clients wait, and how long they
+-- waited when there were none: policies/sync.lua makes room for them (sync_load.lua).
 local Load = require("lb.sync_load")
 local journal = require("lb.journal")
 local copies = require("chromux.copies")
@@ -78,8 +78,9 @@ local function heed(conn, rows)
     if row.writing > 0 then seen.written[row.instance] = { at = at, tasks = row.writing } end
   end
   for instance, w in pairs(seen.written) do
-    local over = at - w.at > LINGERS
+    local over, servers = at - w.at > LINGERS, journal.state.servers
     copies.syncing(instance, over and 0 or w.tasks)
+    if servers and servers.by_name[instance] then servers.by_name[instance].filled_at = at end
     if over then seen.written[instance] = nil end
   end
   if #rows > 0 then

@@ -67,10 +67,11 @@ local function mark(lane, least, t, keep)
   if not last or (least > last.n and t >= last.t + keep / 8) then marks[#marks + 1] = { n = least, t = t } end
 end
 
--- The lane's least position. An instance that has yet to make the collection will need all of its entries; once the
--- journal is full that does not count, and its copy is to be made anew.
+-- The lane's least position. An instance that has yet to make the collection will need all of its entries; once some
+-- are gone, or the journal is full, that does not count, and its copy is to be made anew.
 local function least_of(self, lane)
-  for _, member in ipairs(self.full and {} or self.names.order) do
+  local whole = lane.trimmed == 0 and not self.full
+  for _, member in ipairs(whole and self.names.order or {}) do
     local comes = (member.state == "ready" or member.state == "unverified") and not member.server.retired
     if comes and member.p < self.names.head and not lane.copies[member.instance] then return 0 end
   end
@@ -182,6 +183,10 @@ function Trim:step()
   trim_lanes(self)
   trim_closed(self)
   watch_size(self)
+  if self.full then -- which may be all that it takes: nothing is kept for instances that lack a collection any more
+    trim_lanes(self)
+    watch_size(self)
+  end
   if self.full then
     self.context.rebuilds:give_up("the journal is full, and it held back what could be deleted")
     shed(self)

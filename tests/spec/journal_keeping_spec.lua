@@ -174,6 +174,41 @@ describe("retention", function()
     assert.equals(9, l.trimmed)
   end)
 
+  -- b has yet to make the first collection, and is behind in the second.
+  local function full_world()
+    local context, a, b = world(trimming(100))
+    context.settings.JOURNAL_KEEP, context.settings.JOURNAL_KEEP_BYTES = 1e6, 300
+    context.settings.JOURNAL_MAX_BYTES = 1000
+    function context.rebuilds.give_up() context.gave_up = true end
+    local first, second = lane(context, 1, 9, { a = 9 }), lane(context, 2, 2, { a = 2, b = 1 })
+    local trim = require("lb.trim").new(context, names { first, second })
+    trim.names.head, trim.names.order = 5, { { instance = "a", server = a, state = "ready", p = 5 },
+      { instance = "b", server = b, state = "ready", p = 4 } }
+    return trim, context, first, second, b
+  end
+
+  it("gives up nothing when the journal became full of what an instance lacks that has no copy yet", function()
+    local trim, context, first, second, b = full_world()
+    b.health = "down"
+    trim.bytes = 1100
+    trim:step()
+    assert.equals(1, context.store:count("failover_events"))
+    assert.is_false(trim.full)
+    assert.equals(300, trim.bytes)
+    assert.equals(8, first.trimmed + second.trimmed)
+    assert.equals("ready", second.copies.b.state)
+    assert.is_nil(context.gave_up)
+  end)
+
+  it("is not held back for an instance by a lane of which it would lack the beginning", function()
+    local trim, context, first = full_world()
+    first.trimmed, trim.bytes = 3, 900
+    trim:step()
+    assert.equals(0, context.store:count("failover_events"))
+    assert.is_true(first.trimmed > 3)
+    assert.equals(300, trim.bytes)
+  end)
+
   it("trims no more by size than it must", function()
     local context = world(trimming(100))
     context.settings.JOURNAL_KEEP_BYTES = 650
@@ -375,6 +410,33 @@ describe("events", function()
     for i = 1, 5 do context.events:decided(lanes[i], a) end
     assert.equals("failback", rows()[2][2])
     assert.equals(2, #rows())
+  end)
+
+  it("tell of no failover while sync fills the preferred server, unless it is not well", function()
+    local context, a, b = world()
+    local l = {}
+    local function decided(by) context.events:decided(l, by) end
+    local function rows() return context.store:beginning("INSERT INTO failover_events") end
+    decided(a)
+    a.filled_at = t
+    decided(b)
+    t = t + 5 -- sync is done, and this was sent before
+    decided(b)
+    decided(a)
+    assert.equals(0, #rows())
+    a.filled_at = t
+    decided(b)
+    a.health = "down"
+    decided(b)
+    assert.equals("failover", rows()[1][2])
+    a.health = "up"
+    decided(b)
+    decided(a)
+    assert.equals("failback", rows()[2][2])
+    run_tasks()
+    t = t + 60
+    decided(b) -- though a is not filled any more
+    assert.equals(3, #rows())
   end)
 
   it("are the holder's only", function()

@@ -241,7 +241,7 @@ describe("how clients fare", function()
 
   -- A balancer: a look at the tasks of `rows` each second, with so many requests of so many seconds before it.
   local function balancer()
-    local b = { counted = { 0, 0, 0 }, syncing = {}, told = {} }
+    local b = { counted = { 0, 0, 0 }, syncing = {}, told = {}, servers = { a = {}, b = {} } }
     local routine, rows
     package.loaded["chromux.copies"] = { syncing = function(name, n) b.syncing[name] = n end }
     package.loaded["chromux.usage"] = {
@@ -252,7 +252,8 @@ describe("how clients fare", function()
         end
       end,
     }
-    package.loaded["lb.journal"] = { state = { phase = "on", name = "me" } }
+    package.loaded["lb.journal"] = { state = { phase = "on", name = "me",
+      servers = { by_name = b.servers } } }
     package.loaded["lb.sync_clients"] = nil
     rawset(_G, "log", { error = error })
     rawset(_G, "spawn", function(fn) routine = coroutine.create(fn) end)
@@ -327,8 +328,10 @@ describe("how clients fare", function()
     local b = balancer()
     b.look({ { instance = "a", writing = 0 }, { instance = "b", writing = 2 } })
     assert.same({ b = 2 }, b.syncing)
+    assert.is_nil(b.servers.a.filled_at)
     for _ = 1, 3 do b.look({}) end
     assert.same({ b = 2 }, b.syncing)
+    assert.equal(t - 1, b.servers.b.filled_at) -- as the journal knows it
     b.look(nil) -- PostgreSQL is away
     assert.same({ b = 0 }, b.syncing)
   end)
