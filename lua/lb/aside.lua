@@ -106,12 +106,12 @@ function Aside:discard(a)
     return nil, a.instance .. " has things to do in the catalogue; try again"
   end
   local tomb = "chromux-tomb-0-" .. c.id:sub(1, 8)
-  local kind = deeds.send(self.context, server, "PUT", base_of(self, c) .. "/" .. c.id, json.encode { new_name = tomb },
-    c.id)
+  local kind, answer = deeds.send(self.context, server, "PUT", base_of(self, c) .. "/" .. c.id,
+    json.encode { new_name = tomb }, c.id)
+  if kind == "unknown" then server:settle(server:horizon_after(answer)) end -- it may yet be executed
   hold:release()
   if kind ~= "applied" and kind ~= "lost" then return nil, a.instance .. " does not give it another name: " .. kind end
   if kind == "applied" then
-    local answer
     kind, answer = deeds.send(self.context, server, "DELETE", base_of(self, c) .. "/" .. tomb)
     if kind ~= "applied" and not (type(answer) == "table" and answer.status == 404) then
       return nil, a.instance .. " does not delete it: " .. kind .. "; it is " .. tomb .. " there now"
