@@ -390,6 +390,31 @@ describe("a job", function()
     end
   end)
 
+  it("fails before anything is made when the disk of its target has no room for it and for others", function()
+    local begun = begins {}
+    package.loaded["lb.courier"].request = function(r)
+      return { status = 200, body = r.target:find("/count$") and "100000"
+        or r.target:find("/get$") and '{"ids":["x"],"documents":["' .. ("d"):rep(1000) .. '"]}' or '{"dimension":384}' }
+    end
+    local free = 1000 -- MB, of which it needs 780
+    function context.store.disk_free_mb(_, instance)
+      assert.equal("b", instance)
+      return free
+    end
+    Job.run(context, copy_of(row))
+    assert.same({ "waiting", "a" }, { row.state, begun[1] })
+    local other = { id = 2, instance = "b", needed_mb = 600 }
+    context.running, context.progress = { [2] = other }, { [2] = { records = 50 } }
+    other.records = 100 -- half of it is there
+    Job.run(context, copy_of(row))
+    assert.same({ "failed", 1, "rebuild_failed" }, { row.state, #begun, events[1] })
+    assert.is_truthy(row.ended.error:find("^b needs about %d+ MB for it, and about 300 MB for others and has 1000 MB"))
+    context.running, free, row.state, row.ended = {}, 700, "waiting", nil
+    Job.run(context, copy_of(row))
+    assert.same({ "failed", 1 }, { row.state, #begun })
+    assert.is_truthy(row.ended.error:find("^b needs about %d+ MB for it and has 700 MB left$"))
+  end)
+
   it("has what a lost worker sent waited for where the target runs, and catches up from the beginning then", function()
     row.kind, row.state, row.rebuild, row.p0, row.upto, row.chunked = "rebuild", "copying", 5, 3, 3, true
     row.settle, row.losses = 30, 1
