@@ -95,8 +95,10 @@ local function entomb(self, c, server, member, tomb)
     or self.context.rebuilds:knows(c.instance, c.name) then
     return nil
   end
-  return (deeds.send(self.context, server, "PUT", base_of(self, c) .. "/" .. c.id, json.encode { new_name = tomb },
-    c.id))
+  local kind, answer = deeds.send(self.context, server, "PUT", base_of(self, c) .. "/" .. c.id,
+    json.encode { new_name = tomb }, c.id)
+  if kind == "unknown" then server:settle(server:horizon_after(answer)) end -- it may yet be executed
+  return kind
 end
 
 -- Deletes one for good. a: {instance=, id=, by= who asks}. It gets a name of ours first, while nothing is done in the

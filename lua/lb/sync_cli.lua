@@ -58,11 +58,12 @@ local function lane_of(text)
   return rows[1].lane
 end
 
--- Names of instances that are configured and have never joined.
+-- Names of instances that are configured and have never joined, without those that are retired.
 local function strangers()
   local names = {}
   for i, row in ipairs(query([[SELECT name FROM sync_lease, json_array_elements_text(instances::json) AS name
-      WHERE NOT EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = 0 AND c.instance = name) ORDER BY 1]])) do
+      WHERE NOT EXISTS (SELECT 1 FROM journal_copies c WHERE c.lane = 0 AND c.instance = name)
+        AND NOT EXISTS (SELECT 1 FROM journal_servers s WHERE s.instance = name AND s.retired) ORDER BY 1]])) do
     names[i] = row.name
   end
   return names

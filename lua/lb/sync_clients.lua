@@ -20,7 +20,7 @@ local QUIET = 300      -- and for how long one of them counts
 local ENOUGH = 50      -- requests that tell something
 
 local TASKS = [[SELECT instance, count(*) FILTER (WHERE kind <> 'compare')::int AS writing FROM sync_tasks
-  WHERE task_status = 'processing' GROUP BY instance]]
+  WHERE task_status = 'processing' AND lease_until > now() GROUP BY instance]]
 
 -- What was seen: recent= {{at=, counted=}, ...} of the last WINDOW; span= {at=, counted=} at the beginning of an
 -- undisturbed one; spans= {{at=, waits=}, ...} those before.

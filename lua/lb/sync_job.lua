@@ -236,6 +236,7 @@ local function begin(context, job)
   if job.kind == "adopt" and own.state ~= "unverified" then stop("moot", "the copy is " .. own.state) end
   abandon(context, job)
   local source = choose_source(context, job, copies)
+  job.source = source.instance -- what ends this step may be its fault
   local cosine, dimension = Read.look(job, source.instance)
   if job.kind == "rebuild" then check_room(context, job, source, dimension) end
   local _, losses = to_settle(context, job) -- of what was made before
@@ -549,11 +550,17 @@ local function answers_badly(context, job, why)
   end
 end
 
+-- Does this speak of the job's source, and not of what its target did?
+local function source_failed(job, why)
+  local source = job.source and job.source:gsub("%p", "%%%0")
+  return source and why:match("^[^%s:]*") ~= job.instance and why:find("%f[%w_-]" .. source .. "%f[^%w_-]")
+end
+
 -- A copy that was found standing and cannot be read or mended is made anew, and so is one that answers with errors, or
 -- whose collection somebody has deleted, on either side of a comparison: a try begins with the id that it has then.
 local function start_over(context, job, why)
   job.attempts = job.attempts + 1
-  if job.kind ~= "verify" then context.failed_from[Store.copy_key(job)] = job.source end
+  if job.kind ~= "verify" and source_failed(job, why) then context.failed_from[Store.copy_key(job)] = job.source end
   local bad = answers_badly(context, job, why)
   if bad and bad ~= job.instance and job.attempts >= 2 and not job.dry_run then
     calls.ask("mark", job.lane, bad, { reason = why }, CALL_SECONDS, context.store.epoch)
@@ -582,7 +589,9 @@ local function ended(context, job, e)
   local level = (e.how == "moot" or e.how == "left") and "info" or "warn"
   log[level]("sync_job", string.format("%s of %s on %s (job %d, %s) %s: %s", job.kind, job.collection_name,
     job.instance, job.id, job.state, Stop.WORDS[e.how], tostring(e.why)))
-  if e.how == "silent" then e.how = has_another_source(context, job) and "over" or "later" end
+  if e.how == "silent" then
+    e.how = source_failed(job, e.why) and has_another_source(context, job) and "over" or "later"
+  end
   if job.state == "cancelled" and e.how ~= "left" then -- it is cleaned up behind until that is done
     return set(context, job, {}, { Store.job_waits(job.id) })
   end

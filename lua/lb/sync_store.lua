@@ -138,8 +138,9 @@ end
 
 -- ---- tasks, as a worker ----------------------------------------------------------------------------------
 
--- busy: tasks under way on each instance, which is that of the task and the one that it is copied from. Workers share
--- what an instance takes: one alone may have all of it.
+-- busy: tasks under way on each instance, which is that of the task and the one that it is copied from. What is made
+-- equal is limited by what is made equal there alone: being a source for others keeps no instance from it. Workers
+-- share what an instance takes: one alone may have all of it.
 local CLAIM = [[WITH works AS (SELECT t.instance, j.source, t.worker_id
       FROM sync_tasks t JOIN sync_jobs j ON j.id = t.job WHERE task_status = 'processing'),
     busy AS (SELECT name, count(*) AS n FROM (SELECT instance AS name FROM works UNION ALL SELECT source FROM works) w
@@ -148,7 +149,7 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source, t.worker_id
       WHERE t.task_status = 'pending' AND t.not_before <= now() AND NOT ]] .. PAUSED .. [[
         AND j.state IN ('copying', 'catching_up', 'comparing')
         AND t.instance = ANY($3::text[]) AND j.source = ANY($3::text[])
-        AND COALESCE((SELECT n FROM busy b WHERE b.name = t.instance), 0) < $4
+        AND (SELECT count(*) FROM works w WHERE w.instance = t.instance) < $4
         AND COALESCE((SELECT n FROM busy b WHERE b.name = j.source), 0) < $5
         AND (SELECT count(*) FROM works) < $6
         AND (SELECT count(*) FROM works w WHERE w.worker_id = $1 AND w.instance = t.instance) < ceil($4::float8
@@ -163,7 +164,7 @@ local CLAIM = [[WITH works AS (SELECT t.instance, j.source, t.worker_id
       (SELECT ids FROM sync_chunks WHERE task = t.id) AS ids]]
 
 -- The next task | false: there is none | nil, why. able: names of instances that can be used. most: with so many tasks
--- under way none is begun, {instance= on the one that is made equal, source= on its source, all=}; a task is on both.
+-- under way none is begun, {instance= that make the same one equal, source= on its source in any part, all=}.
 function Store:claim(worker, seconds, able, most)
   local rows, why = self.conn:query(CLAIM, worker, seconds, texts(able), most.instance, most.source, most.all)
   if not rows then return nil, why end

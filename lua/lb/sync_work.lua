@@ -105,8 +105,10 @@ local function usable(self, instance)
 end
 
 -- Looked at each second while a request is not answered: is it not to be waited for any more? A task that waits longer
--- gives its place to another one: a server that hangs holds up what is for others no longer than that.
+-- gives its place to another one: a server that hangs holds up what is for others no longer than that. What was read
+-- ahead for a task that is over has no place to give, and nobody waits for it.
 local function given_up(self, task, instance, changes, began)
+  if task.over then return not changes end
   if not task.waits and now() - began > PLACE_KEPT then
     task.waits, self.active = true, self.active + 1
     spawn(slot, self)
@@ -427,6 +429,7 @@ local function run(self, task)
   self.batch:look()
   self.fault("sync.claimed")
   finish(self, task, pcall(KINDS[task.kind], self, task))
+  task.over = true
   if self.own[task.id] == task then self.own[task.id] = nil end
 end
 

@@ -145,16 +145,21 @@ static long jobs_on(struct stage *s, const char *instance, const char *kind, con
                       instance, kind, state);
 }
 
-/* Asks for comparisons of all copies on an instance. */
-static void ask_verify(struct stage *s, const char *instance)
+/* Asks for a job on the copies of collections with names like that. */
+static void ask_job(struct stage *s, const char *kind, const char *instance, const char *name)
 {
     sql(s,
         "INSERT INTO sync_jobs (kind, lane, collection_id, collection_name, tenant, database, "
-        "instance, asked_by) SELECT 'verify', lane, logical, name, tenant, database, '%s', 'a "
-        "test' "
-        "FROM journal_collections WHERE NOT deleted",
-        instance);
+        "instance, asked_by) SELECT '%s', lane, logical, name, tenant, database, '%s', 'a test' "
+        "FROM journal_collections WHERE NOT deleted AND name LIKE '%s'",
+        kind, instance, name);
     sql(s, "SELECT pg_notify('chromux_sync_work', 'jobs')::text");
+}
+
+/* Asks for comparisons of all copies on an instance. */
+static void ask_verify(struct stage *s, const char *instance)
+{
+    ask_job(s, "verify", instance, "%");
 }
 
 /* ---- tests ---- */
@@ -208,6 +213,32 @@ static void what_hangs_on_one_server_holds_up_no_other(void **state)
         check_third(s, ids[i]);
 }
 
+static bool counted(struct stage *s, const char *id)
+{
+    return ask_with(s, "GET", of(id, "count"), "", NULL)->status == 200;
+}
+
+/* The primary is the source of a comparison that does not end. */
+static void a_source_of_others_is_made_anew_while_there_are_clients(void **state)
+{
+    struct peer *peer;
+    struct stage *s = raise_three(1, &peer);
+    char *few = fill(s, "few", 5);
+    fill(s, "many", 1000);
+    check_caught_up(s, 20);
+    sync_process(s, "worker", NULL);
+    atomic_store(&hanging, BATCHES);
+    ask_job(s, "verify", "replica", "many");
+    check_soon(counted(s, few) && peer_marks(peer) > 0, 20);
+    ask_job(s, "rebuild", "primary", "few");
+    check_soon(counted(s, few) && jobs_on(s, "primary", "rebuild", "done") == 1, 20);
+    check_int(sql_number(s, "SELECT count(*) FROM sync_tasks WHERE task_status = 'processing' AND "
+                            "instance = 'replica'"),
+              1);
+    atomic_store(&hanging, 0);
+    check_soon(jobs_on(s, "replica", "verify", "done") == 1, 90);
+}
+
 static void a_server_that_stands_still_is_equal_when_it_goes_on(void **state)
 {
     struct stage *s = raise_three(-1, NULL);
@@ -254,6 +285,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         STAGE_TEST(a_source_that_hangs_on_large_reads_is_left_for_another),
         STAGE_TEST(what_hangs_on_one_server_holds_up_no_other),
+        STAGE_TEST(a_source_of_others_is_made_anew_while_there_are_clients),
         STAGE_TEST(a_server_that_stands_still_is_equal_when_it_goes_on),
     };
     return STAGE_RUN(tests);

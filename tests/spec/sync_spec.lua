@@ -223,11 +223,24 @@ describe("how clients fare", function()
     assert.same({ requests = 15, waits = 0.02, usual = 0.01, told = 2 }, load:figures())
     load:hear('{"balancer":"a","requests":0}')
     assert.same({ requests = 5, waits = 0.03, usual = 0.02, told = 3 }, load:figures())
-    load:hear('{"balancer":"b","requests":0}')
-    assert.is_true(load:idle())
     t = t + 16
-    assert.same({ told = 4 }, load:figures())
+    assert.same({ told = 3 }, load:figures())
     assert.is_false(load:idle())
+  end)
+
+  it("is not that they are gone before none has asked for a minute", function()
+    local load = require("lb.sync_load").new()
+    load:hear('{"balancer":"a","requests":0}')
+    assert.is_true(load:idle())
+    load:hear('{"balancer":"a","requests":0.5,"waits":0.02}')
+    for told = 3, 21 do -- 57 s
+      t = t + 3
+      load:hear('{"balancer":"a","requests":0}')
+      assert.same({ requests = 0.5, waits = 0, told = told }, load:figures())
+      assert.is_false(load:idle())
+    end
+    t = t + 3
+    assert.is_true(load:idle())
   end)
 
   it("is not read from what is no such message", function()

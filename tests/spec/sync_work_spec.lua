@@ -101,6 +101,26 @@ describe("a worker", function()
     end
   end)
 
+  it("gets no more places by what was read ahead for a task that is over", function()
+    local courier, given_up = package.loaded["lb.courier"], nil
+    package.loaded["chromux.slice"].elements = function() return { '"x"' } end
+    function work.batch.ids() return 10 end
+    function work.able() return { "a", "b" } end
+    function store.reading() return {} end
+    function store.failed() return true end
+    function courier.request(r)
+      t = t + 30
+      given_up = r.unless()
+      return nil, "late"
+    end
+    turn { id = 7, epoch = 1, kind = "copy", ids = "", name = "c", instance = "b", source = "a", job = 1,
+      source_physical = "p", tenant = "t", database = "d" } -- it fails with an error before its first read is done
+    local active, begun, reader = work.active, #spawned, spawned[#spawned]
+    work.stopping = false
+    reader[1](unpack(reader, 2))
+    assert.same({ true, active, begun }, { given_up, work.active, #spawned })
+  end)
+
   it("ends its reports when the task is another's", function()
     function store.failed()
       work:renewed({}, t + 1)
@@ -319,6 +339,80 @@ describe("a job", function()
     row.asked_by = "somebody"
     Job.run(context, copy_of(row))
     assert.same({ "abandon nil", "begin c" }, asked)
+  end)
+
+  -- A rebuild of b that begins while these do not answer. {source that was begun with, ...}
+  local function begins(silent_ones)
+    local begun = {}
+    row.kind, row.state, row.source, row.asked_by = "rebuild", "waiting", nil, "somebody"
+    package.loaded["lb.courier"].nodes = function()
+      return { { name = "a", health = "up" }, { name = "b", health = "up" }, { name = "c", health = "up" } }
+    end
+    package.loaded["lb.courier"].request = function(r)
+      if silent_ones[r.node] then return nil, "late" end
+      return { status = 200, body = "{}" }
+    end
+    package.loaded["lb.sync_choose"].authority = function(_, list) return list[1] end
+    function context.store.disk_free_mb() end
+    function calls.ask(kind, _, _, a)
+      if kind == "begin" then begun[#begun + 1] = a.source end
+      return nil, "that is all"
+    end
+    return begun
+  end
+
+  it("leaves a source that does not answer when it begins for another one, or waits for it", function()
+    local begun, copies = begins { a = true }, context.store.copies()
+    function context.store.copies() return copies end
+    Job.run(context, copy_of(row))
+    assert.same({ "waiting", 0, "a did not answer within 10 s" }, { row.state, row.attempts, row.error })
+    copies[3] = { instance = "c", state = "ready", physical = "pc", position = 9 }
+    Job.run(context, copy_of(row))
+    assert.same({ "waiting", 1 }, { row.state, row.attempts })
+    Job.run(context, copy_of(row))
+    assert.same({ "c" }, begun)
+  end)
+
+  it("keeps its source when its target was at fault", function()
+    local begun = begins {}
+    local copies = context.store.copies()
+    copies[3] = { instance = "c", state = "ready", physical = "pc", position = 9 }
+    function context.store.copies() return copies end
+    for why, source in pairs { ["b answered 500 to add: a"] = "a", ["a-b answered 500 to get"] = "a",
+      ["a answered 500 to get: b"] = "c", ["the copy on a is rebuild"] = "c" } do
+      row.state, row.source, row.p0, row.rebuild, row.chunked, row.attempts = "copying", "a", 3, nil, true, 0
+      context.failed_from = {}
+      function context.await(job) return { state = job.state, failed = 1, open = 0, error = why } end
+      Job.run(context, copy_of(row))
+      assert.same({ "waiting", 1 }, { row.state, row.attempts })
+      Job.run(context, copy_of(row))
+      assert.equal(source, begun[#begun], why)
+    end
+  end)
+
+  it("fails before anything is made when the disk of its target has no room for it and for others", function()
+    local begun = begins {}
+    package.loaded["lb.courier"].request = function(r)
+      return { status = 200, body = r.target:find("/count$") and "100000"
+        or r.target:find("/get$") and '{"ids":["x"],"documents":["' .. ("d"):rep(1000) .. '"]}' or '{"dimension":384}' }
+    end
+    local free = 1000 -- MB, of which it needs 780
+    function context.store.disk_free_mb(_, instance)
+      assert.equal("b", instance)
+      return free
+    end
+    Job.run(context, copy_of(row))
+    assert.same({ "waiting", "a" }, { row.state, begun[1] })
+    local other = { id = 2, instance = "b", needed_mb = 600 }
+    context.running, context.progress = { [2] = other }, { [2] = { records = 50 } }
+    other.records = 100 -- half of it is there
+    Job.run(context, copy_of(row))
+    assert.same({ "failed", 1, "rebuild_failed" }, { row.state, #begun, events[1] })
+    assert.is_truthy(row.ended.error:find("^b needs about %d+ MB for it, and about 300 MB for others and has 1000 MB"))
+    context.running, free, row.state, row.ended = {}, 700, "waiting", nil
+    Job.run(context, copy_of(row))
+    assert.same({ "failed", 1 }, { row.state, #begun })
+    assert.is_truthy(row.ended.error:find("^b needs about %d+ MB for it and has 700 MB left$"))
   end)
 
   it("has what a lost worker sent waited for where the target runs, and catches up from the beginning then", function()
