@@ -504,7 +504,11 @@ describe("what the journal notes", function()
   it("of slow rebuilds is told for each collection", function()
     local written = {}
     rawset(_G, "spawn", function() end)
-    local events = require("lb.events").new { holder = true, store = { enqueue = function(_, statements)
+    local store = package.loaded["lb.store"]
+    package.loaded["lb.store"], package.loaded["lb.events"] = { event = function() return {} end }, nil
+    local Events = require("lb.events")
+    package.loaded["lb.store"], package.loaded["lb.events"] = store, nil
+    local events = Events.new { holder = true, store = { enqueue = function(_, statements)
       written[#written + 1] = statements[2][4]
     end }, names = { by_logical = {} } }
     local other = ID:gsub("0", "1")
