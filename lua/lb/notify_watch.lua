@@ -110,6 +110,7 @@ local function postgres(self, teller)
   local book, store = teller.book, teller.store
   local why = away(self, store)
   self.away_since = why and (self.away_since or self.clock()) or nil
+  if why then self.away_at = self.clock() end
   local told = going_on(book, "journal", "journal")
   -- Its own evidence is as old as the grace already.
   local long = why and (why == store.last_error or self.clock() - self.away_since > GRACE)
@@ -304,6 +305,9 @@ end
 local BALANCERS = [[
   SELECT DISTINCT balancer FROM balancer_figures WHERE at > now() - make_interval(secs => greatest(3 * seconds, $1))]]
 
+-- Seconds within which each process has left its row.
+local function patience(self) return math.max(3 * (self.settings().MONITOR_INTERVAL or 0), SILENT_LEAST) end
+
 -- A process that has ended does not say any more that a policy of its own is over its trouble; nor does a host without
 -- a monitor. One that has just begun may not have left a row yet.
 local function processes(self, store, book)
@@ -313,7 +317,7 @@ local function processes(self, store, book)
   if not workers_running or not monitors_running or not balancers then return end
   local there, running = {}, {}
   for _, b in ipairs(balancers) do running[b.balancer] = true end
-  local young = now() - math.max(3 * (self.settings().MONITOR_INTERVAL or 0), SILENT_LEAST)
+  local young = now() - patience(self)
   for _, s in pairs(book.stories) do
     local e = s.event
     local name = e.opens == "policy" and e.key:match("^policy/(.*)$") or ""
@@ -339,7 +343,9 @@ function Watch:look(teller)
   restored(self, book)
   room(self, book)
   if due(self, "lanes", OFTEN) then instances(self, book) end
-  if teller.leased and due(self, "tables", SELDOM) then processes(self, teller.store, book) end
+  -- After PostgreSQL was away all rows are old: who is there gets the time to write.
+  local settled = not self.away_at or self.clock() - self.away_at > patience(self)
+  if teller.leased and settled and due(self, "tables", SELDOM) then processes(self, teller.store, book) end
 end
 
 return Watch

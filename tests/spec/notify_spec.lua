@@ -792,6 +792,16 @@ describe("the watch", function()
     assert.equals("", w.look(20))
   end)
 
+  it("gives a monitor the time to write after PostgreSQL was away", function()
+    local w = new_watch()
+    w.monitors = { { host = "h", monitor = "m", age = 5, every = 30 } }
+    w.away = true
+    assert.equals("journal_unavailable", w.look(100))
+    w.away, w.monitors[1].age = false, 105
+    assert.equals("journal_back", w.look(50))
+    assert.equals("monitor_silent", w.look(30))
+  end)
+
   it("tells the end of a monitor's silence when nobody expects it any more", function()
     local w = new_watch()
     w.monitors = { { host = "h", monitor = "m", age = 100, every = 1 } }
