@@ -125,6 +125,7 @@ local LABELS = {
   { "sink", "Webhook" },
   { "waiting", "Messages waiting", "%d" },
 }
+local OLDER = { worker = true, monitor = true } -- beside host they say the same again
 local PLACE = {}
 for i, label in ipairs(LABELS) do
   PLACE[label[1]] = i
@@ -274,14 +275,16 @@ end
 
 -- {label=, value=, marked= the same as Slack's markup} of all that is told, in order.
 local function fields_of(event)
-  local list = {}
+  local list, by_host = {}, values_of(event).host
   for i, field in ipairs(event.fields) do
     local name = tostring(field[1])
-    list[i] = {
-      place = PLACE[name] or #LABELS + i,
-      label = PLACE[name] and LABELS[PLACE[name]][2] or name,
-      value = shown(name, field[2]),
-    }
+    if not (by_host and OLDER[name]) then
+      list[#list + 1] = {
+        place = PLACE[name] or #LABELS + i,
+        label = PLACE[name] and LABELS[PLACE[name]][2] or name,
+        value = shown(name, field[2]),
+      }
+    end
   end
   local function add(name, label, value, marked)
     list[#list + 1] = { place = PLACE[name] or math.huge, label = label, value = value, marked = marked }

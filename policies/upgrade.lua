@@ -51,8 +51,12 @@ local function duration(seconds)
   return ("%.1f hours"):format(seconds / 3600)
 end
 
+local function number(n)
+  return (n < 1 and "%.2f" or n < 10 and "%.1f" or "%.0f"):format(n)
+end
+
 local function size(mb)
-  return mb < 1024 and ("%.3g MB"):format(mb) or ("%.1f GB"):format(mb / 1024)
+  return mb < 1024 and number(mb) .. " MB" or ("%.1f GB"):format(mb / 1024)
 end
 
 -- ---- the rules: each gives an urgency and a reason, or nothing ---------------------------------
@@ -87,8 +91,8 @@ local function time_to_full(window, kind)
   for _, step in ipairs(FULL[kind]) do
     local within = is_open(window, kind, step.urgency) and step.hours * FULL_CLOSES or step.hours
     if hours < within then
-      return step.urgency, ("%s at %.1f %% and growing by %.2g points an hour: full in %s"):format(
-        kind, usage.last, usage.trend, duration(hours * 3600))
+      return step.urgency, ("%s at %.1f %% and growing by %s points an hour: full in %s"):format(
+        kind, usage.last, number(usage.trend), duration(hours * 3600))
     end
   end
 end

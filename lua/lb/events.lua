@@ -8,8 +8,9 @@
 --   lease_taken, postgres_restored, journal_filling, journal_full, entry_skipped, instance_retired
 --
 -- One row per instance and change, however many lanes it touches: a repetition within WINDOW seconds is counted, and
--- the count becomes one row at the window's end. Rows are written with the journal's own transactions, so only the
--- holder of the lease writes any. What people are told of is recorded for that as well (notices.lua).
+-- the count becomes one row at the window's end. What people are told of each collection by itself is counted by
+-- collection. Rows are written with the journal's own transactions, so only the holder of the lease writes any. What
+-- people are told of is recorded for that as well (notices.lua).
 local Store = require("lb.store")
 local notices = require("lb.notices")
 
@@ -17,6 +18,7 @@ local Events = {}
 Events.__index = Events
 
 local WINDOW = 10
+local BY_COLLECTION = { rebuild_slow = true } -- whose reason begins with a collection's id
 
 function Events.new(context)
   return setmetatable({ context = context, windows = {}, over = {}, written = 0 }, Events)
@@ -49,6 +51,7 @@ end
 function Events:note(kind, from, to, reason, success)
   if not self.context.holder then return end
   local key = kind .. "\0" .. (from or "") .. "\0" .. (to or "")
+  if BY_COLLECTION[kind] then key = key .. "\0" .. reason:match("^[^:]*") end
   local w = self.windows[key]
   if w then
     w.more, w.reason, w.success = w.more + 1, reason, success

@@ -239,9 +239,9 @@ local JOURNAL = {
       fields = { { "instance", from }, { "collection", of and of.name or "several" }, { "cause", reason } } }
   end,
   rebuild_slow = function(from, _, reason, of)
-    return { key = "rebuild/" .. from .. "/" .. (of and of.lane or ""), title = "A copy on " .. from
-      .. " takes long to make anew", text = reason:gsub("^%l", string.upper) .. ".", fields = { { "instance", from },
-      { "collection", of and of.name or "several" } } }
+    if not of then return nil end -- a count of them: the first was told
+    return { key = "rebuild/" .. from .. "/" .. of.lane, title = "A copy on " .. from .. " takes long to make anew",
+      text = reason:gsub("^%l", string.upper) .. ".", fields = { { "instance", from }, { "collection", of.name } } }
   end,
   not_adopted = function(from, _, reason)
     return { key = "server/" .. from, title = "Not all that is on " .. from .. " is taken over", text = reason,
@@ -276,6 +276,7 @@ function M.of_journal(kind, from, to, reason, collection)
   collection = collection or function() end
   local id, cause = reason:match(COLLECTION)
   local e = make(from, to, named(cause or reason, collection), id and (collection(id) or { name = id, lane = id }))
+  if not e then return nil end
   e.kind = e.kind or kind
   return M.insert(M.make(e))
 end

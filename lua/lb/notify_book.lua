@@ -570,8 +570,9 @@ function Book:restore(events, messages, sent, recent, begun)
         m.keys[e.key], e.parts = true, e.parts + 1
         if e.parts == 1 then
           e.state = "queued"
+          e.counted = e.told_at ~= nil and e.told_at >= m.at -- another sink took it before
           local s = sent_of(self, e)
-          s.pending = s.pending + 1
+          s.pending = s.pending + (e.counted and 0 or 1)
         end
       end
     end

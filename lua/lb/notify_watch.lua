@@ -6,7 +6,7 @@
 -- told before a restart is not told again.
 --
 --   Watch.new{journal=roles.state, nodes=courier.nodes, figures=fn() -> figures.status, tripped=fn() -> {file, ...},
---             settings=fn() -> {LAG_ALERT=}, clock=fn}
+--             settings=fn() -> {LAG_ALERT=, MONITOR_INTERVAL=}, clock=fn}
 --   watch:look(teller)      as often as one likes
 local notices = require("lb.notices")
 local process = require("lb.process")
@@ -110,6 +110,7 @@ local function postgres(self, teller)
   local book, store = teller.book, teller.store
   local why = away(self, store)
   self.away_since = why and (self.away_since or self.clock()) or nil
+  if why then self.away_at = self.clock() end
   local told = going_on(book, "journal", "journal")
   -- Its own evidence is as old as the grace already.
   local long = why and (why == store.last_error or self.clock() - self.away_since > GRACE)
@@ -171,8 +172,9 @@ local function lag(self, book, name, i, up)
 end
 
 -- What was told of making a copy anew (rebuild.lua, sync_job.lua) is over when it is made, or nobody wants it any more.
+-- A copy that was whole before is whole after a failure as well, and is not made anew then.
 local function rebuilds(book, context)
-  local there, made = {}, {}
+  local there, whole = {}, {}
   for _, r in pairs(context.rebuilds and context.rebuilds.by_copy or {}) do
     there[r.instance .. "/" .. r.lane.id] = true
   end
@@ -182,12 +184,13 @@ local function rebuilds(book, context)
     local copy = lane and lane.copies[instance]
     local name = id and instance .. "/" .. id
     if copy and not copy.server.retired and copy.state ~= "ready" then there[name] = true end
-    if copy and copy.state == "ready" then made[name] = lane.name end
+    if copy and copy.state == "ready" then
+      whole[name] = "The copy of " .. lane.name .. " on " .. instance
+        .. (copy.changed >= s.since and " is made anew" or " is whole: it stays as it was")
+    end
   end
   end_gone(book, "rebuild", "rebuild_done", there, function(name)
-    local instance = name:match("^[^/]*")
-    return made[name] and "The copy of " .. made[name] .. " on " .. instance .. " is made anew"
-      or "A copy on " .. instance .. " is not wanted any more"
+    return whole[name] or "A copy on " .. name:match("^[^/]*") .. " is not wanted any more"
   end)
 end
 
@@ -251,13 +254,17 @@ local function workers(store, book)
   for _, w in ipairs(rows) do
     local host, pid = process.host_of(w.worker_id), process.pid_of(w.worker_id)
     local key = "worker/" .. host
-    there[host], running[w.process] = true, true
-    working = working or w.alive
+    local at_work = w.alive and w.role == "worker" -- a coordinator takes no tasks
+    running[w.process] = true
+    there[host] = there[host] or w.role == "worker" or w.dead
+    working = working or at_work
     if w.dead and not going_on(book, "worker", key) then
       raise("worker_dead", key, "The sync " .. w.role .. " on " .. host .. " is silent, and nobody coordinates",
-        { { "host", host }, { "process", pid }, w.current_task_id and { "task", w.current_task_id } or nil })
-    elseif w.alive and going_on(book, "worker", key) then
-      raise("worker_back", key, "A sync worker on " .. host .. " is at work", { { "host", host } })
+        { { "host", host }, { "process", pid }, { "worker", w.worker_id },
+          w.current_task_id and { "task", w.current_task_id } or nil })
+    elseif at_work and going_on(book, "worker", key) then
+      raise("worker_back", key, "A sync worker on " .. host .. " is at work", { { "host", host },
+        { "worker", w.worker_id } })
     end
   end
   if working then
@@ -283,9 +290,10 @@ local function monitors(store, book)
     there[m.host], running[m.monitor] = true, not silent
     if newest and silent and not told then
       raise("monitor_silent", key, "The monitor on " .. m.host .. " is silent", { { "host", m.host },
-        { "seconds", math.floor(m.age) } })
+        { "monitor", m.host }, { "seconds", math.floor(m.age) } })
     elseif newest and told and not silent then
-      raise("monitor_back", key, "The monitor on " .. m.host .. " is back", { { "host", m.host } })
+      raise("monitor_back", key, "The monitor on " .. m.host .. " is back", { { "host", m.host },
+        { "monitor", m.host } })
     end
   end
   end_gone(book, "monitor", "monitor_back", there, function(host) return "No monitor is expected on " .. host
@@ -297,20 +305,23 @@ end
 local BALANCERS = [[
   SELECT DISTINCT balancer FROM balancer_figures WHERE at > now() - make_interval(secs => greatest(3 * seconds, $1))]]
 
+-- Seconds within which each process has left its row.
+local function patience(self) return math.max(3 * (self.settings().MONITOR_INTERVAL or 0), SILENT_LEAST) end
+
 -- A process that has ended does not say any more that a policy of its own is over its trouble; nor does a host without
--- a monitor.
-local function processes(store, book)
+-- a monitor. One that has just begun may not have left a row yet.
+local function processes(self, store, book)
   local workers_running = workers(store, book)
   local monitors_running, hosts = monitors(store, book)
   local balancers = rows_of(store, BALANCERS, SILENT_LEAST)
   if not workers_running or not monitors_running or not balancers then return end
-  local running = {}
+  local there, running = {}, {}
   for _, b in ipairs(balancers) do running[b.balancer] = true end
-  local there = {}
+  local young = now() - patience(self)
   for _, s in pairs(book.stories) do
     local e = s.event
     local name = e.opens == "policy" and e.key:match("^policy/(.*)$") or ""
-    if not name:find(" ") or hosts[name:match("^%S+ on (.*)$") or ""] or workers_running[e.source]
+    if not name:find(" ") or s.since > young or hosts[name:match("^%S+ on (.*)$") or ""] or workers_running[e.source]
       or monitors_running[e.source] or running[e.source] then
       there[name] = true
     end
@@ -332,7 +343,9 @@ function Watch:look(teller)
   restored(self, book)
   room(self, book)
   if due(self, "lanes", OFTEN) then instances(self, book) end
-  if teller.leased and due(self, "tables", SELDOM) then processes(teller.store, teller.book) end
+  -- After PostgreSQL was away all rows are old: who is there gets the time to write.
+  local settled = not self.away_at or self.clock() - self.away_at > patience(self)
+  if teller.leased and settled and due(self, "tables", SELDOM) then processes(self, teller.store, book) end
 end
 
 return Watch

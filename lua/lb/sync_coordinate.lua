@@ -152,7 +152,8 @@ local function reap(self)
           title = "A sync worker on " .. host .. " is gone",
           text = (dead and "It ended" or "It was silent beyond its lease") .. (n > 0 and "; " .. n
             .. " tasks go to others." or ", without a task."),
-          fields = { { "host", host }, { "process", pid }, w.task and { "task", w.task } or nil } }
+          fields = { { "host", host }, { "process", pid }, { "worker", w.worker_id },
+            w.task and { "task", w.task } or nil } }
       end
     end
   end

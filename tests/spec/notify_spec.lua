@@ -260,6 +260,61 @@ describe("the book", function()
     assert.equals(0, #book.messages)
   end)
 
+  -- What a restart makes of the book, as if it were in PostgreSQL.
+  local function again(book, sinks)
+    local all, messages, sent = {}, {}, {}
+    for _, e in pairs(book.events) do
+      local copy = {}
+      for name, value in pairs(e) do copy[name] = value end
+      copy.opens, copy.ends, copy.parts, copy.counted, copy.sequence = nil, nil, nil, nil, nil
+      all[#all + 1] = copy
+    end
+    table.sort(all, function(a, b) return a.at < b.at end)
+    for i, m in ipairs(book.messages) do
+      messages[i] = { uid = m.uid, sink = m.sink, events = m.events, title = m.title, state = m.state, at = m.at,
+        attempts = m.attempts, next_at = m.next_at, error = m.error }
+    end
+    for _, s in pairs(book.sent) do
+      if s.last then
+        sent[#sent + 1] = { kind = s.kind, key = s.key, urgency = s.urgency, times = s.times, last = s.last }
+      end
+    end
+    local next_one = new_book(nil, sinks)
+    next_one:restore(all, messages, sent, {}, {})
+    return next_one
+  end
+
+  it("knows after a restart what another sink had taken before it", function()
+    local sinks = { "slack", "webhook" }
+    local book = new_book(nil, sinks)
+    raise("server_down", "server/a")
+    assert.same({ "server_down" }, goes_out(book, 5))
+    local taken = t
+    t = t + 60
+    local next_one = again(book, sinks)
+    assert.same({}, goes_out(next_one, 5))
+    assert.same({ "server_down" }, goes_out(next_one, 5, "webhook"))
+    local _, limit = next(next_one.sent)
+    assert.same({ 1, 0 }, { limit.times, limit.pending }) -- the second one counts no more than without a restart
+    assert.is_true(limit.last < taken)
+    t = taken
+    next_one = again(book, { "slack" })
+    assert.same({}, goes_out(next_one, 10))
+    assert.equals(0, #next_one.messages)
+    assert.equals(1, next_one:story("server", "server/a").known)
+  end)
+
+  it("gives after a restart what no sink had taken to those that are there", function()
+    local book = new_book(nil, { "webhook" })
+    raise("note", "some/a")
+    t = t + 5
+    book:turn()
+    local next_one = again(book, { "slack" })
+    assert.same({ "note" }, goes_out(next_one, 10))
+    local _, limit = next(next_one.sent)
+    assert.same({ 1, 0 }, { limit.times, limit.pending })
+  end)
+
   it("does not tell of a sink's trouble through it", function()
     local book = new_book(nil, { "slack", "webhook" })
     raise("messages_failing", "messages/slack")
@@ -442,6 +497,25 @@ describe("what the journal notes", function()
     local key, _, text = event("rebuild_slow", ID .. ": 10 times")
     assert.equals("rebuild/b/7", key)
     assert.equals("10 times.", text)
+    -- A count of several is about no copy, whose story it would begin.
+    assert.is_nil(require("lb.notices").of_journal("rebuild_slow", "b", nil, "1 more of these; the last: " .. ID))
+  end)
+
+  it("of slow rebuilds is told for each collection", function()
+    local written = {}
+    rawset(_G, "spawn", function() end)
+    local store = package.loaded["lb.store"]
+    package.loaded["lb.store"], package.loaded["lb.events"] = { event = function() return {} end }, nil
+    local Events = require("lb.events")
+    package.loaded["lb.store"], package.loaded["lb.events"] = store, nil
+    local events = Events.new { holder = true, store = { enqueue = function(_, statements)
+      written[#written + 1] = statements[2][4]
+    end }, names = { by_logical = {} } }
+    local other = ID:gsub("0", "1")
+    for _, id in ipairs { ID, other, ID } do events:note("rebuild_slow", "b", nil, id .. ": 10 times", false) end
+    assert.same({ "rebuild/b/" .. ID, "rebuild/b/" .. other }, written)
+    for _, id in ipairs { ID, other } do events:note("copy_lost", "b", nil, id .. ": gone", false) end
+    assert.equals(3, #written)
   end)
 end)
 
@@ -453,7 +527,7 @@ describe("the watch", function()
   local function new_watch()
     local Watch = require("lb.notify_watch")
     local w = { nodes = {}, tripped = {}, instances = {}, workers = {}, monitors = {}, balancers = {},
-      sinks = { "slack" },
+      sinks = { "slack" }, settings = { LAG_ALERT = 60 },
       J = { phase = "on", role = "holder", context = { trim = { full = false, warned = false } },
         store = { last_error = "" } } }
     w.J.store.healthy = function() return w.healthy ~= false end
@@ -467,7 +541,7 @@ describe("the watch", function()
     w.store = store
     local watch = Watch.new { journal = w.J, nodes = function() return w.nodes end, clock = function() return t end,
       tripped = function() return w.tripped end, figures = function() return { instances = w.instances } end,
-      settings = function() return { LAG_ALERT = 60 } end }
+      settings = function() return w.settings end }
     function w.look(seconds)
       local raised = {}
       require("lb.notices").consume(function(e)
@@ -596,7 +670,7 @@ describe("the watch", function()
     assert.equals("policy_back", w.look(10))
     w.monitors = { { host = "h", monitor = "m", age = 1, every = 30 } }
     raise("policy_tripped", "policy/upgrade.lua on h") -- by a monitor, which tells of the end as well
-    assert.equals("", w.look(20))
+    assert.equals("", w.look(70))
     w.monitors = {}
     assert.equals("policy_back", w.look(20)) -- nobody will
   end)
@@ -607,17 +681,28 @@ describe("the watch", function()
     w.monitors = { { host = "h", monitor = "m", age = 1, every = 30 } }
     raise("policy_tripped", "policy/sync.lua of worker 12 on h", { source = "p12" })
     raise("policy_tripped", "policy/failover.lua of monitor 3 on h", { source = "m" })
-    assert.equals("", w.look(30))
+    assert.equals("", w.look(70))
     w.workers[1].process = "p13"
     assert.equals("policy_back", w.look(20))
     assert.equals("policy/sync.lua of worker 12 on h", w.last.key)
     w.monitors[1].monitor, w.balancers = "m2", { { balancer = "b" } }
     assert.equals("policy_back", w.look(20))
     raise("policy_tripped", "policy/route.lua of balancer 3 on h", { source = "b" })
-    assert.equals("", w.look(20))
+    assert.equals("", w.look(70))
     w.balancers = {}
     assert.equals("policy_back", w.look(20))
     assert.same({}, sorted(w.book.stories))
+  end)
+
+  it("leaves alone what was told of a process that has not left a row yet", function()
+    local w = new_watch()
+    raise("policy_tripped", "policy/route.lua of balancer 3 on h", { source = "b" })
+    assert.equals("", w.look(50))
+    w.balancers = { { balancer = "b" } }
+    assert.equals("", w.look(60))
+    w.balancers, w.settings.MONITOR_INTERVAL = {}, 60
+    assert.equals("", w.look(50)) -- its next row may come later
+    assert.equals("policy_back", w.look(50))
   end)
 
   it("ends what was told of an instance that is retired, and tells no more of it", function()
@@ -638,16 +723,20 @@ describe("the watch", function()
 
   it("ends what was told of a rebuild when the copy is made, or not wanted any more", function()
     local w = new_watch()
-    local copy = { state = "rebuild", server = { retired = false } }
+    local copy = { state = "rebuild", changed = t, server = { retired = false } }
     local lane = { id = 7, name = "docs", copies = { a = copy } }
     w.J.context.names, w.J.context.rebuilds = { by_lane = { [7] = lane } }, { by_copy = {} }
     raise("rebuild_failed", "rebuild/a/7", { title = "failed" })
     assert.equals("", w.look(20))
-    copy.state, w.J.context.rebuilds.by_copy.x = "ready", { lane = lane, instance = "a" } -- asked for once more
+    copy.state, copy.changed = "ready", t
+    w.J.context.rebuilds.by_copy.x = { lane = lane, instance = "a" } -- asked for once more
     assert.equals("", w.look(20))
     w.J.context.rebuilds.by_copy.x = nil
     assert.equals("rebuild_done", w.look(20))
     assert.equals("The copy of docs on a is made anew", heading(w))
+    raise("rebuild_failed", "rebuild/a/7", { title = "failed" }) -- an operator asked for it, though it was whole
+    assert.equals("rebuild_done", w.look(20))
+    assert.equals("The copy of docs on a is whole: it stays as it was", heading(w))
     raise("rebuild_slow", "rebuild/a/8", { title = "slow" })
     assert.equals("rebuild_done", w.look(20))
     assert.equals("A copy on a is not wanted any more", heading(w))
@@ -677,8 +766,15 @@ describe("the watch", function()
     raise("worker_dead", "worker/w2") -- by the coordinator, which took its row away
     w.workers = {}
     assert.equals("", w.look(30))
-    w.workers = { worker("w3", -5) }
+    w.workers = { worker("w2", -5) }
+    w.workers[1].role = "coordinator" -- it takes no tasks
+    assert.equals("", w.look(30))
+    w.workers[2] = worker("w3", -5)
     assert.equals("worker_back", w.look(30))
+    assert.equals("Other sync workers have taken over", heading(w))
+    raise("worker_dead", "worker/w3")
+    assert.equals("worker_back", w.look(30))
+    assert.equals("A sync worker on w3 is at work", heading(w))
   end)
 
   it("tells of a monitor that is silent", function()
@@ -694,6 +790,16 @@ describe("the watch", function()
     assert.equals("", w.look(20))
     w.monitors = {} -- it was stopped
     assert.equals("", w.look(20))
+  end)
+
+  it("gives a monitor the time to write after PostgreSQL was away", function()
+    local w = new_watch()
+    w.monitors = { { host = "h", monitor = "m", age = 5, every = 30 } }
+    w.away = true
+    assert.equals("journal_unavailable", w.look(100))
+    w.away, w.monitors[1].age = false, 105
+    assert.equals("journal_back", w.look(50))
+    assert.equals("monitor_silent", w.look(30))
   end)
 
   it("tells the end of a monitor's silence when nobody expects it any more", function()

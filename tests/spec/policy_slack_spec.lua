@@ -119,6 +119,14 @@ describe("every kind", function()
       header(policy.format(e)))
   end)
 
+  it("of a worker or a monitor says once where it runs", function()
+    for _, kind in ipairs { "worker_dead", "worker_back", "monitor_silent", "monitor_back" } do
+      local shown = text_of(policy.format(kit.event(kind)))
+      assert.truthy(shown:find("*Host*\ndb1", 1, true))
+      assert.is_nil(shown:find("*worker*", 1, true) or shown:find("*monitor*", 1, true))
+    end
+  end)
+
   it("that ends something says neither an urgency nor what to do", function()
     local shown = text_of(policy.format(kit.event("server_up")))
     assert.is_nil(shown:find("Urgency", 1, true))

@@ -124,6 +124,10 @@ describe("time to full", function()
     assert.equal("high", urgency("disk", { mean = 60, trend = 8 }))
     assert.equal("high", urgency("disk", { mean = 100, trend = 1 }))
     assert.truthy(advise({ disk = { mean = 60, trend = 8 } }).disk.reason:find("full in 5.0 hours", 1, true))
+    for trend, text in pairs { [0.56] = "0.56", [8] = "8.0", [99.6] = "100", [120] = "120" } do
+      assert.truthy(advise({ disk = { mean = 60, trend = trend } }).disk.reason:find("growing by " .. text
+        .. " points", 1, true))
+    end
   end)
 
   it("warns of memory that will be full within a day", function()
@@ -155,6 +159,9 @@ describe("Chroma's sizing rule", function()
     assert.is_nil(of_index(409))
     assert.equal("medium", of_index(410).urgency)
     assert.equal("10000 vectors need about 410 MB, 80 % of the memory", of_index(410).reason)
+    for mb, text in pairs { [999.7] = "1000 MB", [1023] = "1023 MB", [1024] = "1.0 GB" } do
+      assert.truthy(of_index(mb).reason:find("need about " .. text, 1, true))
+    end
     assert.equal("medium", of_index(390, true).urgency)
     assert.is_nil(of_index(380, true))
   end)
