@@ -15,7 +15,7 @@ static struct stage *behind_taps(void)
         tap[i] = tap_start(s->server[i]->port);
     stage_chromux(s, keepf("PRIMARY_URL=http://127.0.0.1:%u", tap_port(tap[0])),
                   keepf("REPLICA_URL=http://127.0.0.1:%u", tap_port(tap[1])), "SYNC_INTERVAL=1",
-                  NULL);
+                  "REQUEST_TIMEOUT=30", NULL);
     return s;
 }
 
@@ -93,6 +93,10 @@ static void what_no_server_can_tell_holds_up_nobody(void **state)
     check_equal(s, id, 5);
     /* It may hold what somebody else has written: it stays, and is shown. */
     check_soon(strstr(get(s, "/status")->body, "\"name\":\"dark\""), 10);
+    /* But the name is free: what that create has left, which is empty, makes way. */
+    id = create(s, "dark");
+    check_status(post(s, of(id, "add"), records_body("r", 0, 2, "")), 201);
+    check_status(get(s, "/collections/dark"), 200);
 }
 
 /* What a server says of a body with a name that is there, chromux says too, and nothing is made. */
