@@ -280,9 +280,10 @@ static void what_the_journal_does_not_know_is_shown_and_can_be_deleted(void **st
                              there);
     check_soon(strstr(cli(s, "aside", NULL).output, line) != NULL, 20);
     check_run(cli(s, "status", NULL), 0, line);
-    check_soon(strstr(json_field(get(s, "/status")->body, "collections_aside"), "\"records\":20") !=
-                   NULL,
-               10);
+    check_soon(
+        strstr(json_field(json_field(get(s, "/status")->body, "journal"), "collections_aside"),
+               "\"records\":20") != NULL,
+        10);
     const char *const wrong[][4] = {{"--instance", "primary", "--collection", "stranger"},
                                     {"--instance", "replica", "--collection", "known"}};
     for (unsigned i = 0; i < COUNT_OF(wrong); i++)
