@@ -5,7 +5,7 @@
 # rate    The plain script fills an empty server from the primary; chromux rebuilds the wiped replica; records that are
 #         ready to be sent are added by nobody in particular, which is what the server can take. In turns.
 # quota   With CPU quotas that leave who copies as what limits: the script, one worker, two workers.
-# load    50 writes and 50 reads a second: on both servers, on the primary alone, and under a rebuild of the replica: no
+# load    50 writes and 50 reads a second: on both servers, under a verification, on the primary alone, and under a rebuild of the replica: no
 #         error, how long lanes were held, equal at the end.
 # verify  A verification of equal servers: CPU of each server against one full read of it, memory of the worker.
 #
@@ -78,6 +78,7 @@ start_worker() {
     pid["worker$1"]=$!
     started+=($!)
 }
+worker_runs() { [ -n "${pid[worker1]:-}" ] && kill -0 "${pid[worker1]}" 2>/dev/null; }
 quota() { for w in 1 2; do echo "$1" >"$group-worker$w/cpu.cfs_quota_us"; done; }
 
 # The replica loses its data directory and comes back empty.
@@ -211,12 +212,21 @@ rebuild_replica() {
     copied=$(sql "SELECT COALESCE(sum(records), 0) FROM sync_tasks WHERE kind = 'copy' AND completed_at > '$since'")
 }
 
+verify_for() { DATABASE_URL=$database timeout "$1" "$CHROMUX" sync verify >"$run/verify.log" 2>&1 || [ $? = 124 ]; }
+
 measure_load() {
-    local since copied requests errors p50 p99 longest reads writes before before_reads before_writes alone
-    say "rebuild under load"
-    [ -n "${pid[worker1]:-}" ] && kill -0 "${pid[worker1]}" 2>/dev/null || start_worker 1
+    local since copied requests errors p50 p99 longest reads writes before before_reads before_writes alone verifying
+    say "load without sync"
+    ! worker_runs || stop "${pid[worker1]}"
+    load_while sleep 10 # until what was just written is where it stays
     load_while sleep "$QUIET"
     read -r _ _ _ before _ before_reads before_writes <"$run/load"
+    say "verification under load"
+    start_worker 1
+    load_while verify_for "$QUIET"
+    read -r _ _ _ verifying _ <"$run/load"
+    verify_for 600 || give_up "verification does not end"
+    say "rebuild under load"
     kill_replica
     sleep 5 # until it is out of everybody's way
     load_while sleep "$QUIET"
@@ -229,7 +239,7 @@ measure_load() {
         distrust "$errors of $requests requests failed under a rebuild: $(tail -n 1 "$run/load.log")"
     held=$(sql "SELECT COALESCE(max(hold_ms), -1) FROM sync_jobs WHERE created_at > '$since'")
     printf '%s\t' load "$requests" "$p50" "$p99" "$longest" "$before" "$held" "$reads" "$writes" "$before_reads" \
-        "$before_writes" "$alone" >>"$out/sync.tsv"
+        "$before_writes" "$alone" "$verifying" >>"$out/sync.tsv"
     echo $((copied * 1000000 / took)) >>"$out/sync.tsv"
     healed 600
     check_equal "under load"
@@ -239,7 +249,7 @@ cpu() { awk '{ print ($14 + $15) * 10000 }' "/proc/$(tree "${pid[$1]}" | tail -n
 measure_verify() {
     local name at at_primary at_replica
     say "verification of equal servers"
-    kill -0 "${pid[worker1]:-0}" 2>/dev/null || start_worker 1
+    worker_runs || start_worker 1
     for name in primary replica; do
         at=$(cpu $name)
         client read "${port[$name]}" >/dev/null

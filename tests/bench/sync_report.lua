@@ -9,7 +9,7 @@ for _, r in ipairs(tables.rows(arg[1])) do
   local label = r[1]
   if label == "load" then
     load = { requests = r[2], p50 = r[3], p99 = r[4], longest = r[5], before = r[6], held = r[7], reads = r[8],
-      writes = r[9], before_reads = r[10], before_writes = r[11], alone = r[12], rate = r[13] }
+      writes = r[9], before_reads = r[10], before_writes = r[11], alone = r[12], verifying = r[13], rate = r[14] }
   elseif label == "memory" then
     memory = r[2] / 1024
   elseif cpu[label] then
@@ -57,6 +57,8 @@ ratio("one worker ≥ 1.5 × a plain script, where who copies is what limits", "
 ratio("two workers ≥ 1.5 × one, where workers are what limits", "workers2", "workers1", 1.5)
 if load then
   goal("no lane held longer than 200 ms", string.format("%.0f ms", load.held), load.held >= 0 and load.held <= 200)
+  goal("p99 of clients not doubled by a verification", string.format("%.1f ms against %.1f ms", load.verifying,
+    load.before), load.verifying <= 2 * load.before)
   goal("p99 of clients not doubled by a rebuild", string.format("%.1f ms against %.1f ms", load.p99, load.before),
     load.p99 <= 2 * load.before)
 end
