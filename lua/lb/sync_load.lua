@@ -3,7 +3,8 @@
 --   local load = Load.new()
 --   load:hear(payload)     of a notification on Load.CHANNEL
 --   load:figures() -> {requests= a second | nil: nobody has told, waits= | nil, usual= | nil, told=}
---   load:idle()            it is known that no client has asked for anything for a while
+--   load:clients() -> "gone": it is known that none has asked for anything for a while; "away": not since a balancer
+--                     spoke before the last time; "here": they are, or it is not known
 local json = json
 
 local Load = { CHANNEL = "chromux_sync_clients" }
@@ -50,6 +51,9 @@ function Load:figures()
   return figures
 end
 
-function Load:idle() return self:figures().requests == 0 end
+function Load:clients()
+  if self:figures().requests == 0 then return "gone" end
+  return current(self).requests == 0 and "away" or "here"
+end
 
 return Load

@@ -23,10 +23,13 @@ local Work = {}
 Work.__index = Work
 
 local SLOTS = 4                       -- tasks at once
--- Tasks of all workers at once, as the store takes them; while there are clients: each of theirs may wait for one. A
--- source takes more than one server that hangs can keep.
-local MOST = { instance = 4, source = 6, all = 8 }
-local MOST_AMONG_CLIENTS = { instance = 1, source = 6, all = 8 }
+-- Tasks of all workers at once, as the store takes them, by whether there are clients (sync_load.lua): each of their
+-- requests may wait for one. A source takes more than one server that hangs can keep.
+local MOST = {
+  gone = { instance = 4, source = 6, all = 8 },
+  away = { instance = 2, source = 6, all = 8 },
+  here = { instance = 1, source = 6, all = 8 },
+}
 local READ_SECONDS, WRITE_SECONDS = 60, 120
 local PLACE_KEPT = 5                  -- seconds for which a task keeps its place while a server does not answer it
 -- Bytes of an answer: of several records, of one.
@@ -438,8 +441,7 @@ function slot(self)
   while not self.stopping and not waited do
     local seen = self.kicks -- what comes while we ask is not missed
     self.claims = self.claims + 1
-    local most = self.load:idle() and MOST or MOST_AMONG_CLIENTS
-    local task = self.store:claim(self.id, self.lease, self.able(), most)
+    local task = self.store:claim(self.id, self.lease, self.able(), MOST[self.load:clients()])
     self.claims = self.claims - 1
     if task then
       run(self, task)

@@ -217,7 +217,7 @@ describe("how clients fare", function()
   it("is as the balancer says whose clients wait longest, compared with what they are used to", function()
     local load = require("lb.sync_load").new()
     assert.same({ told = 0 }, load:figures())
-    assert.is_false(load:idle())
+    assert.equals("here", load:clients())
     load:hear('{"balancer":"a","requests":10,"waits":0.02,"usual":0.01}')
     load:hear('{"balancer":"b","requests":5,"waits":0.03,"usual":0.02}')
     assert.same({ requests = 15, waits = 0.02, usual = 0.01, told = 2 }, load:figures())
@@ -225,22 +225,23 @@ describe("how clients fare", function()
     assert.same({ requests = 5, waits = 0.03, usual = 0.02, told = 3 }, load:figures())
     t = t + 16
     assert.same({ told = 3 }, load:figures())
-    assert.is_false(load:idle())
+    assert.equals("here", load:clients())
   end)
 
   it("is not that they are gone before none has asked for a minute", function()
     local load = require("lb.sync_load").new()
     load:hear('{"balancer":"a","requests":0}')
-    assert.is_true(load:idle())
+    assert.equals("gone", load:clients())
     load:hear('{"balancer":"a","requests":0.5,"waits":0.02}')
+    assert.equals("here", load:clients())
     for told = 3, 21 do -- 57 s
       t = t + 3
       load:hear('{"balancer":"a","requests":0}')
       assert.same({ requests = 0.5, waits = 0, told = told }, load:figures())
-      assert.is_false(load:idle())
+      assert.equals("away", load:clients())
     end
     t = t + 3
-    assert.is_true(load:idle())
+    assert.equals("gone", load:clients())
   end)
 
   it("is not read from what is no such message", function()

@@ -64,7 +64,8 @@ describe("a worker", function()
     package.loaded["chromux.slice"].elements = function() return nil end -- its ids cannot be read
     local Work = require("lb.sync_work")
     work = Work.new { store = store, settings = {}, id = "w", batch = { look = silent, peak_mb = 1 }, lease = 5,
-      load = { idle = function() return clients == 0 end, figures = function() return { requests = clients } end },
+      load = { clients = function() return clients == 0 and "gone" or "here" end,
+        figures = function() return { requests = clients } end },
       able = function() return {} end, fault = silent }
     work:start()
   end)
