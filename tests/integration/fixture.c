@@ -44,6 +44,13 @@ char *own_policies(void)
     return folder;
 }
 
+void edit_file(const char *path, const char *from, const char *to)
+{
+    char *text = read_file(path), *at = strstr(text, from);
+    check(at != NULL);
+    write_file(path, keepf("%.*s%s%s", (int)(at - text), text, to, at + strlen(from)));
+}
+
 bool conn_answer(struct conn *c, const char *body)
 {
     return conn_send(c, "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\n\r\n%s", strlen(body), body);

@@ -19,6 +19,8 @@ struct chromux *in_front_of(struct peer *a, struct peer *b, ...) __attribute__((
 
 /* A folder of policies of the test's own: the shipped ones, to be edited. */
 char *own_policies(void);
+/* Replaces the first place of a text in a file, which must be there. */
+void edit_file(const char *path, const char *from, const char *to);
 
 /* A whole answer for scripts: 200 with this body. */
 bool conn_answer(struct conn *c, const char *body);

@@ -458,13 +458,6 @@ static void a_full_disk_is_told_of_and_its_end_too(void **state)
     check_soon(newest(s, "primary", "data_mb") > 0.1 && newest(s, "primary", "data_mb") < 20, 20);
 }
 
-static void edit(const char *path, const char *was, const char *is)
-{
-    char *text = read_file(path), *at = strstr(text, was);
-    check(at != NULL);
-    write_file(path, keepf("%.*s%s%s", (int)(at - text), text, is, at + strlen(was)));
-}
-
 static void rules_change_with_the_policy_and_one_monitor_decides(void **state)
 {
     struct stage *s = stage_new();
@@ -476,16 +469,17 @@ static void rules_change_with_the_policy_and_one_monitor_decides(void **state)
     check_int(sql_number(s, "SELECT count(*) FROM upgrade_recommendations WHERE "
                             "recommendation_type = 'memory'"),
               0);
-    edit(policy, "{ above = 85, urgency = \"medium\" }", "{ above = -1, urgency = \"medium\" }");
+    edit_file(policy, "{ above = 85, urgency = \"medium\" }",
+              "{ above = -1, urgency = \"medium\" }");
     for (unsigned i = 0; i < 2; i++)
         chromux_signal(m[i], SIGHUP);
     check_soon(open_recommendations(s, "memory", "medium") == 1, 10);
     /* A broken one changes nothing. */
-    edit(policy, "function M.advise", "function M.advice");
+    edit_file(policy, "function M.advise", "function M.advice");
     for (unsigned i = 0; i < 2; i++)
         chromux_signal(m[i], SIGHUP);
     check_soon(strstr(chromux_log(m[0]), "reload_failed") != NULL, 10);
-    edit(policy, "function M.advice", "function M.advise");
+    edit_file(policy, "function M.advice", "function M.advise");
     /* The one that decides goes, and the other has its place. */
     char *first = sql(s, "SELECT monitor FROM monitor_instances WHERE instance = 'primary'");
     unsigned who = strstr(first, keepf("/%d", (int)m[0]->pid)) ? 0 : 1;
@@ -496,7 +490,8 @@ static void rules_change_with_the_policy_and_one_monitor_decides(void **state)
                           first) == 1,
                10);
     check_int(sql_number(s, "SELECT count(*) FROM monitors"), 1);
-    edit(policy, "{ above = -1, urgency = \"medium\" }", "{ above = 85, urgency = \"medium\" }");
+    edit_file(policy, "{ above = -1, urgency = \"medium\" }",
+              "{ above = 85, urgency = \"medium\" }");
     chromux_signal(m[1 - who], SIGHUP);
     check_soon(open_recommendations(s, "memory", "medium") == 0, 10);
     check_int(events(s, "recommendation_opened", MEMORY), 1);

@@ -34,14 +34,6 @@ static void check_no_secret(struct stage *s)
               0);
 }
 
-/* Replaces the one place of a text in a file. */
-static void edit(const char *path, const char *from, const char *to)
-{
-    char *text = read_file(path), *at = strstr(text, from);
-    check(at != NULL);
-    write_file(path, keepf("%.*s%s%s", (int)(at - text), text, to, at + strlen(from)));
-}
-
 /* ---- tests ----------------------------------------------------------------------------------- */
 
 static void a_server_that_dies_and_comes_back_is_told(void **state)
@@ -190,14 +182,15 @@ static void a_reload_changes_words_and_limits_at_once(void **state)
     check_soon(told(p, "was repaired") == 1, 20);
     event(s, "repaired", "repaired/a", "two");
     check_soon(sql_number(s, "SELECT count(*) FROM notify_events WHERE state = 'held'") == 1, 10);
-    edit(keepf("%s/slack.lua", folder), "was repaired", "was mended");
-    edit(keepf("%s/notify.lua", folder), "local OTHERS = { every = HOUR }",
-         "local OTHERS = { every = 1 }");
+    edit_file(keepf("%s/slack.lua", folder), "was repaired", "was mended");
+    edit_file(keepf("%s/notify.lua", folder), "local OTHERS = { every = HOUR }",
+              "local OTHERS = { every = 1 }");
     chromux_reload(s->x);
     check_soon(told(p, "was mended") == 1, 10);
     /* An error at a message that no sample is like. */
-    edit(keepf("%s/slack.lua", folder), "function M.format(event)",
-         "function M.format(event)\n  if event.key == \"worker/7\" then error(\"no words\") end");
+    edit_file(
+        keepf("%s/slack.lua", folder), "function M.format(event)",
+        "function M.format(event)\n  if event.key == \"worker/7\" then error(\"no words\") end");
     chromux_reload(s->x);
     event(s, "worker_dead", "worker/7", "Worker seven has died");
     check_soon(told(p, "Worker seven has died") == 1, 20);
@@ -281,8 +274,9 @@ static void without_a_database_the_one_balancer_tells(void **state)
     check_int(peer_completed(p), 2);
     /* A policy that fails where no sample does is set aside until it is loaded anew. */
     char *route = keepf("%s/route.lua", folder), *was = read_file(route);
-    edit(route, "function M.route(req, nodes)",
-         "function M.route(req, nodes)\n  if req.action == \"version\" then error(\"oops\") end");
+    edit_file(
+        route, "function M.route(req, nodes)",
+        "function M.route(req, nodes)\n  if req.action == \"version\" then error(\"oops\") end");
     chromux_reload(x);
     for (unsigned i = 0; i < 20; i++)
         check(http_get(x->port, "/api/v2/version") != NULL);
