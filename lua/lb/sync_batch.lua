@@ -6,6 +6,7 @@
 --
 --   local batch = Batch.new(settings)
 --   batch:ids(each) -> how many records to ask for, when each took `each` bytes so far (nil: not known)
+--   batch:answer_most() -> bytes of an answer with several records
 --   batch:note{records=, bytes= of the body, latency=, requests= of clients a second | nil,
 --              refused="413"|"429"|"503"|nil, error=bool}
 --   batch.peak_mb, batch.memory_mb     of this process, as last looked at
@@ -16,7 +17,11 @@ Batch.__index = Batch
 
 local LEAST = 100
 local FIRST = 100                   -- records that are asked for before their size is known
-local ANSWER_BYTES = 4 * 1024 * 1024
+-- Bytes of an answer with several records: as many as are asked for, and those from which it is not read. Some are
+-- there at once, as text and as what is sent on, so each is a share of the memory that is allowed.
+local MB = 1024 * 1024
+local ANSWER_BYTES, ANSWER_SHARE = 4 * MB, 1 / 100
+local ANSWER_MOST, MOST_SHARE = 24 * MB, 1 / 16
 local SLOW = 5                      -- seconds for one request
 local TIGHT_MB, SHORT_MB = 50, 100  -- free memory
 local FULL = 0.9                    -- of the memory that is allowed
@@ -27,9 +32,13 @@ function Batch.new(settings, room)
     errors = 0, peak_mb = 0, memory_mb = 0 }, Batch)
 end
 
+local function share(self, most, part) return math.min(most, math.floor(self.settings.MAX_MEMORY_MB * MB * part)) end
+
+function Batch:answer_most() return share(self, ANSWER_MOST, MOST_SHARE) end
+
 function Batch:ids(each)
   if not each or each <= 0 then return math.min(FIRST, self.batch) end
-  return math.max(1, math.min(self.batch, math.floor(ANSWER_BYTES / each)))
+  return math.max(1, math.min(self.batch, math.floor(share(self, ANSWER_BYTES, ANSWER_SHARE) / each)))
 end
 
 -- What policies/sync.lua says where it does not answer. -> records

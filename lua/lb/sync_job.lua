@@ -17,6 +17,7 @@ local Stop = require("lb.sync_stop")
 local Store = require("lb.sync_store")
 local choose = require("lb.sync_choose")
 local calls = require("lb.sync_calls")
+local slice = require("chromux.slice")
 local json = json
 
 local Job = {}
@@ -434,7 +435,9 @@ local function confirm_once(context, job, ids, sums)
     sums.repaired = sums.repaired + a.repaired
     for _, d in ipairs(a.differing) do
       if job.dry_run or d.how == "unrepairable" then sums.left = sums.left + 1 end
-      if d.how == "unrepairable" then sums.why = d.why or "a record cannot be repaired" end
+      if d.how == "unrepairable" then
+        sums.why = "record " .. slice.quote(d.id) .. " cannot be repaired" .. (d.why and ": " .. d.why or "")
+      end
     end
     local differing = sums.repaired + sums.left
     if differing ~= job.differences or sums.repaired ~= job.repaired then

@@ -54,9 +54,14 @@ function Watch.duration(seconds)
   return string.format("%.0f days", seconds / 86400)
 end
 
--- Finished lines stay, the last one is rewritten.
-function Watch:say(...)
+-- The line that is rewritten: something else comes in its place.
+function Watch:erase()
   if self.o.terminal then io.stdout:write("\r\27[K") end
+end
+
+-- A line that stays.
+function Watch:say(...)
+  self:erase()
   Command.out(...)
 end
 
@@ -70,7 +75,10 @@ function Watch:query(sql, ...)
     if rows then return rows end
     since = since or now()
     local lost = state == "" or state:find("^08") or state:find("^57P")
-    if why == "no DATABASE_URL" or not lost or now() - since > AWAY_AFTER then return self.command.query(sql, ...) end
+    if why == "no DATABASE_URL" or not lost or now() - since > AWAY_AFTER then
+      self:erase()
+      return self.command.query(sql, ...)
+    end
     sleep(1)
   end
 end
@@ -203,7 +211,8 @@ end
 function Watch:show(line)
   local t = now()
   if self.o.terminal then
-    io.stdout:write("\r\27[K", line:sub(1, width() - 1))
+    self:erase()
+    io.stdout:write(line:sub(1, width() - 1))
     io.stdout:flush()
   elseif t >= (self.next_line or t) then
     if self.next_line then self:say("%s", line) end
@@ -257,6 +266,7 @@ function Watch:follow(targets)
       sleep(POLL)
     end
   end
+  self:erase() -- the last one may have ended without a word
 end
 
 return Watch

@@ -32,8 +32,7 @@ local MOST = {
 }
 local READ_SECONDS, WRITE_SECONDS = 60, 120
 local PLACE_KEPT = 5                  -- seconds for which a task keeps its place while a server does not answer it
--- Bytes of an answer: of several records, of one.
-local ANSWER_MOST, ONE_MOST = 24 * 1024 * 1024, 128 * 1024 * 1024
+local ONE_MOST = 128 * 1024 * 1024    -- bytes of an answer with one record
 local TRIES, FIRST_PAUSE, LAST_PAUSE = 6, 0.1, 2
 local REST_MOST = 5                   -- seconds between requests
 local IDLE = 1                        -- seconds between looks for tasks when nobody tells of new ones
@@ -145,12 +144,17 @@ local function said(task, side, verb, answer)
     verb, answer.body:sub(1, 300))
 end
 
+-- How long (s) the server asks us to wait; 0: it does not say, or names a date.
+local function wished(answer)
+  return answer and tonumber(("\n" .. answer.head):lower():match("\nretry%-after:[ \t]*(%d+)[ \t]*\r?\n")) or 0
+end
+
 -- A request for `count` records (nil: their number is of no interest), repeated as far as that may be: the answer, of
 -- status 200 or 201 | nil, "too big"
 local function ask(self, task, side, verb, body, count)
   local pause, why = FIRST_PAUSE, ""
   for _ = 1, TRIES do
-    local answer, kind, text = send(self, task, side, verb, body, count == 1 and ONE_MOST or ANSWER_MOST)
+    local answer, kind, text = send(self, task, side, verb, body, count == 1 and ONE_MOST or self.batch:answer_most())
     local latency = self.latency[side == "source" and task.source or task.instance]
     local status = answer and answer.status
     local refused = (status == 413 or status == 429 or status == 503) and tostring(status) or nil
@@ -175,7 +179,7 @@ local function ask(self, task, side, verb, body, count)
     local unharmed = verb == "get" or refused or kind == "not_sent" or kind == "fenced"
     if not unharmed or (status and status < 500 and not refused) then stop("over", why) end
     if verb == "get" and status == 500 then stop("again", why) end
-    sleep(pause)
+    sleep(math.max(pause, math.min(wished(answer), REST_MOST)))
     pause = math.min(pause * 2, LAST_PAUSE)
   end
   stop("again", why)

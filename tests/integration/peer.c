@@ -332,6 +332,43 @@ uint64_t conn_read_raw(struct conn *c, uint64_t n)
     return got;
 }
 
+static bool send_all(int fd, const char *p, size_t n)
+{
+    while (n > 0) {
+        ssize_t sent = send(fd, p, n, MSG_NOSIGNAL);
+        if (sent <= 0)
+            return false;
+        p += sent;
+        n -= (size_t)sent;
+    }
+    return true;
+}
+
+/* As it came, but that the connection is for this request only. */
+static bool pass_on(int fd, const struct request *r)
+{
+    const char *line_end = strstr(r->head, "\r\n") + 2;
+    static const char more[] = "Connection: close\r\n";
+    return send_all(fd, r->head, (size_t)(line_end - r->head)) &&
+           send_all(fd, more, sizeof more - 1) && send_all(fd, line_end, strlen(line_end)) &&
+           send_all(fd, r->body, (size_t)r->body_len);
+}
+
+void conn_relay(struct conn *c, const struct request *r, unsigned port)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)port),
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    char part[65536];
+    ssize_t got;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (r->body_len <= PEER_BODY_KEPT && connect(fd, (struct sockaddr *)&to, sizeof to) == 0 &&
+        pass_on(fd, r))
+        while ((got = recv(fd, part, sizeof part, 0)) > 0 && conn_write(c, part, (size_t)got))
+            ;
+    close(fd);
+}
+
 void serve_ok(struct conn *c)
 {
     while (conn_request(c))

@@ -66,6 +66,9 @@ bool conn_wait_gone(struct conn *c);             /* until the other side closes 
 void conn_reset(struct conn *c);                 /* RST */
 void conn_mark(struct conn *c);
 unsigned conn_nth(const struct conn *c); /* 0 for the first connection that is no probe's */
+/* Passes a request, whose body is no larger than PEER_BODY_KEPT, on to a server at this port, and
+ * what that answers back. The connection is at its end then. */
+void conn_relay(struct conn *c, const struct request *r, unsigned port);
 
 /* Scripts that many tests use. */
 void serve_ok(struct conn *c);   /* 200 {"ok":true} to everything, kept alive */

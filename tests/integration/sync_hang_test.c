@@ -4,15 +4,10 @@
 #include "peer.h"
 #include "syncing.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 enum { LISTS = 1, BATCHES = 2 };
 
@@ -31,37 +26,10 @@ static bool hangs(const struct request *r)
     return r->body_len > 300 && (atomic_load(&hanging) & BATCHES);
 }
 
-static bool send_all(int fd, const char *p, size_t n)
-{
-    while (n > 0) {
-        ssize_t sent = send(fd, p, n, MSG_NOSIGNAL);
-        if (sent <= 0)
-            return false;
-        p += sent;
-        n -= (size_t)sent;
-    }
-    return true;
-}
-
-/* The request as it came, but that the connection is for this one only. */
-static bool pass_on(int fd, const struct request *r)
-{
-    const char *line_end = strstr(r->head, "\r\n") + 2;
-    static const char more[] = "Connection: close\r\n";
-    return send_all(fd, r->head, (size_t)(line_end - r->head)) &&
-           send_all(fd, more, sizeof more - 1) && send_all(fd, line_end, strlen(line_end)) &&
-           send_all(fd, r->body, r->body_len);
-}
-
 /* One request a connection. */
 static void relay(struct conn *c)
 {
     struct request *r = conn_request(c);
-    struct sockaddr_in to = {.sin_family = AF_INET,
-                             .sin_port = htons((uint16_t)atomic_load(&real_port)),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    char part[65536];
-    ssize_t got;
     if (!r)
         return;
     if (hangs(r))
@@ -69,11 +37,7 @@ static void relay(struct conn *c)
     while (hangs(r))
         if (!conn_pause(c, 0.05))
             return;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (connect(fd, (struct sockaddr *)&to, sizeof to) == 0 && pass_on(fd, r))
-        while ((got = recv(fd, part, sizeof part, 0)) > 0 && conn_write(c, part, (size_t)got))
-            ;
-    close(fd);
+    conn_relay(c, r, atomic_load(&real_port));
 }
 
 /* ---- the stage ---- */

@@ -183,6 +183,13 @@ describe("batches without a policy", function()
     assert.equal(1000, batch:ids(100))
     assert.equal(4, batch:ids(1024 * 1024))
     assert.equal(1, batch:ids(1e9))
+    assert.equal(24 * 1024 * 1024, batch:answer_most())
+  end)
+
+  it("are bounded by a share of the memory that is allowed", function()
+    local batch = Batch.new({ DEFAULT_BATCH_SIZE = 1000, MAX_MEMORY_MB = 64 }, room)
+    assert.equal(67, batch:ids(10000))
+    assert.equal(4 * 1024 * 1024, batch:answer_most())
   end)
 
   it("shrink below what the server found too large, whatever the policy says", function()

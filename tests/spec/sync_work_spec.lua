@@ -216,19 +216,20 @@ describe("a job", function()
   end
 
   it("ends as different when a record cannot be repaired, and does not ask for ever", function()
+    package.loaded["chromux.slice"].quote = json.encode
     function context.store.found() return { '{"ids":["x","y"]}' } end
     local asked = 0
     function calls.ask(kind)
       assert.equal("confirm", kind)
       asked = asked + 1
       return { position = 9, equal = 0, repaired = 1, differing = { { id = "x", how = "changed" },
-        { id = "y", how = "unrepairable", why = "record y holds no number" } } }
+        { id = "y", how = "unrepairable", why = "it holds no number" } } }
     end
     Job.run(context, copy_of(row))
     assert.equal(1, asked)
     assert.equal("done", row.state)
     assert.same({ 2, 1 }, { row.ended.differences, row.ended.repaired })
-    assert.equal("record y holds no number", row.ended.error)
+    assert.equal('record "y" cannot be repaired: it holds no number', row.ended.error)
   end)
 
   it("waits longer each time that it cannot go on, and starts over in the end", function()
