@@ -608,21 +608,23 @@ function Lane:settle(copy, horizon)
   end)
 end
 
+local function leave(lane, copy)
+  for i, c in ipairs(lane.order) do
+    if c == copy then table.remove(lane.order, i) break end
+  end
+end
+
 -- The copy is not in PostgreSQL any more.
 function Lane:copy_drop(copy)
   self.copies[copy.instance] = nil
-  for i, c in ipairs(self.order) do
-    if c == copy then table.remove(self.order, i) break end
-  end
+  leave(self, copy)
   if not self.context.dead then self.context.copies.copy_drop(self.logical, copy.instance) end
 end
 
 -- Another collection takes the place of the copy.
 function Lane:copy_swap(copy, c)
   copy.over = true
-  for i, o in ipairs(self.order) do
-    if o == copy then table.remove(self.order, i) break end
-  end
+  leave(self, copy)
   self:copy_add(c)
   self:kick()
 end
@@ -678,16 +680,6 @@ function Lane:least()
   end
   for _, pin in pairs(self.pins) do least = math.min(least or pin, pin) end
   return least
-end
-
--- {entry number -> entry} of those without a verdict that are in memory.
-function Lane:undecided()
-  local out = {}
-  for n = self.oldest, self.head do
-    local e = self.entries[n]
-    if e and not e.verdict then out[#out + 1] = e end
-  end
-  return out
 end
 
 -- Entries and seconds that the copy is behind: how long the first one that it lacks has been there.

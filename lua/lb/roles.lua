@@ -186,6 +186,16 @@ local function enter(role, store, loaded, more)
   return context, names
 end
 
+-- The lane's entries without a verdict, oldest first.
+local function undecided(lane)
+  local out = {}
+  for n = lane.oldest, lane.head do
+    local e = lane.entries[n]
+    if e and not e.verdict then out[#out + 1] = e end
+  end
+  return out
+end
+
 -- The holder's, besides what enter() makes.
 local function holder_context(store, lease, horizon)
   local context = { settle = horizon }
@@ -195,7 +205,7 @@ local function holder_context(store, lease, horizon)
     return doubt_of(row.position, head)
   end
   function context.lane_over(lane)
-    for _, e in ipairs(lane:undecided()) do
+    for _, e in ipairs(undecided(lane)) do
       local a = words.no_collection_of_id(lane.logical)
       e.verdict, e.status, e.answer, e.answer_type = "rejected", a.status, a.body, a.type
       J.context.counts.rejected = J.context.counts.rejected + 1
